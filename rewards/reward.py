@@ -1,0 +1,54 @@
+"""What a reward is: (problem, completion) -> Score. A failed grader is an error, never a number."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from data.problems import Problem
+
+
+class Verdict(StrEnum):
+    PASS = "pass"
+    FAIL = "fail"
+    ERROR = "error"  # unscorable: the grader failed, not the answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """The judgement of one completion. `value` is None exactly when `verdict` is ERROR."""
+
+    verdict: Verdict
+    value: float | None
+    parts: dict[str, float] = field(default_factory=dict)  # named terms before weighting, each in [0, 1]
+    detail: str = ""  # one sentence for people: what was extracted, why it failed
+
+    def __post_init__(self) -> None:
+        if (self.value is None) != (self.verdict is Verdict.ERROR):
+            raise ValueError(f"Score: value must be None exactly when verdict is error, got {self.value}, {self.verdict}")
+
+    @classmethod
+    def passed(cls, value: float = 1.0, detail: str = "") -> "Score":
+        return cls(verdict=Verdict.PASS, value=value, detail=detail)
+
+    @classmethod
+    def failed(cls, value: float = 0.0, detail: str = "") -> "Score":
+        return cls(verdict=Verdict.FAIL, value=value, detail=detail)
+
+    @classmethod
+    def error(cls, detail: str) -> "Score":
+        return cls(verdict=Verdict.ERROR, value=None, detail=detail)
+
+
+class Reward(Protocol):
+    """A callable with a name. Stateless, or safe to share between the problems of one worker."""
+
+    name: str
+
+    def __call__(self, problem: Problem, completion: str) -> Score: ...
+
+
+class BatchReward(Reward, Protocol):
+    """Rewards that gain from batches (process pools, models) also take many pairs at once."""
+
+    def score_batch(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]: ...
