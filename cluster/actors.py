@@ -1,0 +1,77 @@
+"""Ray processes with names, deadlines and phases. Every wait on another process goes through `wait`."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+# Ray has its own uv and signal handling; none of it is needed for local actors.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+
+class PhaseTimeout(Exception):
+    """A phase did not end within its deadline."""
+
+
+class ActorDied(Exception):
+    """A process of the run was killed or crashed while a phase waited for it."""
+
+
+def start_ray() -> None:
+    """Join the cluster that `ray job submit` or RAY_ADDRESS names, else start a private one on this machine."""
+    if not ray.is_initialized():
+        # No working_dir upload: the packages are installed, or the job submission has brought them.
+        ray.init(
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            ignore_reinit_error=True,
+            _temp_dir=os.environ.get("R1_RAY_TMP"),
+        )
+
+
+def stop_ray() -> None:
+    if ray.is_initialized():
+        ray.shutdown()
+
+
+def spawn(cls: type, *args: Any, threads: int = 1, gpus: float = 0, **kwargs: Any) -> Any:
+    """Start `cls(*args, **kwargs)` as a Ray actor with `threads` compute threads.
+
+    CPUs are not reserved: phases take turns on the same cores (colocated placement), so reservations would deadlock.
+    """
+    limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    options = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": limits}}
+    return ray.remote(cls).options(**options).remote(*args, **kwargs)
+
+
+def wait(refs: Any, *, phase: str, deadline_s: float) -> Any:
+    """The values of one ref or a list of refs. Raises PhaseTimeout or ActorDied, naming the phase; errors raised inside
+    an actor come back as themselves."""
+    try:
+        return ray.get(refs, timeout=deadline_s)
+    except GetTimeoutError:
+        raise PhaseTimeout(f"{phase}: no answer within {deadline_s:.0f} s") from None
+    except RayActorError as error:
+        raise ActorDied(f"{phase}: a worker process died ({str(error).splitlines()[0]})") from None
+    except RayTaskError as error:
+        raise error.cause from error
+
+
+def first_done(refs: Sequence[Any], *, phase: str, deadline_s: float) -> Any:
+    """The first ref of `refs` that is ready."""
+    ready, _ = ray.wait(list(refs), num_returns=1, timeout=deadline_s)
+    if not ready:
+        raise PhaseTimeout(f"{phase}: none of {len(refs)} workers answered within {deadline_s:.0f} s")
+    return ready[0]
+
+
+def share(value: Any) -> Any:
+    """Put a value where every actor can read it without a copy per call."""
+    return ray.put(value)
+
+
+def kill(actor: Any) -> None:
+    ray.kill(actor, no_restart=True)

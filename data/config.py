@@ -1,0 +1,67 @@
+"""Where problems come from: the keys of one entry under `problems:` in a recipe."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+RowSchema = Literal["auto", "r1", "gsm8k", "math", "aime", "columns"]
+
+
+class Columns(BaseModel, extra="forbid", frozen=True):
+    """Which column of your own file holds what; used with `row_schema: columns`."""
+
+    question: str = Field(default="question", description="column with the question text; the usual name")
+    answer: str = Field(default="answer", description="column with the ground truth; the usual name")
+    id: str | None = Field(default=None, description="column with a unique id; none: the row number is used")
+    language: str | None = Field(default=None, description="column with the ISO 639-1 code; none: `language` decides")
+    domain: str | None = Field(default=None, description="column with the domain; none: `domain` decides")
+    checker: str | None = Field(default=None, description="column with the grader's name; none: `checker` decides")
+
+
+class ProblemSource(BaseModel, extra="forbid", frozen=True):
+    """One file, folder or Hugging Face dataset of problems, and how to read its rows."""
+
+    path: str = Field(description="file (.jsonl, .jsonl.gz, .parquet), folder or hub name; no default, data is yours")
+    split: str = Field(default="train", description="split of a folder or hub dataset; train keeps test data unseen")
+    subset: str | None = Field(
+        default=None, description="configuration of a hub dataset (gsm8k: main); most have one only"
+    )
+    revision: str | None = Field(default=None, description="commit or tag of a hub dataset; none: the newest one")
+    row_schema: RowSchema = Field(default="auto", description="layout of the rows; auto decides by the first row")
+    columns: Columns = Field(default=Columns(), description="column names for `row_schema: columns`")
+    name: str | None = Field(
+        default=None,
+        description="prefix of generated ids; none: folder and file name, which keeps sources apart",
+    )
+    limit: int | None = Field(default=None, ge=1, description="problems to keep, after shuffling; none: all")
+    shuffle_seed: int | None = Field(default=None, description="seed of the shuffle; none: the order of the file")
+    shuffle_buffer: int = Field(
+        default=10_000,
+        ge=1,
+        description="problems held while shuffling; a smaller source is shuffled whole, memory is bounded",
+    )
+    language: str = Field(
+        default="auto",
+        pattern=r"^(auto|[a-z]{2})$",
+        description="ISO 639-1 code of the questions; auto: zh where Han characters outnumber Latin words, else en",
+    )
+    domain: str | None = Field(default=None, description="domain for metrics; none: the schema's name, e.g. gsm8k")
+    checker: str = Field(default="math", description="grader for rows that name none; these sets are maths")
+    instruction: str = Field(
+        default="",
+        description="line added to every question, e.g. 'Put your final answer within \\boxed{}.'; empty: none, as "
+        "tiny models cannot follow one",
+    )
+    skip_bad_rows: bool = Field(
+        default=False,
+        description="drop rows that do not fit the schema, with a warning (a broken file always stops); false: stop "
+        "at the first one, so nothing is lost silently",
+    )
+
+    @model_validator(mode="after")
+    def _columns_need_their_schema(self) -> Self:
+        if "columns" in self.model_fields_set and self.row_schema != "columns":
+            raise ValueError(
+                f"ProblemSource: `columns` only works with `row_schema: columns`, got row_schema: {self.row_schema}"
+            )
+        return self

@@ -1,0 +1,86 @@
+"""Packing: which sequences share a row, and which rank gets them.
+
+DeepSeek-R1 (arXiv:2501.12948, appendix B.1) sorts the whole batch by length, deals it over the data-parallel ranks,
+packs each rank's share into fixed-length chunks by Best-Fit and makes the number of chunks equal on all ranks. These
+are those three steps, on lengths alone; `rl.batch` and `sft` build the arrays.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+
+def deal(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Indices of the sequences for each rank: longest first, dealt back and forth (0, 1, 2, 2, 1, 0, 0, ...).
+
+    Dealing back and forth keeps rank 0 from getting the longer sequence of every round. The shares' sizes differ by at
+    most one sequence, their token sums by at most the longest sequence. Ties go by index.
+    """
+    if ranks < 1:
+        raise ValueError(f"deal: ranks must be at least 1, got {ranks}")
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    for turn, index in enumerate(_longest_first(lengths)):
+        round_number, seat = divmod(turn, ranks)
+        shares[ranks - 1 - seat if round_number % 2 else seat].append(index)
+    return shares
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-Fit Decreasing: bins of indices whose lengths sum to at most `capacity` tokens.
+
+    Takes sequences longest first and puts each into the fullest bin that still has room, else into a new one. Ties go
+    by index, so the result depends on the arguments alone. Never uses more than 11/9 of the fewest possible bins + 4
+    (Johnson 1973). Raises ValueError as `check_fit` does.
+    """
+    check_fit(lengths, capacity)
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free tokens, bin), sorted
+    for index in _longest_first(lengths):
+        length = lengths[index]
+        at = bisect_left(room, (length, -1))
+        if at == len(room):
+            free, bin_index = capacity, len(bins)
+            bins.append([])
+        else:
+            free, bin_index = room.pop(at)
+        bins[bin_index].append(index)
+        insort(room, (free - length, bin_index))
+    return bins
+
+
+def equalise(bins_of_rank: Sequence[Sequence[Sequence[int]]]) -> list[list[list[int]]]:
+    """The same sequences on the same ranks, in equally many bins on every rank.
+
+    Ranks that share collectives must run the same number of forward passes. A rank that has fewer bins splits the bin
+    holding most sequences in two until it has as many as the others; when nothing is left to split it gets empty bins,
+    for which the caller runs a pass that contributes nothing. Splitting is preferred: it wastes no forward pass.
+    """
+    equal = [[list(members) for members in bins] for bins in bins_of_rank]
+    count = max((len(bins) for bins in equal), default=0)
+    for bins in equal:
+        while len(bins) < count:
+            fullest = max(range(len(bins)), key=lambda b: len(bins[b]), default=None)
+            if fullest is None or len(bins[fullest]) < 2:
+                bins.append([])
+            else:
+                members = bins[fullest]
+                # Every second one, so that both halves get long and short sequences.
+                bins[fullest] = members[0::2]
+                bins.append(members[1::2])
+    return equal
+
+
+def check_fit(lengths: Sequence[int], capacity: int) -> None:
+    """Raise ValueError for the first sequence longer than a bin: cutting it would train on something nobody sampled."""
+    for index, length in enumerate(lengths):
+        if length > capacity:
+            raise ValueError(
+                f"sequence {index} has {length} tokens but a packed row holds {capacity}: raise the capacity or "
+                "shorten prompts and completions"
+            )
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    for index, length in enumerate(lengths):
+        if length < 1:
+            raise ValueError(f"sequence {index} has length {length}; a sequence to pack has at least one token")
+    return sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))

@@ -1,0 +1,268 @@
+"""From one row of a dataset to a Problem, for each known row layout. Pure functions; reading files is `data.sources`.
+
+Known layouts: r1 (a Problem as `problem_to_row` writes it), gsm8k, math (Hendrycks MATH, MATH-500), aime, and
+columns (your own file with a column mapping).
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from data.config import ProblemSource
+from data.problems import Problem
+
+Row = Mapping[str, Any]
+
+EXPECTED = {
+    "r1": "id, messages, ground_truth, checker, domain, language",
+    "gsm8k": "question, answer ending in '#### 18'",
+    "math": "problem, solution with \\boxed{} or answer, and level, subject or type",
+    "aime": "problem or Problem, answer or Answer, and year or a whole-number Answer",
+    "columns": "the columns named under `columns`",
+}
+R1_KEYS = ("id", "messages", "ground_truth", "checker", "domain", "language")
+
+_HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
+_LATEX = re.compile(r"\$[^$]*\$|\\[A-Za-z]+")
+
+
+class SourceError(ValueError):
+    """A data source cannot be read. The message is one sentence: which file and row, what is wrong, how to mend it."""
+
+
+def problem_to_row(problem: Problem) -> dict[str, Any]:
+    """A JSON- and parquet-friendly row. Metadata is a JSON string, so that all rows have one schema."""
+    return {
+        "id": problem.id,
+        "messages": [dict(message) for message in problem.messages],
+        "ground_truth": problem.ground_truth,
+        "checker": problem.checker,
+        "domain": problem.domain,
+        "language": problem.language,
+        "metadata": json.dumps(problem.metadata, ensure_ascii=False, sort_keys=True),
+    }
+
+
+def problem_from_row(row: Row) -> Problem:
+    """The inverse of `problem_to_row`; metadata may be a JSON string, an object or missing. Raises SourceError."""
+    missing = [key for key in R1_KEYS if row.get(key) is None]
+    if missing:
+        raise SourceError(f"column {missing[0]} is missing or empty; {_found_and_expected(row, 'r1')}")
+    metadata = row.get("metadata") or {}
+    if isinstance(metadata, str):
+        try:
+            metadata = json.loads(metadata)
+        except ValueError as error:
+            raise SourceError(f"metadata is not valid JSON ({error})") from None
+    if not isinstance(metadata, dict):
+        raise SourceError(f"metadata must be an object, got {type(metadata).__name__}")
+    return Problem(
+        id=_text(row, "id"),
+        messages=_messages(row["messages"]),
+        ground_truth=_text(row, "ground_truth"),
+        checker=_text(row, "checker"),
+        domain=_text(row, "domain"),
+        language=_text(row, "language"),
+        metadata=metadata,
+    )
+
+
+def detect_schema(row: Row) -> str:
+    """The one known layout that fits this row. Raises SourceError when none or several fit."""
+    fitting = [name for name, fits in _FITS.items() if fits(row)]
+    if len(fitting) == 1:
+        return fitting[0]
+    fault = f"fits {' and '.join(fitting)}" if fitting else "fits no known schema"
+    known = "; ".join(f"{name} ({EXPECTED[name]})" for name in _FITS)
+    raise SourceError(
+        f"the row {fault} (columns found: {_names(row)}); expected one of {known}: "
+        "name one with row_schema, or set row_schema: columns and columns.question, columns.answer"
+    )
+
+
+def problem_from_source_row(row: Row, schema: str, source: ProblemSource, default_id: str) -> Problem:
+    """Read one row laid out as `schema` (not auto). Raises SourceError without the place, which the reader adds."""
+    if schema == "r1":
+        problem = problem_from_row(row)
+        return problem if not source.instruction else _with_instruction(problem, source.instruction)
+    fields = _READERS[schema](row, source)
+    question = fields["question"]
+    language = fields.get("language") or (detect_language(question) if source.language == "auto" else source.language)
+    problem = Problem(
+        id=fields.get("id") or default_id,
+        messages=({"role": "user", "content": question},),
+        ground_truth=fields["answer"],
+        checker=fields.get("checker") or source.checker,
+        domain=fields.get("domain") or source.domain or ("math" if schema == "columns" else schema),
+        language=language,
+        metadata=fields.get("metadata", {}),
+    )
+    return problem if not source.instruction else _with_instruction(problem, source.instruction)
+
+
+def detect_language(text: str) -> str:
+    """'zh' where Han characters outnumber Latin words outside LaTeX, else 'en'."""
+    prose = _LATEX.sub(" ", text)
+    return "zh" if len(_HAN.findall(prose)) > len(_LATIN_WORD.findall(prose)) else "en"
+
+
+def last_boxed(text: str) -> str | None:
+    """Content of the last complete `\\boxed{...}` or `\\fbox{...}` (braces matched), or None."""
+    for match in reversed(list(re.finditer(r"\\(?:boxed|fbox)\s*\{", text))):
+        depth = 1
+        for end in range(match.end(), len(text)):
+            escaped = text[end - 1] == "\\" and text[end - 2] != "\\"
+            if text[end] == "{" and not escaped:
+                depth += 1
+            elif text[end] == "}" and not escaped:
+                depth -= 1
+                if depth == 0:
+                    return text[match.end() : end].strip()
+    return None
+
+
+def _read_gsm8k(row: Row, source: ProblemSource) -> dict[str, Any]:
+    solution = _text(row, "answer", schema="gsm8k")
+    _, mark, final = solution.rpartition("####")
+    if not mark or not final.strip():
+        raise SourceError(f"the answer has no '#### 18' at its end; {_found_and_expected(row, 'gsm8k')}")
+    return {
+        "question": _text(row, "question", schema="gsm8k"),
+        "answer": final.strip().replace(",", ""),
+        "metadata": {"solution": solution},
+    }
+
+
+def _read_math(row: Row, source: ProblemSource) -> dict[str, Any]:
+    solution = "" if row.get("solution") is None else _text(row, "solution")
+    answer = last_boxed(solution) if row.get("answer") is None else _text(row, "answer")
+    if not answer:
+        raise SourceError(f"there is no answer and no \\boxed{{}} in the solution; {_found_and_expected(row, 'math')}")
+    metadata: dict[str, Any] = {"solution": solution}
+    if row.get("level") is not None:
+        metadata["level"] = _level(row["level"])
+    subject = row.get("subject") or row.get("type")
+    if subject:
+        metadata["subject"] = str(subject)
+    return {
+        "question": _text(row, "problem", schema="math"),
+        "answer": answer,
+        "id": _optional(row, "unique_id"),
+        "metadata": metadata,
+    }
+
+
+def _read_aime(row: Row, source: ProblemSource) -> dict[str, Any]:
+    names = {name.lower(): name for name in row}
+    for needed in ("problem", "answer"):
+        if needed not in names:
+            raise SourceError(f"column {needed} is missing; {_found_and_expected(row, 'aime')}")
+    answer = _text(row, names["answer"])
+    if not re.fullmatch(r"\d{1,3}", answer):
+        raise SourceError(f"the answer {answer!r} is not a whole number from 0 to 999, as AIME answers are")
+    year = row.get(names.get("year", "year"))
+    return {
+        "question": _text(row, names["problem"]),
+        "answer": str(int(answer)),
+        "id": _optional(row, names.get("id", "id")),
+        "metadata": {} if year is None else {"year": int(year)},
+    }
+
+
+def _read_columns(row: Row, source: ProblemSource) -> dict[str, Any]:
+    columns = source.columns
+    fields: dict[str, Any] = {
+        "question": _text(row, columns.question, schema="columns"),
+        "answer": _text(row, columns.answer, schema="columns"),
+    }
+    for field, column in (("id", columns.id), ("domain", columns.domain), ("checker", columns.checker)):
+        if column is not None:
+            fields[field] = _text(row, column, schema="columns")
+    if columns.language is not None:
+        fields["language"] = _text(row, columns.language, schema="columns").lower()
+        if not re.fullmatch(r"[a-z]{2}", fields["language"]):
+            raise SourceError(
+                f"column {columns.language} holds {fields['language']!r}, not an ISO 639-1 code such as en or zh"
+            )
+    return fields
+
+
+_READERS: dict[str, Callable[[Row, ProblemSource], dict[str, Any]]] = {
+    "gsm8k": _read_gsm8k,
+    "math": _read_math,
+    "aime": _read_aime,
+    "columns": _read_columns,
+}
+
+
+def _fits_math(row: Row) -> bool:
+    return "problem" in row and ("solution" in row or "answer" in row) and bool({"level", "subject", "type"} & set(row))
+
+
+def _fits_aime(row: Row) -> bool:
+    names = {name.lower() for name in row}
+    return {"problem", "answer"} <= names and ("Answer" in row or "year" in names)
+
+
+_FITS: dict[str, Callable[[Row], bool]] = {
+    "r1": lambda row: all(key in row for key in R1_KEYS),
+    "gsm8k": lambda row: "question" in row and "####" in str(row.get("answer", "")),
+    "math": _fits_math,
+    "aime": _fits_aime,
+}
+
+
+def _with_instruction(problem: Problem, instruction: str) -> Problem:
+    *history, last = problem.messages
+    asked = {**last, "content": f"{last['content'].rstrip()}\n{instruction}"}
+    return Problem(
+        id=problem.id,
+        messages=(*history, asked),
+        ground_truth=problem.ground_truth,
+        checker=problem.checker,
+        domain=problem.domain,
+        language=problem.language,
+        metadata=problem.metadata,
+    )
+
+
+def _messages(value: Any) -> tuple[dict[str, str], ...]:
+    try:
+        messages = tuple({"role": str(turn["role"]), "content": str(turn["content"])} for turn in value)
+    except (TypeError, KeyError):
+        raise SourceError("messages must be a list of {role, content}") from None
+    if not messages or messages[-1]["role"] != "user":
+        raise SourceError("messages must end with a turn of the user")
+    return messages
+
+
+def _text(row: Row, column: str, schema: str | None = None) -> str:
+    """A cell as text. Numbers are written out; lists and objects become JSON, as some graders read JSON."""
+    value = row.get(column)
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False)
+    text = "" if value is None else str(value).strip()
+    if not text:
+        hint = f"; {_found_and_expected(row, schema)}" if schema else ""
+        raise SourceError(f"column {column} is {'empty' if column in row else 'missing'}{hint}")
+    return text
+
+
+def _optional(row: Row, column: str) -> str | None:
+    return None if row.get(column) in (None, "") else str(row[column])
+
+
+def _level(value: Any) -> int | str:
+    """Hendrycks writes 'Level 5' (a few rows 'Level ?'), MATH-500 writes 5."""
+    digits = re.search(r"\d+", str(value))
+    return int(digits.group()) if digits else str(value)
+
+
+def _found_and_expected(row: Row, schema: str) -> str:
+    return f"found columns {_names(row)}, expected {EXPECTED[schema]}"
+
+
+def _names(row: Row) -> str:
+    return ", ".join(sorted(row)) or "(none)"

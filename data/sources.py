@@ -1,0 +1,173 @@
+"""Problems from files and Hugging Face datasets, one at a time: memory does not grow with the source.
+
+JSONL (also gzipped), parquet, folders of these, folders and hub names that `datasets` can load.
+"""
+
+import gzip
+import json
+import logging
+import random
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.config import ProblemSource
+from data.problems import Problem
+from data.schemas import SourceError, detect_schema, problem_from_source_row
+
+Item = TypeVar("Item")
+PlacedRow = tuple[str, dict[str, Any]]  # (place for error messages, e.g. "train.jsonl line 12", row)
+
+FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+PARQUET_BATCH = 1024  # rows decoded at once
+
+log = logging.getLogger(__name__)
+
+
+def read_problems(source: ProblemSource) -> Iterator[Problem]:
+    """Yield the source's problems in a fixed order: file order, or shuffled by `shuffle_seed`.
+
+    Raises:
+        SourceError: the path is neither file, folder nor dataset; a row is malformed (unless `skip_bad_rows`),
+            names no known schema, or repeats an id. The message names the file and the line or row.
+    """
+    problems = _parse_rows(_placed_rows(source), source)
+    if source.shuffle_seed is not None:
+        problems = shuffled(problems, seed=source.shuffle_seed, buffer_size=source.shuffle_buffer)
+    return islice(problems, source.limit)
+
+
+def shuffled(items: Iterable[Item], seed: int, buffer_size: int) -> Iterator[Item]:
+    """Shuffle a stream with a buffer: exact when the stream fits, otherwise no item comes earlier than `buffer_size`
+    places before its turn. Deterministic in (items, seed, buffer_size)."""
+    rng = random.Random(seed)
+    buffer: list[Item] = []
+    for item in items:
+        if len(buffer) < buffer_size:
+            buffer.append(item)
+            continue
+        slot = rng.randrange(buffer_size)
+        out, buffer[slot] = buffer[slot], item
+        yield out
+    rng.shuffle(buffer)
+    yield from buffer
+
+
+def read_jsonl(path: Path) -> Iterator[PlacedRow]:
+    """Rows of a .jsonl or .jsonl.gz file with their line numbers (from 1); blank lines are skipped."""
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path} line {number}", _json_object(line, f"{path} line {number}")
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise SourceError(f"{path}: broken gzip data after line {number} ({error}); compress the file again") from None
+
+
+def read_parquet(path: Path) -> Iterator[PlacedRow]:
+    """Rows of a parquet file with their numbers (from 1), decoded batch by batch."""
+    try:
+        with pq.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(batch_size=PARQUET_BATCH):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path} row {number}", row
+    except pa.ArrowException as error:
+        raise SourceError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
+
+
+def _placed_rows(source: ProblemSource) -> Iterator[PlacedRow]:
+    path = Path(source.path).expanduser()
+    if path.is_file():
+        return _read_file(path)
+    files = _files_of_split(path, source.split) if path.is_dir() else []
+    if files:
+        return (placed for file in files for placed in _read_file(file))
+    if path.is_dir() or (re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path) and not source.path.endswith(FILE_SUFFIXES)):
+        return _read_hugging_face(source)
+    raise SourceError(f"{source.path}: there is no such file or folder, and it is not a Hugging Face dataset name")
+
+
+def _files_of_split(folder: Path, split: str) -> list[Path]:
+    """`train.jsonl` and the like, or the parquet payload of a dataset artifact; empty: left to `datasets`."""
+    named = [folder / f"{split}{suffix}" for suffix in FILE_SUFFIXES]
+    found = [path for path in named if path.is_file()]
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise SourceError(f"{folder}: both {names} hold the split {split}; name one file as path")
+    payload = folder / "data.parquet"
+    return found or ([payload] if payload.is_file() else [])
+
+
+def _read_file(path: Path) -> Iterator[PlacedRow]:
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        return read_jsonl(path)
+    if path.suffix == ".parquet":
+        return read_parquet(path)
+    raise SourceError(f"{path}: unknown file type; expected {', '.join(FILE_SUFFIXES)} (JSON with one object a line)")
+
+
+def _read_hugging_face(source: ProblemSource) -> Iterator[PlacedRow]:
+    import datasets  # slow to import, and most runs read local files
+
+    try:
+        rows = datasets.load_dataset(
+            source.path, source.subset, split=source.split, revision=source.revision, streaming=True
+        )
+        for number, row in enumerate(rows, start=1):
+            yield f"{source.path} {source.split} row {number}", dict(row)
+    except Exception as error:  # `datasets` raises many kinds: no network, no such name, split or configuration
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SourceError(
+            f"{source.path}: `datasets` cannot read split {source.split}, subset {source.subset} ({reason}); "
+            "check path, subset and split, or download it and give the folder as path"
+        ) from error
+
+
+def _parse_rows(placed_rows: Iterable[PlacedRow], source: ProblemSource) -> Iterator[Problem]:
+    stem = _stem(source)
+    schema = None if source.row_schema == "auto" else source.row_schema
+    seen: set[str] = set()
+    skipped: list[str] = []
+    for number, (place, row) in enumerate(placed_rows, start=1):
+        try:
+            schema = schema or detect_schema(row)
+            problem = problem_from_source_row(row, schema, source, default_id=f"{stem}-{number}")
+        except SourceError as error:
+            if not source.skip_bad_rows:
+                raise SourceError(f"{place}: {error}") from None
+            skipped.append(f"{place}: {error}")
+            continue
+        if problem.id in seen:
+            raise SourceError(f"{place}: the id {problem.id!r} appears twice; ids must be unique, also across folders")
+        seen.add(problem.id)
+        yield problem
+    if skipped:
+        log.warning("%s: skipped %d bad rows; the first: %s", source.path, len(skipped), skipped[0])
+
+
+def _stem(source: ProblemSource) -> str:
+    """Prefix of generated ids: gsm8k-train for gsm8k/train.jsonl, for the folder gsm8k and for openai/gsm8k."""
+    path = Path(source.path)
+    if source.name:
+        return source.name
+    if path.name.endswith(FILE_SUFFIXES):
+        return f"{path.resolve().parent.name}-{path.name.split('.', 1)[0]}"
+    return f"{path.name}-{source.split}"
+
+
+def _json_object(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise SourceError(f"{place}: not valid UTF-8 JSON ({error}); every line must hold one JSON object") from None
+    if not isinstance(row, dict):
+        raise SourceError(f"{place}: expected a JSON object, found {type(row).__name__}")
+    return row

@@ -1,0 +1,110 @@
+"""Hugging Face checkpoints in and out: any causal LM, with the MTP layer that transformers leaves behind."""
+
+import json
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from models.attention import NAME as PACKED
+from models.mtp import MTPModule, load_mtp, mtp_state_dict
+
+WEIGHTS = "model.safetensors"
+
+
+@contextmanager
+def _quiet_transformers():
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # the MTP layer is "unexpected" to transformers; we load it ourselves
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+def load_tokenizer(path: Path | str):
+    return AutoTokenizer.from_pretrained(path)
+
+
+def load_model(path: Path | str, attention: str = PACKED, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The causal LM at `path` (folder or hub name), in `dtype`, with our packed attention unless told otherwise."""
+    with _quiet_transformers():
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("grouped_mm")
+    return model
+
+
+def load_mtp_module(path: Path | str, config) -> MTPModule | None:
+    """The MTP layer of a DeepSeek checkpoint folder, or None when it has none."""
+    folder = Path(path)
+    if getattr(config, "num_mtp_layers", 0) == 0 or not folder.is_dir():
+        return None
+    prefix = f"model.layers.{config.num_hidden_layers}."
+    tensors = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors |= {name: tensor for name, tensor in load_file(file).items() if name.startswith(prefix)}
+    return load_mtp(config, tensors) if tensors else None
+
+
+def hub_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Weights under their checkpoint names (experts one by one), as vLLM and `from_pretrained` read them."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    return {name: tensor.contiguous() for name, tensor in revert_weight_conversion(model, state).items()}
+
+
+def save_model(
+    folder: Path, model: PreTrainedModel, tokenizer, mtp: nn.Module | None = None, dtype: torch.dtype = torch.float32
+) -> None:
+    """config.json, tokenizer and one model.safetensors in `dtype` that from_pretrained, vLLM and lm-eval load as they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = hub_state_dict(model)
+    if isinstance(mtp, MTPModule):
+        tensors |= mtp_state_dict(model, mtp)
+    keep = ("e_score_correction_bias",)  # the selection bias stays FP32 everywhere
+    tensors = {n: (t if n.endswith(keep) else t.to(dtype)).contiguous().clone() for n, t in tensors.items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config = model.config.to_dict()
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    config["architectures"] = [type(model).__name__]
+    if hasattr(model.config, "num_mtp_layers"):
+        config["num_nextn_predict_layers"] = int(mtp is not None)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    tokenizer.save_pretrained(folder)
+
+
+@torch.no_grad()
+def load_hub_state_dict(model: PreTrainedModel, tensors: Mapping[str, np.ndarray | torch.Tensor]) -> None:
+    """Copy weights given by checkpoint name into `model` (the inverse of `hub_state_dict`).
+
+    All or nothing: raises KeyError, with the model unchanged, when a tensor is missing. Others (the MTP layer) are ignored.
+    """
+    found = {name: _gather(name, tensors) for name in model.state_dict()}
+    for name, target in model.state_dict().items():
+        target.copy_(found[name])
+
+
+def _gather(name: str, tensors: Mapping[str, np.ndarray | torch.Tensor]) -> torch.Tensor:
+    """The tensor called `name` in the model, from checkpoint names: fused experts are stored one by one."""
+    if name in tensors:
+        return torch.as_tensor(tensors[name])
+    stem, _, leaf = name.rpartition(".")
+    parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(leaf)
+    if parts is None:
+        raise KeyError(f"weights lack {name}")
+    experts = []
+    while f"{stem}.{len(experts)}.{parts[0]}.weight" in tensors:
+        pieces = [torch.as_tensor(tensors[f"{stem}.{len(experts)}.{part}.weight"]) for part in parts]
+        experts.append(torch.cat(pieces) if len(pieces) > 1 else pieces[0])
+    if not experts:
+        raise KeyError(f"weights lack {name}")
+    return torch.stack(experts)

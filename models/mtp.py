@@ -1,0 +1,91 @@
+"""Multi-token prediction, depth 1 (DeepSeek-V3, arXiv:2412.19437, section 2.2).
+
+h'_i = M [RMSNorm(Emb(t_{i+1})); RMSNorm(h_i)], one transformer block, then the main model's head predicts t_{i+2}.
+Embedding and head are the main model's own; the released checkpoints store them again under the extra layer's index.
+"""
+
+import torch
+from torch import nn
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3RMSNorm
+
+from models.attention import PackedLayout
+
+
+class MTPModule(nn.Module):
+    """Parameters of the extra layer, named as in the released checkpoints."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.enorm = DeepseekV3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.hnorm = DeepseekV3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.block = DeepseekV3DecoderLayer(config, layer_idx=config.num_hidden_layers)
+        self.norm = DeepseekV3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def init_weights(self, std: float, generator: torch.Generator) -> None:
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=std, generator=generator)
+            elif "norm" in name:
+                nn.init.ones_(parameter)
+
+    def forward(self, hidden_TD, next_embedding_TD, position_embeddings, packing: PackedLayout) -> torch.Tensor:
+        """Hidden states [1, T, D] from which the shared head predicts the token after the next one."""
+        mixed = self.eh_proj(torch.cat([self.enorm(next_embedding_TD), self.hnorm(hidden_TD)], dim=-1))
+        return self.norm(self.block(mixed, position_embeddings=position_embeddings, packing=packing))
+
+
+def mtp_hidden(model, mtp: MTPModule, input_ids, hidden, position_ids, packing: PackedLayout) -> torch.Tensor:
+    """MTP states [1, T, D] of a packed row; the last two positions of every sequence have no target."""
+    next_embedding = model.model.embed_tokens(torch.roll(input_ids, -1, dims=1))
+    rotary = model.model.rotary_emb(hidden, position_ids)
+    return mtp(hidden, next_embedding, rotary, packing)
+
+
+# --- the released layout: model.layers.<num_hidden_layers>.*, experts one by one ---------------------------------
+
+
+def mtp_state_dict(model, mtp: MTPModule) -> dict[str, torch.Tensor]:
+    """The MTP weights under the names of the released checkpoints."""
+    prefix = f"model.layers.{model.config.num_hidden_layers}."
+    tensors = {
+        f"{prefix}embed_tokens.weight": model.model.embed_tokens.weight,
+        f"{prefix}shared_head.head.weight": model.lm_head.weight,
+    }
+    for name, tensor in mtp.state_dict().items():
+        name = name.replace("norm.weight", "shared_head.norm.weight") if name == "norm.weight" else name
+        name = name.removeprefix("block.")
+        if name.endswith("experts.gate_up_proj"):
+            for index, expert in enumerate(tensor):
+                gate, up = expert.chunk(2, dim=0)
+                stem = f"{prefix}{name.removesuffix('gate_up_proj')}{index}"
+                tensors |= {f"{stem}.gate_proj.weight": gate, f"{stem}.up_proj.weight": up}
+        elif name.endswith("experts.down_proj"):
+            for index, expert in enumerate(tensor):
+                tensors[f"{prefix}{name.removesuffix('down_proj')}{index}.down_proj.weight"] = expert
+        else:
+            tensors[prefix + name] = tensor
+    return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def load_mtp(config, tensors: dict[str, torch.Tensor]) -> MTPModule:
+    """The inverse of `mtp_state_dict`. Raises KeyError when a tensor is missing."""
+    prefix = f"model.layers.{config.num_hidden_layers}."
+    mtp = MTPModule(config)
+    state = {}
+    for name, like in mtp.state_dict().items():
+        stored = "shared_head.norm.weight" if name == "norm.weight" else name.removeprefix("block.")
+        stem = prefix + stored.rpartition(".")[0]
+        if stored.endswith("experts.gate_up_proj"):
+            parts = [
+                torch.cat([tensors[f"{stem}.{e}.gate_proj.weight"], tensors[f"{stem}.{e}.up_proj.weight"]])
+                for e in range(config.n_routed_experts)
+            ]
+            state[name] = torch.stack(parts)
+        elif stored.endswith("experts.down_proj"):
+            state[name] = torch.stack([tensors[f"{stem}.{e}.down_proj.weight"] for e in range(config.n_routed_experts)])
+        else:
+            state[name] = tensors[prefix + stored]
+        state[name] = state[name].to(like.dtype)
+    mtp.load_state_dict(state)
+    return mtp

@@ -1,0 +1,110 @@
+"""The `r1` command. Starts fast: nothing here imports torch, ray or transformers; stages import them when they run.
+
+Exit codes: 0 done, 1 a stage failed, 2 bad input, 130 interrupted.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import RecipeError
+from training.stage import StageError
+
+main = typer.Typer(
+    name="r1",
+    help="The complete DeepSeek-R1 post-training pipeline.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@contextmanager
+def plain_errors(again: str = "") -> Iterator[None]:
+    """Errors of the user and of stages as sentences on stderr, with their exit codes; never a traceback.
+
+    `again` says how to go on after an interruption.
+    """
+    try:
+        yield
+    except RecipeError as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        raise typer.Exit(2) from None
+    except StageError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        print(f"interrupted{again}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@main.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="pipeline.yaml, or the recipe of one stage")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. seed=1 zero.optimizer.lr=1e-4")] = None,
+    only: Annotated[str, typer.Option(help="run this stage of the pipeline alone")] = "",
+    redo: Annotated[list[str] | None, typer.Option(help="make this stage again; the old one is kept")] = None,
+    redo_from: Annotated[list[str] | None, typer.Option(help="this stage and all that follow from it")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be done")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="with --dry-run: all settings of each stage")
+    ] = False,
+) -> None:
+    """Run a recipe: skip what is made, resume what was cut off, make the rest."""
+    with plain_errors("; the same command resumes"):
+        from pipeline import run as runner
+        from pipeline.config import load
+
+        pipeline = load(recipe, overrides or ())
+        pipeline = runner.only_stage(pipeline, only) if only else pipeline
+        if dry_run:
+            from pipeline.show import print_plan
+
+            print_plan(runner.make_plan(pipeline, redo or (), redo_from or ()), verbose=verbose)
+            return
+        from pipeline.progress import open_progress
+
+        made = runner.run(pipeline, redo=redo or (), redo_from=redo_from or (), progress=open_progress(pipeline))
+        print(f"report: {runner.write_report(pipeline, made)}")
+
+
+@main.command()
+def status(folder: Annotated[Path, typer.Argument(metavar="RUN", help="run folder, e.g. runs/tiny")]) -> None:
+    """Show where a run stands."""
+    with plain_errors():
+        from pipeline.show import print_status
+        from pipeline.status import status as read_status
+
+        print_status(read_status(folder))
+
+
+@main.command()
+def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="run folder, e.g. runs/tiny")]) -> None:
+    """Write the HTML report of a run again and say where it is."""
+    with plain_errors():
+        if not folder.is_dir():
+            raise RecipeError(f"{folder} is not a run folder: it does not exist")
+        print(import_module("pipeline.report").write_report(folder))
+
+
+@main.command()
+def explain(key: Annotated[str, typer.Argument(help="e.g. grpo.optimizer.lr, or group_size")] = "") -> None:
+    """Say what a recipe key means; without a key, list the kinds of stages."""
+    with plain_errors():
+        from pipeline import show
+        from pipeline.explain import explain as meanings
+
+        if key:
+            show.print_meanings(meanings(key))
+        else:
+            show.print_kinds()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""From YAML files and `key=value` arguments to a checked Pipeline. Every fault is a RecipeError naming its place.
+
+A *stage recipe* is `stage: <kind>` and the keys of that kind's config. A *pipeline* names stages, their recipes and
+their inputs (`PipelineFile`). Settings come in layers, later over earlier: the config's defaults, the recipe file, the
+pipeline's `set:`, the command line.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from pipeline.errors import RecipeError, did_you_mean
+from pipeline.inputs import Input, input_problems, order_stages
+from pipeline.schema import check, resolve_paths
+from pipeline.stages import KINDS, Many, StageKind
+from pipeline.yaml_source import Document, KeyPath, Place, parse_yaml, read_yaml
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_RESERVED = ("name", "seed", "output", "extends", "stages", "inputs")
+
+
+class StageEntry(BaseModel, extra="forbid", frozen=True):
+    """One entry of a pipeline's `stages:`."""
+
+    recipe: str = Field(description="stage recipe, a path relative to the pipeline file")
+    inputs: dict[str, str | list[str] | dict[str, str]] = Field(
+        default_factory=dict,
+        description="role -> name of the stage that makes it, or a path; several artifacts as a list or label -> name",
+    )
+    set: dict[str, Any] = Field(default_factory=dict, description="dotted.key -> value, laid over the recipe")
+
+
+class PipelineFile(BaseModel, extra="forbid", frozen=True):
+    """A pipeline recipe."""
+
+    name: str = Field(description="name of the run; the run folder is runs/<name> unless `output` says otherwise")
+    seed: int = Field(0, ge=0, description="every random number of every stage derives from it")
+    output: str | None = Field(None, description="run folder, relative to the working directory; default runs/<name>")
+    stages: dict[str, StageEntry] = Field(min_length=1, description="stage name -> recipe, inputs and settings")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One step of the chain, checked and ready to run."""
+
+    name: str
+    kind: str  # key of KINDS
+    leaves: str  # artifact kind
+    config: BaseModel
+    record: dict[str, Any]  # the full config as plain data, files by content: what a manifest keeps and compares
+    inputs: tuple[Input, ...]
+    seed: int
+    recipe: Path
+    folder: Path  # the artifact this stage leaves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    name: str
+    seed: int
+    folder: Path  # run folder; every stage has its artifact inside
+    file: Path  # the recipe it was read from
+    stages: dict[str, Stage]  # parents before children, else in file order
+    only: str | None = None  # when a single stage was asked for, its name
+
+
+def stage_seed(pipeline_seed: int, stage: str) -> int:
+    """Seed of one stage: a stable function of the pipeline's seed and the stage's name, below 2**31."""
+    digest = hashlib.sha256(f"{pipeline_seed}/{stage}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def load(path: Path, overrides: Sequence[str] = (), kinds: Mapping[str, StageKind] = KINDS) -> Pipeline:
+    """Read a pipeline, or a stage recipe, with `key=value` overrides.
+
+    A stage recipe gets its name, inputs and run folder from the `pipeline.yaml` beside it that lists it; when the
+    overrides name all its inputs (`inputs.policy=PATH`) it needs no pipeline and runs under runs/<recipe name>.
+    """
+    settings = _parse_overrides(overrides)
+    document = read_yaml(path)
+    if "stages" in document.data or "extends" in document.data:
+        return _build(_laid_over(_read_pipeline(path), settings, str(path)), path, kinds)
+    if "stage" not in document.data:
+        raise RecipeError(
+            f"{path}: this is neither a stage recipe (it has no key 'stage') nor a pipeline (no key 'stages')"
+        )
+    return _load_single(path, document, settings, kinds)
+
+
+def _load_single(
+    path: Path, document: Document, settings: list[tuple[list[str], Document]], kinds: Mapping[str, StageKind]
+) -> Pipeline:
+    roles = kinds[document.data["stage"]].inputs if document.data["stage"] in kinds else {}
+    given = {keys[1] for keys, _ in settings if keys[0] == "inputs" and len(keys) > 1}
+    beside = path.parent / "pipeline.yaml"
+    pipeline, listing = None, []
+    if not (roles and given >= set(roles)) and beside.exists():
+        pipeline = _read_pipeline(beside)
+        listing = _stages_with_recipe(pipeline, path)
+    if len(listing) > 1:
+        raise RecipeError(
+            f"{path}: {beside} uses this recipe for several stages ({', '.join(listing)}); "
+            f"run {beside} with --only and one of these names"
+        )
+    missing = [role for role in roles if role not in given]
+    if not listing and missing:
+        wanted = " ".join(f"inputs.{role}=PATH" for role in missing)
+        raise RecipeError(
+            f"{path}: no pipeline.yaml beside it lists this recipe, so say where its inputs are: {wanted}"
+        )
+    name = listing[0] if listing else path.stem
+    if pipeline is None or not listing:
+        pipeline = Document({"name": name, "stages": {name: {"recipe": path.name}}}, {(): Place(str(path), 1, 1)})
+    prefixed = [(keys if keys[0] in ("seed", "output") else [name, *keys], value) for keys, value in settings]
+    return _build(_laid_over(pipeline, prefixed, str(path)), path, kinds, only=name)
+
+
+def _stages_with_recipe(pipeline: Document, path: Path) -> list[str]:
+    stages = pipeline.data.get("stages")
+    return [
+        name
+        for name, entry in (stages.items() if isinstance(stages, dict) else ())
+        if isinstance(entry, dict)
+        and isinstance(entry.get("recipe"), str)
+        and (_folder(pipeline, ("stages", name, "recipe")) / entry["recipe"]).resolve() == path.resolve()
+    ]
+
+
+def _folder(document: Document, path: KeyPath) -> Path:
+    """What a relative path starts from: the folder of the file it is written in, or here for the command line."""
+    place = document.place(path)
+    return Path(place.source).parent if place.line else Path()
+
+
+def _read_pipeline(path: Path, below: tuple[Path, ...] = ()) -> Document:
+    """A pipeline file laid over the one it extends."""
+    if path.resolve() in below:
+        chain = " -> ".join(file.name for file in (*below, path))
+        raise RecipeError(f"{path}: 'extends' goes round in a circle: {chain}")
+    document = read_yaml(path)
+    base = document.data.get("extends")
+    if base is None:
+        return document
+    if not isinstance(base, str):
+        raise RecipeError(f"{document.place(('extends',))}: extends must name a file in the same folder, got {base!r}")
+    if not (path.parent / base).is_file():
+        raise RecipeError(f"{document.place(('extends',))}: extends names {path.parent / base}, which does not exist")
+    return document.without("extends").over(_read_pipeline(path.parent / base, (*below, path.resolve())))
+
+
+def _parse_overrides(arguments: Sequence[str]) -> list[tuple[list[str], Document]]:
+    settings, problems = [], []
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if not equals or not all(key.split(".")):
+            problems.append(f"command line: '{argument}' is not of the form key=value, e.g. seed=1")
+            continue
+        try:
+            value = parse_yaml(text, f"command line, {key}").data
+        except RecipeError as error:
+            problems.extend(error.problems)
+            continue
+        settings.append((key.split("."), Document(value, {(): Place(f"command line, {argument}")})))
+    if problems:
+        raise RecipeError(problems)
+    return settings
+
+
+def _laid_over(pipeline: Document, settings: list[tuple[list[str], Document]], source: str) -> Document:
+    """Command-line settings as entries of the pipeline: seed, output, STAGE.inputs.ROLE and STAGE.key."""
+    stages = pipeline.data.get("stages")
+    names = list(stages) if isinstance(stages, dict) else []
+    problems = []
+    for keys, value in settings:
+        if keys in (["seed"], ["output"]):
+            where = keys
+        elif keys[0] not in names:
+            hint = did_you_mean(keys[0], ["seed", "output", *names])
+            problems.append(f"{value.place()}: hits nothing: {source} has no stage '{keys[0]}'{hint}")
+            continue
+        elif len(keys) == 1:
+            problems.append(f"{value.place()}: say which key of stage '{keys[0]}', e.g. {keys[0]}.KEY=VALUE")
+            continue
+        elif keys[1] == "inputs":
+            where = ["stages", *keys]
+        else:
+            where = ["stages", keys[0], "set", ".".join(keys[1:])]
+        pipeline = value.nested_under(where).over(pipeline)
+    if problems:
+        raise RecipeError(problems)
+    return pipeline
+
+
+def _build(document: Document, path: Path, kinds: Mapping[str, StageKind], only: str | None = None) -> Pipeline:
+    problems: list[str] = []
+    file = check(PipelineFile, document, "the pipeline", problems)
+    if file is None:
+        raise RecipeError(problems)
+    if not _NAME.fullmatch(file.name):
+        problems.append(f"{document.place(('name',))}: name must be letters, digits, _ and -, got '{file.name}'")
+    folder = Path(file.output).expanduser() if file.output else Path("runs") / file.name
+    stages: dict[str, Stage] = {}
+    recipes: dict[str, str | None] = {}
+    for name, entry in file.stages.items():
+        place = document.place(("stages", name))
+        if not _NAME.fullmatch(name) or name in _RESERVED:
+            problems.append(f"{place}: '{name}' cannot be the name of a stage; use letters, digits, _ and -")
+        stage = _build_stage(name, entry, document, file, folder, kinds, problems)
+        recipes[name] = stage.leaves if stage else None
+        if stage:
+            stages[name] = stage
+    problems.extend(input_problems(stages, recipes, kinds, document))
+    if not problems:
+        stages = order_stages(stages, document, problems)
+    if problems:
+        raise RecipeError(problems)
+    return Pipeline(name=file.name, seed=file.seed, folder=folder, file=path, stages=stages, only=only)
+
+
+def _build_stage(
+    name: str,
+    entry: StageEntry,
+    document: Document,
+    file: PipelineFile,
+    folder: Path,
+    kinds: Mapping[str, StageKind],
+    problems: list[str],
+) -> Stage | None:
+    here = ("stages", name)
+    recipe = _folder(document, (*here, "recipe")) / entry.recipe
+    if not recipe.is_file():
+        near = did_you_mean(recipe.name, sorted(item.name for item in recipe.parent.glob("*.yaml")))
+        problems.append(f"{document.place((*here, 'recipe'))}: the recipe {recipe} does not exist{near}")
+        return None
+    try:
+        written = read_yaml(recipe)
+    except RecipeError as error:
+        problems.extend(error.problems)
+        return None
+    kind_name = written.data.get("stage")
+    kind = kinds.get(kind_name) if isinstance(kind_name, str) else None
+    if kind is None:
+        fault = "missing required key 'stage'" if kind_name is None else f"unknown stage kind '{kind_name}'"
+        problems.append(f"{written.place(('stage',))}: {fault}{did_you_mean(str(kind_name), kinds)}")
+        return None
+    model = kind.config_class()
+    settings = _resolved(written.without("stage"), model, recipe.parent)
+    for key, value in entry.set.items():
+        path = (*here, "set", key)
+        layer = Document(value, {(): document.place(path)}).nested_under(key.split("."))
+        settings = _resolved(layer, model, _folder(document, path)).over(settings)
+    config = check(model, settings, str(kind_name), problems)
+    inputs = _inputs(name, entry, kind, document, folder, list(file.stages))
+    if config is None:
+        return None
+    return Stage(
+        name=name,
+        kind=str(kind_name),
+        leaves=kind.leaves,
+        config=config,
+        record=_record(config, config.model_dump(mode="json")),
+        inputs=inputs,
+        seed=stage_seed(file.seed, name),
+        recipe=recipe,
+        folder=folder / name,
+    )
+
+
+def _resolved(document: Document, model: type[BaseModel], folder: Path) -> Document:
+    return Document(resolve_paths(model, document.data, folder), document.places)
+
+
+def _inputs(
+    name: str, entry: StageEntry, kind: StageKind, document: Document, folder: Path, stages: list[str]
+) -> tuple[Input, ...]:
+    found = []
+    for role, value in entry.inputs.items():
+        wanted = kind.inputs.get(role)
+        labelled: Mapping[str, str]
+        if isinstance(value, str):
+            labelled = {role: value} if not isinstance(wanted, Many) else {f"{role}.{Path(value).name}": value}
+        else:
+            items = value.items() if isinstance(value, dict) else ((Path(item).name, item) for item in value)
+            labelled = {f"{role}.{label}": item for label, item in items}
+        here = ("stages", name, "inputs", role)
+        for label, target in labelled.items():
+            part = label.removeprefix(f"{role}.")
+            place = document.place((*here, part) if isinstance(value, dict) else here)
+            is_stage = target in stages
+            path = folder / target if is_stage else _folder(document, here) / Path(target).expanduser()
+            found.append(Input(role=label, stage=target if is_stage else None, path=path, written=target, place=place))
+    return tuple(found)
+
+
+def _record(value: Any, dumped: Any) -> Any:
+    """The config as plain data, with each file it names as "name sha256:digest": a changed file is a changed config."""
+    if isinstance(value, Path):
+        if not value.is_file():
+            return os.path.normpath(dumped)
+        with value.open("rb") as file:
+            return f"{value.name} sha256:{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+    if isinstance(value, BaseModel):
+        return {key: _record(getattr(value, key), item) for key, item in dumped.items() if hasattr(value, key)}
+    if isinstance(value, dict):
+        return {key: _record(inner, item) for (key, item), inner in zip(dumped.items(), value.values(), strict=True)}
+    if isinstance(value, list | tuple):
+        return [_record(inner, item) for inner, item in zip(value, dumped, strict=True)]
+    return dumped

@@ -1,0 +1,46 @@
+"""One run per run folder: an advisory lock that the operating system drops when its holder dies."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import RecipeError
+
+_NAME = ".lock"
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Hold the run folder's lock. Raises RecipeError naming the process that holds it already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _NAME).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RecipeError(
+                f"{folder} is being written by another run, process {_pid(folder) or 'unknown'}; "
+                "wait for it, stop it, or choose another folder with output=PATH"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def holder(folder: Path) -> int | None:
+    """Process id of the run that holds the folder's lock; None when nobody does."""
+    try:
+        with (folder / _NAME).open("r", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return _pid(folder)
+    return None
+
+
+def _pid(folder: Path) -> int | None:
+    text = (folder / _NAME).read_text(encoding="utf-8").strip()
+    return int(text) if text.isdigit() else None

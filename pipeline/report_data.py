@@ -1,0 +1,155 @@
+"""Everything the report shows, read from a run folder. A file may be missing; a broken one is named, not fatal."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+STAGE_ORDER = (
+    "base",
+    "zero",
+    "cold_start_data",
+    "cold_start_sft",
+    "reasoning_rl",
+    "rejection_sampling",
+    "curated_sft",
+    "general_rl",
+    "student_base",
+    "distill",
+    "student_rl",
+    "evaluate",
+)
+CHECKPOINT_ORDER = ("base", "zero", "dev1", "dev2", "dev3", "r1", "student_base", "student", "student_rl")
+_SET_ASIDE = re.compile(r"^[._]|\.old-\d+$")  # hidden folders, and artifacts that were made again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageFiles:
+    """What one stage left. Empty lists and None where the file is not there."""
+
+    name: str
+    manifest: Mapping[str, Any] | None  # None: the stage is not finished
+    metrics: list[dict[str, Any]] = field(default_factory=list)  # one record per step
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    data_card: Mapping[str, Any] | None = None
+
+    @property
+    def parents(self) -> Mapping[str, Mapping[str, str]]:
+        """Role -> {"path", "content_hash"}."""
+        return (self.manifest or {}).get("parents") or {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFiles:
+    name: str  # the pipeline's name: that of the folder
+    stages: list[StageFiles]  # in pipeline order, then others by name
+    results: Mapping[str, Any] | None  # results.json of the evaluate stage
+    completions: list[dict[str, Any]]  # rows of completions.parquet
+    unreadable: list[str]  # one sentence per broken file
+
+    @property
+    def checkpoint_of(self) -> dict[str, str]:
+        """Stage -> name its checkpoint is evaluated under ({"reasoning_rl": "dev2"}), from the evaluation's inputs."""
+        names = {}
+        for stage in self.stages:
+            if (stage.manifest or {}).get("kind") == "scores":
+                for role, parent in stage.parents.items():
+                    names[PurePath(str(parent.get("path", ""))).name] = role.rpartition(".")[2]
+        return names
+
+    def label(self, stage: str) -> str:
+        """The stage's name, with that of its checkpoint where it differs."""
+        checkpoint = self.checkpoint_of.get(stage, stage)
+        return stage if checkpoint == stage else f"{stage} ({checkpoint})"
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """Names in the results, in the order of the paper's table, then others as they come."""
+        names = list((self.results or {}).get("checkpoints", {}))
+        return [n for n in CHECKPOINT_ORDER if n in names] + [n for n in names if n not in CHECKPOINT_ORDER]
+
+
+def read_run(run_folder: Path) -> RunFiles:
+    """Read a run folder.
+
+    Raises:
+        FileNotFoundError: when there is no such folder.
+    """
+    if not run_folder.is_dir():
+        raise FileNotFoundError(f"{run_folder} is not a run folder; `r1 run RECIPE` makes one under runs/")
+    reader = _Reader()
+    found = {path.name: path for path in run_folder.iterdir() if path.is_dir() and not _SET_ASIDE.search(path.name)}
+    order = [name for name in STAGE_ORDER if name in found] + sorted(found.keys() - set(STAGE_ORDER))
+    evaluations = [found[name] for name in order if (found[name] / "results.json").is_file()]
+    results = reader.json(evaluations[0] / "results.json") if evaluations else None
+    completions = reader.parquet(evaluations[0] / "completions.parquet") if evaluations else []
+    return RunFiles(
+        name=run_folder.resolve().name,
+        stages=[reader.stage(found[name]) for name in order],
+        results=results,
+        completions=completions,
+        unreadable=reader.unreadable,
+    )
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.unreadable: list[str] = []
+
+    def stage(self, folder: Path) -> StageFiles:
+        return StageFiles(
+            name=folder.name,
+            manifest=self.json(folder / "manifest.json"),
+            metrics=self.json_lines(folder / "metrics.jsonl"),
+            samples=self.json_lines(folder / "samples.jsonl"),
+            data_card=self.json(folder / "data_card.json"),
+        )
+
+    def json(self, path: Path) -> dict[str, Any] | None:
+        if not path.is_file():
+            return None
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            self._note(path, error)
+            return None
+        if isinstance(data, dict):
+            return data
+        self._note(path, "expected a JSON object")
+        return None
+
+    def json_lines(self, path: Path) -> list[dict[str, Any]]:
+        if not path.is_file():
+            return []
+        records, broken = [], 0
+        # Not splitlines(): it also breaks at U+2028 and friends, which JSON strings may hold.
+        lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
+        for i, line in enumerate(lines):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if isinstance(record, dict):
+                records.append(record)
+            elif i < len(lines) - 1:  # a cut last line only means that the stage still runs
+                broken += 1
+        if broken:
+            self._note(path, f"{broken} of {len(lines)} lines are not JSON objects")
+        return records
+
+    def parquet(self, path: Path) -> list[dict[str, Any]]:
+        if not path.is_file():
+            return []
+        import pyarrow as pa  # slow to import; only a run with an evaluation needs it
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.read_table(path).to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            self._note(path, error)
+            return []
+
+    def _note(self, path: Path, why: object) -> None:
+        self.unreadable.append(f"{path.parent.name}/{path.name} could not be read: {why}")

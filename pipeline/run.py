@@ -1,0 +1,277 @@
+"""Walk the stages: skip what is made, resume what was cut off, make the rest, refuse what does not fit."""
+
+import json
+import os
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pipeline import provenance
+from pipeline.artifact import (
+    PLAN,
+    HashCache,
+    Manifest,
+    hash_payload,
+    next_old_name,
+    payload_files,
+    read_manifest,
+    sync_folder,
+    sync_payload,
+    write_json,
+)
+from pipeline.config import Pipeline, Stage
+from pipeline.errors import RecipeError, did_you_mean
+from pipeline.lock import hold
+from pipeline.progress import Progress
+from pipeline.stages import KINDS, StageKind
+from pipeline.state import Standing, State, parent_hashes, standing_of, survey
+from training.stage import StageContext, StageError
+
+PROGRESS_FILE = ".progress.json"  # in a stage's folder: last event and seconds worked so far
+PIPELINE_FILE = "pipeline.json"  # in the run folder: which stages there are, for status and report
+_SAVE_EVERY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a run would do: the standing of every stage, and which ones take part."""
+
+    pipeline: Pipeline
+    standings: dict[str, Standing]
+    chosen: list[str]
+    redo: list[str]
+
+
+def make_plan(pipeline: Pipeline, redo: Sequence[str] = (), redo_from: Sequence[str] = ()) -> Plan:
+    """Survey the run folder. Writes nothing. Raises RecipeError for an unknown stage name."""
+    return _plan(pipeline, redo, redo_from, HashCache(_hash_file(pipeline)))
+
+
+def _plan(pipeline: Pipeline, redo: Sequence[str], redo_from: Sequence[str], hashes: HashCache) -> Plan:
+    again = _stages_to_redo(pipeline, redo, redo_from)
+    chosen = [pipeline.only] if pipeline.only else list(pipeline.stages)
+    return Plan(pipeline=pipeline, standings=survey(pipeline, hashes, again), chosen=chosen, redo=again)
+
+
+def run(
+    pipeline: Pipeline,
+    *,
+    redo: Sequence[str] = (),
+    redo_from: Sequence[str] = (),
+    progress: Progress | None = None,
+    kinds: Mapping[str, StageKind] = KINDS,
+) -> list[str]:
+    """Make every stage that is not made; returns the names of those it made.
+
+    Raises RecipeError before anything starts when a stage is refused, StageError when a stage fails.
+    """
+    shown = progress or Progress(pipeline)
+    with hold(pipeline.folder):
+        hashes = HashCache(_hash_file(pipeline))
+        plan = _plan(pipeline, redo, redo_from, hashes)
+        _check_startable(plan)
+        write_json(pipeline.folder / PIPELINE_FILE, _summary(pipeline))
+        for name in plan.redo:
+            _move_aside(pipeline.stages[name].folder)
+        standings, made = dict(plan.standings), []
+        with shown:
+            for name in plan.chosen:
+                stage = pipeline.stages[name]
+                parents = parent_hashes(stage, standings, hashes)
+                standing = standing_of(stage, parents, hashes)  # parents may have come out differently
+                if standing.state is State.REFUSED:
+                    raise RecipeError(f"stage '{name}' is refused: {standing.reason}")
+                if standing.state is State.MADE:
+                    shown.skip(name, _wall_time(stage.folder))
+                    standings[name] = standing
+                    continue
+                shown.start(name, resumed=standing.state is State.RESUME)
+                manifest = _make(stage, parents, kinds[stage.kind], shown, hashes)
+                hashes.save()
+                shown.finish(name, manifest.wall_time_s)
+                standings[name] = Standing(state=State.MADE, content_hash=manifest.content_hash)
+                made.append(name)
+        hashes.save()
+    return made
+
+
+def _stages_to_redo(pipeline: Pipeline, redo: Sequence[str], redo_from: Sequence[str]) -> list[str]:
+    for name in (*redo, *redo_from):
+        if name not in pipeline.stages:
+            raise RecipeError(f"--redo: {pipeline.file} has no stage '{name}'{did_you_mean(name, pipeline.stages)}")
+        if pipeline.only and name != pipeline.only:
+            raise RecipeError(f"--redo {name}: only stage '{pipeline.only}' runs here; run the pipeline instead")
+    if pipeline.only:
+        return [pipeline.only] if redo or redo_from else []
+    again, downstream = set(redo), set(redo_from)
+    for name, stage in pipeline.stages.items():  # parents come first
+        if any(item.stage in downstream for item in stage.inputs):
+            downstream.add(name)
+    return [name for name in pipeline.stages if name in again | downstream]
+
+
+def _check_startable(plan: Plan) -> None:
+    problems = []
+    for name in plan.chosen:
+        standing = plan.standings[name]
+        if standing.state is State.REFUSED:
+            problems.append(f"stage '{name}' is refused: {standing.reason}")
+    only = plan.pipeline.only
+    for item in plan.pipeline.stages[only].inputs if only else ():
+        parent = plan.standings[item.stage] if item.stage else None
+        if parent is not None and parent.state is not State.MADE:
+            why = f" ({parent.reason})" if parent.reason else ""
+            problems.append(
+                f"stage '{only}' needs '{item.stage}', which is not made in {plan.pipeline.folder}: "
+                f"{parent.state}{why}; run the pipeline, or make '{item.stage}' first"
+            )
+    if problems:
+        raise RecipeError(dict.fromkeys(problems))
+
+
+def _make(
+    stage: Stage, parents: Mapping[str, str | None], kind: StageKind, shown: Progress, hashes: HashCache
+) -> Manifest:
+    """Run one stage in its folder and write its manifest."""
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    recorded = {
+        item.role: {"path": _from_artifact(item.path, stage.folder), "content_hash": str(parents[item.role])}
+        for item in stage.inputs
+    }
+    identity = {"stage_kind": stage.kind, "config": stage.record, "seed": stage.seed, "parents": recorded}
+    if not (stage.folder / PLAN).exists():
+        write_json(stage.folder / PLAN, {"stage": stage.name, **identity})
+    clock = _Clock(stage, shown)
+    context = StageContext(
+        name=stage.name,
+        inputs={item.role: item.path for item in stage.inputs},
+        output=stage.folder,
+        seed=stage.seed,
+        report=clock.report,
+    )
+    resume = "run the same command again to resume it"
+    try:
+        kind.run_function()(stage.config, context)
+    except StageError as error:
+        raise StageError(f"stage '{stage.name}' failed: {error}; {resume}") from error
+    except Exception as error:  # a fault of the code, not of the user: keep the traceback, show a sentence
+        log = stage.folder / ".error.log"
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        fault = f"{type(error).__name__}: {error} (traceback in {log})"
+        raise StageError(f"stage '{stage.name}' failed: {fault}; {resume}") from error
+    finally:
+        clock.save()
+    if not payload_files(stage.folder):
+        raise StageError(f"stage '{stage.name}' failed: it left nothing in {stage.folder}")
+    sync_payload(stage.folder)
+    content_hash, files = hash_payload(stage.folder, hashes)
+    stats = _read_json(stage.folder / "stats.json")
+    manifest = Manifest(
+        kind=stage.leaves,
+        stage=stage.name,
+        **identity,
+        content_hash=content_hash,
+        files=files,
+        code_version=provenance.code_version(),
+        versions=provenance.versions(),
+        device=str(stats.pop("device", "") or provenance.device()),
+        wall_time_s=round(clock.seconds(), 3),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        counts=stats,
+    )
+    manifest.write(stage.folder)
+    return manifest
+
+
+class _Clock:
+    """Seconds a stage has worked, over all attempts, and its last event; both survive a kill."""
+
+    def __init__(self, stage: Stage, shown: Progress) -> None:
+        self._stage, self._shown = stage, shown
+        self._path = stage.folder / PROGRESS_FILE
+        self._before = float(_read_json(self._path).get("wall_time_s", 0.0))
+        self._event: dict[str, Any] = {}
+        self._started = time.monotonic()
+        self._saved = self._started
+
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._started
+
+    def report(self, event: dict[str, Any]) -> None:
+        self._event.update(event)
+        self._shown.event(self._stage.name, event)
+        if time.monotonic() - self._saved > _SAVE_EVERY_S:
+            self.save()
+
+    def save(self) -> None:
+        self._saved = time.monotonic()
+        write_json(self._path, {"wall_time_s": self.seconds(), "event": self._event})
+
+
+def write_report(pipeline: Pipeline, made: Sequence[str]) -> Path:
+    """The run's report: written again when a stage was made or when it is missing. Returns its path."""
+    existing = sorted(pipeline.folder.glob("report*.html"))
+    if existing and not made:
+        return existing[0]
+    try:
+        return import_module("pipeline.report").write_report(pipeline.folder)
+    except Exception as error:  # the artifacts are whole: say so instead of ending a long run with a traceback
+        log = pipeline.folder / ".report_error.log"
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        raise StageError(
+            f"every stage is made, but the report could not be written: {type(error).__name__}: {error} "
+            f"(traceback in {log}); r1 report {pipeline.folder} tries again"
+        ) from error
+
+
+def only_stage(pipeline: Pipeline, name: str) -> Pipeline:
+    """The same pipeline, of which one stage is to run."""
+    if name not in pipeline.stages:
+        raise RecipeError(f"--only: {pipeline.file} has no stage '{name}'{did_you_mean(name, pipeline.stages)}")
+    return replace(pipeline, only=name)
+
+
+def _summary(pipeline: Pipeline) -> dict[str, Any]:
+    return {
+        "name": pipeline.name,
+        "seed": pipeline.seed,
+        "recipe": str(pipeline.file),
+        "stages": {
+            name: {"kind": stage.kind, "leaves": stage.leaves, "inputs": {i.role: i.written for i in stage.inputs}}
+            for name, stage in pipeline.stages.items()
+        },
+    }
+
+
+def _move_aside(folder: Path) -> None:
+    if folder.exists():
+        folder.rename(next_old_name(folder))
+        sync_folder(folder.parent)
+
+
+def _from_artifact(path: Path, artifact: Path) -> str:
+    """Relative within the run folder, so that a run can be moved; absolute outside it."""
+    inside = path.resolve().is_relative_to(artifact.parent.resolve())
+    return Path(os.path.relpath(path, artifact)).as_posix() if inside else str(path.resolve())
+
+
+def _hash_file(pipeline: Pipeline) -> Path:
+    return pipeline.folder / ".hashes.json"
+
+
+def _wall_time(folder: Path) -> float:
+    manifest = read_manifest(folder)
+    return manifest.wall_time_s if manifest else 0.0
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}

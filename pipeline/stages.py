@@ -1,0 +1,80 @@
+"""The kinds of stages: where their config and code live, what they take and what they leave.
+
+Both are named as "module:attribute" and imported late, so that reading a recipe never imports torch.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from training.stage import StageContext
+
+ArtifactKind = Literal["checkpoint", "dataset", "scores"]
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """A role that takes several artifacts, each with a label."""
+
+    kind: ArtifactKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageKind:
+    config: str | type[BaseModel]  # "module:Class", or the class itself
+    run: str | Callable[[Any, StageContext], None]  # "module:function", or the function itself
+    leaves: ArtifactKind
+    inputs: Mapping[str, ArtifactKind | Many] = field(default_factory=dict)  # role -> artifact kind
+
+    def config_class(self) -> type[BaseModel]:
+        return _load(self.config) if isinstance(self.config, str) else self.config
+
+    def run_function(self) -> Callable[[Any, StageContext], None]:
+        """The stage's code. Imports torch and friends: call it only when the stage really runs."""
+        return _load(self.run) if isinstance(self.run, str) else self.run
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+KINDS: dict[str, StageKind] = {
+    "pretrain": StageKind(config="sft.config:PretrainConfig", run="sft.pretrain:run", leaves="checkpoint"),
+    "sft": StageKind(
+        config="sft.config:SFTConfig",
+        run="sft.train:run",
+        inputs={"policy": "checkpoint", "dataset": "dataset"},
+        leaves="checkpoint",
+    ),
+    "grpo": StageKind(
+        config="rl.config:GRPOConfig", run="rl.train:run", inputs={"policy": "checkpoint"}, leaves="checkpoint"
+    ),
+    "cold_start_data": StageKind(
+        config="sft.config:ColdStartConfig",
+        run="sft.cold_start:run",
+        inputs={"policy": "checkpoint"},
+        leaves="dataset",
+    ),
+    "rejection_sampling": StageKind(
+        config="sft.config:RejectionSamplingConfig",
+        run="sft.rejection_sampling:run",
+        inputs={"policy": "checkpoint"},
+        leaves="dataset",
+    ),
+    "distill": StageKind(
+        config="distill.config:DistillConfig",
+        run="distill.train:run",
+        inputs={"student": "checkpoint", "dataset": "dataset"},
+        leaves="checkpoint",
+    ),
+    "evaluate": StageKind(
+        config="pipeline.evaluate_config:EvaluateConfig",
+        run="pipeline.evaluate:run",
+        inputs={"checkpoints": Many("checkpoint")},
+        leaves="scores",
+    ),
+}

@@ -1,0 +1,171 @@
+"""What to do with each stage: made already, to make, to resume, or refused, and why.
+
+A stage is *made* when its manifest has the recipe's config and seed, its parents' content hashes, and its files are
+whole. It is *resumed* when it was cut off: `plan.json`, written when a stage starts, says the same but there is no
+manifest. Anything else that lies in its folder is *refused*: nothing is overwritten or deleted unasked.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifact import (
+    MANIFEST,
+    PLAN,
+    ArtifactError,
+    HashCache,
+    Manifest,
+    hash_payload,
+    next_old_name,
+    read_manifest,
+    verify_quickly,
+)
+from pipeline.config import Pipeline, Stage
+from pipeline.errors import RecipeError
+
+
+class State(StrEnum):
+    MADE = "made"
+    TO_MAKE = "to make"
+    RESUME = "resume"
+    REDO = "redo"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """The state of one stage, why, and the content hash of its artifact when that is known."""
+
+    state: State
+    reason: str = ""
+    content_hash: str | None = None
+
+
+def survey(pipeline: Pipeline, hashes: HashCache, redo: Collection[str] = ()) -> dict[str, Standing]:
+    """The standing of every stage, in order. Writes nothing."""
+    standings: dict[str, Standing] = {}
+    for name, stage in pipeline.stages.items():
+        parents = parent_hashes(stage, standings, hashes)
+        if name in redo:
+            old = f"the old one is kept as {next_old_name(stage.folder).name}" if stage.folder.exists() else ""
+            standings[name] = Standing(state=State.REDO, reason=old)
+            continue
+        standing = standing_of(stage, parents, hashes)
+        redone = [i.stage for i in stage.inputs if i.stage in redo]
+        if redone and standing.state in (State.MADE, State.RESUME):
+            reason = f"it was made from {redone[0]}, which is to be made again; use --redo-from {redone[0]}"
+            standing = Standing(state=State.REFUSED, reason=reason, content_hash=standing.content_hash)
+        standings[name] = standing
+    return standings
+
+
+def parent_hashes(stage: Stage, standings: Mapping[str, Standing], hashes: HashCache) -> dict[str, str | None]:
+    """Role -> content hash of the parent, None for one that is not made yet."""
+    return {
+        item.role: standings[item.stage].content_hash if item.stage else _folder_hash(item.path, hashes)
+        for item in stage.inputs
+    }
+
+
+def _folder_hash(folder: Path, hashes: HashCache) -> str:
+    try:
+        manifest = read_manifest(folder)
+        if manifest is None:
+            return hash_payload(folder, hashes)[0]
+        verify_quickly(folder, manifest, hashes)
+    except ArtifactError as error:
+        raise RecipeError(f"the input {folder} cannot be used: {error}") from None
+    return manifest.content_hash
+
+
+def standing_of(stage: Stage, parents: Mapping[str, str | None], hashes: HashCache) -> Standing:
+    """The standing of one stage, given its parents' content hashes."""
+    folder = stage.folder
+    try:
+        manifest = read_manifest(folder)
+    except ArtifactError as error:
+        return _refused(stage, str(error))
+    if manifest is not None:
+        return _standing_of_made(stage, manifest, parents, hashes)
+    if (folder / PLAN).exists():
+        try:
+            plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+            difference = _difference(stage, parents, plan["stage_kind"], plan["config"], plan["seed"], plan["parents"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return _refused(stage, f"{folder / PLAN} cannot be read ({error!r})")
+        if difference:
+            return _refused(stage, f"it was started differently and cut off: {difference}")
+        return Standing(state=State.RESUME, reason="it was cut off")
+    strangers = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.exists() else []
+    if strangers:
+        return _refused(stage, f"{folder} holds {strangers[0]} but neither {MANIFEST} nor {PLAN}, so no run made it")
+    return Standing(state=State.TO_MAKE)
+
+
+def _standing_of_made(
+    stage: Stage, manifest: Manifest, parents: Mapping[str, str | None], hashes: HashCache
+) -> Standing:
+    known = manifest.content_hash
+    difference = _difference(stage, parents, manifest.stage_kind, manifest.config, manifest.seed, manifest.parents)
+    if difference:
+        return _refused(stage, difference, known)
+    try:
+        verify_quickly(stage.folder, manifest, hashes)
+    except ArtifactError as error:
+        return _refused(stage, str(error), known)
+    waiting = [item.stage for item in stage.inputs if parents[item.role] is None]
+    reason = f"if {waiting[0]} comes out as before" if waiting else ""
+    return Standing(state=State.MADE, reason=reason, content_hash=known)
+
+
+def _refused(stage: Stage, reason: str, content_hash: str | None = None) -> Standing:
+    again = f"--redo-from {stage.name}, or this stage alone with --redo {stage.name}"
+    mend = f"make it again with {again} (the old one is kept)"
+    return Standing(state=State.REFUSED, reason=f"{reason}; {mend}", content_hash=content_hash)
+
+
+def _difference(
+    stage: Stage,
+    parents: Mapping[str, str | None],
+    kind: str,
+    config: Mapping[str, Any],
+    seed: int,
+    recorded: Mapping[str, Mapping[str, str]],
+) -> str:
+    """What the recipe and the parents say now against what was recorded; "" when they agree."""
+    if kind != stage.kind:
+        return f"its kind changed: {kind} -> {stage.kind}"
+    changes = list(_changed_keys(config, stage.record))
+    if changes:
+        shown = ", ".join(f"{key}: {_show(old)} -> {_show(new)}" for key, old, new in changes[:5])
+        more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
+        return f"its config differs from the recipe: {shown}{more}"
+    if seed != stage.seed:
+        return f"its seed differs from the recipe's: {seed} -> {stage.seed}"
+    names = {item.role: item.stage or str(item.path) for item in stage.inputs}
+    if recorded.keys() != names.keys():
+        return f"its inputs differ from the recipe's: {', '.join(sorted(recorded))} -> {', '.join(sorted(names))}"
+    for role, content_hash in parents.items():
+        old = recorded[role]["content_hash"]
+        if content_hash not in (None, old):
+            return f"its input {role} ({names[role]}) changed under it: content {old[:12]} -> {content_hash[:12]}"
+    return ""
+
+
+_ABSENT = object()
+
+
+def _changed_keys(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in [*old, *(key for key in new if key not in old)]:
+            yield from _changed_keys(old.get(key, _ABSENT), new.get(key, _ABSENT), f"{prefix}.{key}" if prefix else key)
+    elif old is _ABSENT or new is _ABSENT or old != new:
+        yield prefix, old, new
+
+
+def _show(value: Any) -> str:
+    text = "nothing" if value is _ABSENT else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,133 @@
+"""Graders that need no algebra, by `Problem.checker`: list, choice, countdown, instruction.
+
+Each takes (problem, text) and returns a Score: `text` is the extracted final answer, or for `instruction` the whole
+final part. A ground truth that cannot be read is an error; an answer that cannot be read is a fail.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+from data.problems import Problem
+from rewards.countdown import ExpressionError, evaluate
+from rewards.exact import parse_number, widen
+from rewards.instruction import check_instruction
+from rewards.reward import Score
+
+Checker = Callable[[Problem, str], Score]
+
+MAX_LIST_CHARS = 2000
+
+_LIST_SYMBOLS = {"\\lt": "<", "\\gt": ">", "\\{": "[", "\\}": "]", "、": ",", "\\left": "", "\\right": "", "$": ""}
+_CHOICES = {
+    "true": ("true", "yes", "真", "是", "对", "正确", "是的"),
+    "false": ("false", "no", "假", "否", "错", "错误", "不是", "不对"),
+}
+_POLARITY = {word: polarity for polarity, words in _CHOICES.items() for word in words}
+_LETTER = re.compile(r"\(?([a-h])\)?")
+_WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}")
+
+
+def check_list(problem: Problem, text: str) -> Score:
+    """An ordered list of numbers: `[3, 5]`, `3, 5`, `3，5`, `3、5`, or `3 < 5` where it is true."""
+    gold = _read_gold_list(problem.ground_truth)
+    if gold is None:
+        return Score.error(f"The ground truth of problem {problem.id} is not a list of numbers.")
+    answer = _read_list(text)
+    if answer is None:
+        return Score.failed(detail=f"not a list of numbers: {text[:80]!r}")
+    return Score.passed(detail="same list") if answer == gold else Score.failed(detail=f"other list: {text[:80]!r}")
+
+
+def check_choice(problem: Problem, text: str) -> Score:
+    """One word of true/false, yes/no, 真/假, 是/否, 对/错 (by meaning), or one letter A to H."""
+    gold = _read_choice(problem.ground_truth)
+    if gold is None:
+        return Score.error(f"The ground truth of problem {problem.id} is not one choice.")
+    answer = _read_choice(text)
+    if answer is None:
+        return Score.failed(detail=f"not one choice: {text[:80]!r}")
+    return Score.passed(detail="same choice") if answer == gold else Score.failed(detail=f"other choice: {answer}")
+
+
+def check_countdown(problem: Problem, text: str) -> Score:
+    """An expression that reaches the target and uses each given number at most once, and no other number."""
+    try:
+        truth = json.loads(problem.ground_truth)
+        available = Counter(_whole(number) for number in truth["numbers"])
+        target = _whole(truth["target"])
+    except (ValueError, TypeError, KeyError):
+        return Score.error(f'The ground truth of problem {problem.id} is not {{"numbers": [...], "target": n}}.')
+    expression, equals, right = widen(text).partition("=")
+    if equals and parse_number(right.strip(" .$")) != target:
+        return Score.failed(detail=f"The right-hand side is not {target}.")
+    try:
+        value, used = evaluate(expression)
+    except ExpressionError as error:
+        return Score.failed(detail=str(error))
+    if foreign := Counter(used) - available:
+        return Score.failed(detail=f"not given, or given less often: {', '.join(map(str, sorted(foreign)))}")
+    if value != target:
+        return Score.failed(detail=f"gives {value}, not {target}")
+    return Score.passed(detail="reaches the target")
+
+
+CHECKERS: dict[str, Checker] = {
+    "list": check_list,
+    "choice": check_choice,
+    "countdown": check_countdown,
+    "instruction": check_instruction,
+}
+
+
+def _read_gold_list(text: str) -> list[Fraction] | None:
+    try:
+        items = json.loads(text)
+    except ValueError:
+        return _read_list(text)
+    if isinstance(items, list):
+        numbers = [None if isinstance(item, bool) else parse_number(str(item)) for item in items]
+        return [number for number in numbers if number is not None] if None not in numbers else None
+    return _read_list(text)
+
+
+def _read_list(text: str) -> list[Fraction] | None:
+    """Numbers between commas, or between `<` or `>` when the chain holds; None when it is neither."""
+    if len(text) > MAX_LIST_CHARS:
+        return None
+    for symbol, plain in _LIST_SYMBOLS.items():
+        text = text.replace(symbol, plain)
+    text = widen(text).strip().rstrip(".。").strip()
+    if text[:1] in ("[", "(") and text[-1:] in ("]", ")"):
+        text = text[1:-1].strip()
+    if not text:
+        return []
+    separators = set(re.findall(r"[,<>]", text))
+    if len(separators) > 1:
+        return None
+    numbers = [parse_number(item.strip().strip("'\"")) for item in re.split(r"[,<>]", text)]
+    if None in numbers:
+        return None
+    values = [number for number in numbers if number is not None]
+    if separators & {"<", ">"} and values != sorted(values, reverse=">" in separators):
+        return None
+    return values
+
+
+def _read_choice(text: str) -> str | None:
+    text = widen(text.strip().strip("$*").strip())
+    if wrapped := _WRAPPED.fullmatch(text):
+        text = wrapped[1]
+    text = text.strip().rstrip(".。!").strip().lower()
+    if letter := _LETTER.fullmatch(text):
+        return letter[1].upper()
+    return _POLARITY.get(text)
+
+
+def _whole(number: Any) -> int:
+    if isinstance(number, bool) or int(number) != number:
+        raise ValueError(f"not a whole number: {number!r}")
+    return int(number)

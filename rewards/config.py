@@ -1,0 +1,32 @@
+"""The `rewards` section of a recipe: a list of RewardSpec."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+
+class RewardSpec(BaseModel, extra="forbid", frozen=True):
+    """One term of the reward.
+
+    Example (R1's last stage: preference only in the last 400 of 1,700 steps):
+        {use: "rewards.preference:Preference", domains: [general], from_share: 0.765}
+    """
+
+    use: str = Field(description="Import path of the reward class as module:Class, e.g. rewards.accuracy:Accuracy.")
+    weight: float = Field(
+        default=1.0,
+        allow_inf_nan=False,
+        description="Factor of this term in the sum; 1 since R1 adds its terms directly (Eq. 8).",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Options of the reward class; none takes its defaults."
+    )
+    domains: list[str] | None = Field(
+        default=None, description="Problem domains this term applies to; none means all, as for R1's language reward."
+    )
+    from_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of the stage's steps after which this term counts; 0 means from the start.",
+    )

@@ -1,0 +1,125 @@
+"""Language consistency: the share of words of the target language in the reasoning (DeepSeek-R1, Eq. 7).
+
+    reward = words of the target language in the CoT / all words in the CoT
+
+The paper does not say how words are split or their language told. Here it goes by script:
+
+- a word is a run of two or more Latin, Cyrillic or Hangul letters; apostrophes and digits end a run;
+- Han characters and kana have no spaces between words: a run of n of them counts as ceil(n / 2) words, since Chinese
+  words are nearly two characters long on average. Counting characters would give Chinese twice the weight of English;
+- not words: digits, punctuation, single letters (variables, but "a" and "I" too), LaTeX commands, formulas, code,
+  and the names given. A formula or code span that holds three words in a row is prose in disguise and counts.
+
+What this does not see: two languages in one script (English and French, or pinyin).
+"""
+
+import re
+from collections.abc import Collection
+
+from pydantic import BaseModel, Field
+
+from data.chat import parse_completion
+from data.problems import Problem
+from rewards.reward import Score
+
+LATIN, HAN, KANA, HANGUL, CYRILLIC = "latin", "han", "kana", "hangul", "cyrillic"
+SCRIPTS = {"en": {LATIN}, "zh": {HAN}, "ja": {HAN, KANA}, "ko": {HANGUL}, "ru": {CYRILLIC}}
+
+_RUNS = re.compile(
+    rf"(?P<{LATIN}>[A-Za-zÀ-ÖØ-öø-ɏ]+)|(?P<{HAN}>[々〇㐀-䶿一-鿿豈-﫿𠀀-𳎿]+)|(?P<{KANA}>[ぁ-ゖァ-ヺー]+)"
+    rf"|(?P<{HANGUL}>[가-힣]+)|(?P<{CYRILLIC}>[Ѐ-ӿ]+)"
+)
+_SPANS = re.compile(
+    r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)"
+    r"|\\begin\{(equation|align|gather|cases|array|[pbv]?matrix)\*?\}.*?\\end\{\1\*?\}",
+    re.DOTALL,
+)
+_COMMAND = re.compile(r"\\(?:begin|end)\s*\{[a-z]*\*?\}|\\[A-Za-z]+\*?")
+_PROSE = re.compile(r"[A-Za-z]{2,}\s+[A-Za-z]{2,}\s+[A-Za-z]{2,}|[㐀-䶿一-鿿]{5}")
+
+
+class LanguageOptions(BaseModel, extra="forbid", frozen=True):
+    """Options of the language-consistency reward."""
+
+    language: str | None = Field(
+        default=None,
+        description="ISO 639-1 code of the target language; none takes the language of each problem, as in R1.",
+    )
+    names: tuple[str, ...] = Field(
+        default=(),
+        description="Words that belong to no language, e.g. proper names; those in metadata['names'] are added.",
+    )
+    wordless_value: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Value of reasoning that holds formulas and digits but no word, where Eq. 7 is 0/0; 0 so that "
+        "leaving words out never pays.",
+    )
+    pass_at: float = Field(
+        default=0.9, ge=0, le=1, description="Share from which the verdict is PASS; the reward itself is the share."
+    )
+
+
+class LanguageConsistency:
+    """Eq. 7 as a reward in [0, 1]. Missing, malformed or empty reasoning earns nothing."""
+
+    name = "language"
+    Options = LanguageOptions
+
+    def __init__(self, options: LanguageOptions | None = None):
+        self.options = options or LanguageOptions()
+        if self.options.language is not None:
+            _scripts_of(self.options.language)
+
+    def __call__(self, problem: Problem, completion: str) -> Score:
+        language = self.options.language or problem.language
+        if language not in SCRIPTS:
+            return Score.error(f"Language {language!r} of problem {problem.id} is not one of {', '.join(SCRIPTS)}.")
+        reasoning = parse_completion(completion).reasoning
+        if not reasoning:
+            return Score.failed(detail="no reasoning")
+        names = (*self.options.names, *problem.metadata.get("names", ()))
+        share = language_consistency(reasoning, language, names)
+        if share is None:
+            value = self.options.wordless_value if any(char.isalnum() for char in reasoning) else 0.0
+            return Score.failed(value, "no words in the reasoning")
+        detail = f"{share:.0%} of the words are {language}"
+        return Score.passed(share, detail) if share >= self.options.pass_at else Score.failed(share, detail)
+
+
+def language_consistency(text: str, language: str, names: Collection[str] = ()) -> float | None:
+    """Share of the words in `text` that are of `language`, in [0, 1]; None when there are no words.
+
+    Raises ValueError for a language whose script is not known here.
+    """
+    scripts = _scripts_of(language)
+    counts = count_words_by_script(text, names)
+    total = sum(counts.values())
+    return sum(counts.get(script, 0) for script in scripts) / total if total else None
+
+
+def count_words_by_script(text: str, names: Collection[str] = ()) -> dict[str, int]:
+    """Number of words per script, by the rules above."""
+    text = _COMMAND.sub(" ", _SPANS.sub(_keep_prose, text))
+    for name in sorted(filter(None, names), key=len, reverse=True):
+        boundary = r"(?<![A-Za-z]){}(?![A-Za-z])" if name.isascii() else "{}"
+        text = re.sub(boundary.format(re.escape(name)), " ", text, flags=re.IGNORECASE)
+    counts: dict[str, int] = {}
+    for match in _RUNS.finditer(text):
+        script, length = match.lastgroup or "", len(match[0])
+        words = (length + 1) // 2 if script in (HAN, KANA) else int(length > 1)
+        if words:
+            counts[script] = counts.get(script, 0) + words
+    return counts
+
+
+def _keep_prose(span: re.Match[str]) -> str:
+    inside = _COMMAND.sub("", span[0])
+    return inside if _PROSE.search(inside) else " "
+
+
+def _scripts_of(language: str) -> set[str]:
+    if language not in SCRIPTS:
+        raise ValueError(f"Language consistency knows {', '.join(SCRIPTS)}, not {language!r}; set one of them.")
+    return SCRIPTS[language]

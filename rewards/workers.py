@@ -1,0 +1,30 @@
+"""A reward in a process of its own. A plain class: `ray.remote(RewardWorker)` makes it an actor where Ray is used."""
+
+from collections.abc import Sequence
+
+from data.problems import Problem
+from rewards.combine import build_reward
+from rewards.config import RewardSpec
+from rewards.reward import Score
+
+
+class RewardWorker:
+    """Holds one reward and scores batches with it."""
+
+    def __init__(self, specs: Sequence[RewardSpec]):
+        self._reward = build_reward(specs)
+
+    def score(self, problems: Sequence[Problem], completions: Sequence[str], progress: float = 1.0) -> list[Score]:
+        """One Score per pair; `progress` is the share of the stage's steps already taken, in [0, 1]."""
+        return self._reward.score_batch(problems, completions, progress)
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """Judgements so far: reward name -> {"pass": n, "fail": n, "error": n}."""
+        return {
+            name: {verdict: counts[verdict] for verdict in ("pass", "fail", "error")}
+            for name, counts in self._reward.counts.items()
+        }
+
+    def close(self) -> None:
+        """End the processes the reward holds."""
+        self._reward.close()

@@ -1,0 +1,56 @@
+"""From the sums of many micro-batches and ranks to the metrics of one mini-batch.
+
+`policy_loss` and `mismatch_sums` return sums and counts, never means: means of unequal micro-batches do not add up.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+# metric name: (sum, count it is divided by)
+MEANS = {
+    "loss/importance_ratio_mean": ("importance_ratio", "tokens"),
+    "loss/clip_fraction_low": ("clipped_low", "tokens"),
+    "loss/clip_fraction_high": ("clipped_high", "tokens"),
+    "loss/masked_sequences": ("masked_sequences", "sequences"),
+    "kl/old_k3": ("kl_old_k3", "tokens"),
+    "kl/reference_k3": ("kl_reference_k3", "tokens"),
+    "mismatch/abs_mean": ("mismatch_abs", "mismatch_tokens"),
+    "mismatch/kl": ("mismatch_k3", "mismatch_tokens"),
+}
+# metric name: key taken as it is
+PLAIN = {
+    "loss/importance_ratio_max": "importance_ratio_max",
+    "loss/nonfinite_tokens": "nonfinite_tokens",
+    "mismatch/abs_max": "mismatch_abs_max",
+}
+
+
+def combine(parts: Iterable[Mapping[str, Tensor | float]]) -> dict[str, float]:
+    """Add up sums; keys ending in `_max` take the maximum. Its result may be combined again, over ranks."""
+    combined: dict[str, float] = {}
+    for part in parts:
+        for key, value in part.items():
+            value = float(value)
+            if key not in combined:
+                combined[key] = value
+            elif key.endswith("_max"):
+                combined[key] = _nan_or_max(combined[key], value)
+            else:
+                combined[key] += value
+    return combined
+
+
+def mini_batch_metrics(combined: Mapping[str, float]) -> dict[str, float]:
+    """Metrics by the names they are logged under; those whose sums are missing, or count nothing, are left out."""
+    metrics = {name: combined[key] for name, key in PLAIN.items() if key in combined}
+    for name, (total, count) in MEANS.items():
+        if total in combined and combined.get(count):
+            metrics[name] = combined[total] / combined[count]
+    return metrics
+
+
+def _nan_or_max(a: float, b: float) -> float:
+    # max() keeps or drops a NaN depending on the order
+    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)

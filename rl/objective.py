@@ -1,0 +1,203 @@
+"""What the policy maximises: named presets, each field of which a recipe may override on its own.
+
+    J = agg_t [ M min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) - kl_coef KL(policy || reference) ]
+
+Sources: r1 = DeepSeek-R1 (arXiv:2501.12948), v3_2 = DeepSeek-V3.2 (2512.02556, section 3.1), dapo = DAPO (2503.14476),
+dr_grpo = Dr. GRPO (2503.20783), gspo = GSPO (2507.18071). What a paper leaves open is chosen here and marked "ours".
+The maths is in `rl.loss` and `rl.advantage`; this module is free of torch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+Preset = Literal["r1", "v3_2", "dapo", "dr_grpo", "gspo"]
+KLEstimator = Literal["k1", "k2", "k3"]
+RatioLevel = Literal["token", "sequence"]
+Aggregation = Literal["sequence_mean", "token_mean", "sequence_sum"]
+Overlong = Literal["soft", "mask", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """A resolved objective: plain numbers, no preset. `ObjectiveConfig` says what each field means."""
+
+    clip_low: float
+    clip_high: float
+    kl_coef: float
+    kl_estimator: KLEstimator
+    unbiased_kl: bool
+    advantage_std: bool
+    ratio_level: RatioLevel
+    aggregation: Aggregation
+    sequence_mask_delta: float | None  # nats per token; None = no mask
+    dynamic_sampling: bool
+    overlong: Overlong
+    overlong_buffer: float  # share of the maximum completion length
+
+    def __post_init__(self) -> None:
+        if self.unbiased_kl and self.kl_estimator != "k3":
+            raise ValueError(
+                f"objective: unbiased_kl is defined for kl_estimator k3 (V3.2 eq. 7), got {self.kl_estimator}; "
+                "set kl_estimator to k3 or unbiased_kl to false"
+            )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss reads reference logprobs."""
+        return self.kl_coef > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denominators:
+    """What the loss of one *mini-batch* is divided by, summed over all its micro-batches and ranks."""
+
+    sequences: int  # trained sequences
+    tokens: int  # completion tokens of those sequences
+    max_length: int  # the longest completion the rollout may sample, tokens; constant over a run
+
+    def __post_init__(self) -> None:
+        for name in ("sequences", "tokens", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"denominators: {name} must be at least 1, got {getattr(self, name)}")
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], max_length: int) -> "Denominators":
+        """From the completion lengths of every trained sequence of the mini-batch."""
+        return cls(sequences=len(lengths), tokens=sum(lengths), max_length=max_length)
+
+
+_R1 = Objective(
+    clip_low=10.0,
+    clip_high=10.0,
+    kl_coef=0.001,
+    kl_estimator="k3",
+    unbiased_kl=False,
+    advantage_std=True,
+    ratio_level="token",
+    aggregation="sequence_mean",  # not stated; ours, as in DeepSeekMath
+    sequence_mask_delta=None,
+    dynamic_sampling=False,
+    overlong="none",
+    overlong_buffer=0.2,
+)
+PRESETS: dict[Preset, Objective] = {
+    "r1": _R1,
+    # V3.2 prints neither clip range, kl_coef nor delta: the first two stay R1's, delta is ours.
+    "v3_2": replace(_R1, unbiased_kl=True, advantage_std=False, sequence_mask_delta=0.5),
+    "dapo": replace(
+        _R1,
+        clip_low=0.2,
+        clip_high=0.28,
+        kl_coef=0.0,
+        aggregation="token_mean",
+        dynamic_sampling=True,
+        overlong="soft",
+    ),
+    "dr_grpo": replace(_R1, clip_low=0.2, clip_high=0.2, kl_coef=0.0, advantage_std=False, aggregation="sequence_sum"),
+    # GSPO leaves the KL term out of its formulas; no KL is ours.
+    "gspo": replace(_R1, clip_low=3e-4, clip_high=4e-4, kl_coef=0.0, ratio_level="sequence"),
+}
+
+
+class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
+    """A preset and what differs from it. A field left null takes the preset's value."""
+
+    preset: Preset = Field(
+        "r1",
+        description="Named objective that fills every field left null: r1 (DeepSeek-R1's GRPO), v3_2 (DeepSeek-V3.2), "
+        "dapo, dr_grpo, gspo; r1 because this is the pipeline being reproduced.",
+    )
+    clip_low: float | None = Field(
+        None,
+        ge=0,
+        description="The importance ratio is kept above 1 - clip_low where the advantage is negative. r1: 10, as "
+        "printed (section 3.2.1: a small value cuts the gradient of many tokens); the interval is [-9, 11] and ratios "
+        "are positive, so this side never binds, and with a negative advantage the ratio is unbounded above, as in "
+        "plain PPO. v3_2: not stated, R1's (ours). dapo: 0.2. dr_grpo: PPO's usual 0.2 (ours). gspo: 3e-4, on the "
+        "sequence ratio.",
+    )
+    clip_high: float | None = Field(
+        None,
+        ge=0,
+        description="The importance ratio is kept below 1 + clip_high where the advantage is positive. r1: 10, as "
+        "printed: the gradient of a token is cut once it is 11 times likelier than when sampled. v3_2: not stated, "
+        "R1's (ours). dapo: 0.28 (clip-higher: rare tokens may rise). dr_grpo: PPO's usual 0.2 "
+        "(ours). gspo: 4e-4.",
+    )
+    kl_coef: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of the KL to the reference policy in the loss; 0 needs no reference. r1: 0.001, as "
+        "printed. v3_2: not stated, R1's (ours). dapo, dr_grpo: 0, as printed. gspo: 0 (ours: the paper leaves the "
+        "term out).",
+    )
+    kl_estimator: KLEstimator | None = Field(
+        None,
+        description="Per-token estimate, with log_r = ref - policy: k1 = -log_r, k2 = log_r^2 / 2, "
+        "k3 = exp(log_r) - log_r - 1. All presets: k3, as in GRPO; never negative. In a loss, k1 has no pull towards "
+        "the reference on average.",
+    )
+    unbiased_kl: bool | None = Field(
+        None,
+        description="Multiply k3 by the importance ratio, gradient included (DeepSeek-V3.2 eq. 7), which makes the KL "
+        "gradient unbiased when completions come from the old policy. v3_2: true. Others: false, as printed.",
+    )
+    advantage_std: bool | None = Field(
+        None,
+        description="Divide reward minus group mean by the group's standard deviation (population; the papers do not "
+        "say which, ours). r1, dapo, gspo: true. v3_2, dr_grpo: false, as printed: dividing weighs very easy and very "
+        "hard problems up.",
+    )
+    ratio_level: RatioLevel | None = Field(
+        None,
+        description="token: one importance ratio per token. sequence: their geometric mean over the completion, "
+        "shared by its tokens. gspo: sequence. Others: token (R1's formula writes whole outputs, its text clips "
+        "tokens).",
+    )
+    aggregation: Aggregation | None = Field(
+        None,
+        description="How tokens become one number. sequence_mean: mean over sequences of each one's token mean. "
+        "token_mean: one mean over all tokens of the mini-batch. sequence_sum: mean over sequences of the token sum "
+        "divided by the maximum completion length, a constant. r1: not stated, sequence_mean (ours, DeepSeekMath's "
+        "1/|o_i|); v3_2, gspo: sequence_mean. dapo: token_mean. dr_grpo: sequence_sum.",
+    )
+    sequence_mask_delta: Annotated[float, Field(ge=0)] | Literal["none"] | None = Field(
+        None,
+        description="Off-policy sequence mask (DeepSeek-V3.2 eq. 8-9), nats per token, or none: a completion with "
+        "negative advantage whose mean (sampling - policy logprob) exceeds it loses its policy term. v3_2: 0.5 (ours, "
+        "the paper prints no value: far above the 1e-3 of numerical mismatch between generator and trainer). Others: "
+        "none.",
+    )
+    dynamic_sampling: bool | None = Field(
+        None,
+        description="Leave groups without signal (all rewards equal) out of training altogether. dapo: true. Others: "
+        "false: they have zero advantage but still count in the denominators and keep their KL term.",
+    )
+    overlong: Overlong | None = Field(
+        None,
+        description="Completions near the length limit. soft: lower the reward linearly down to -1 over the last "
+        "tokens (DAPO eq. 13). mask: leave truncated completions out of the loss. none: no treatment. dapo: soft. "
+        "Others: none (R1 does not say how truncated answers are treated).",
+    )
+    overlong_buffer: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Where `overlong: soft` starts, as the last share of the maximum completion length. All presets: "
+        "0.2, DAPO's 4,096 of 20,480 tokens; a share, so that one preset serves every length.",
+    )
+
+    @model_validator(mode="after")
+    def _reject_contradictions(self) -> "ObjectiveConfig":
+        self.resolve()
+        return self
+
+    def resolve(self) -> Objective:
+        """The preset with this config's overrides. Raises ValueError when they contradict each other."""
+        overrides = self.model_dump(exclude={"preset"}, exclude_none=True)
+        if overrides.get("sequence_mask_delta") == "none":
+            overrides["sequence_mask_delta"] = None
+        return replace(PRESETS[self.preset], **overrides)

@@ -1,0 +1,98 @@
+"""Keys and values of running completions, and the attention that reads and writes them.
+
+The cache works underneath transformers' models, not through their `past_key_values`: a model is called on the new tokens
+alone, and its attention (registered as `r1_generate`) finds the rest here. For MLA this keeps the expanded keys and
+values, where transformers would expand the whole latent cache again for every token.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from models.attention import PackedLayout, packed_attention
+
+NAME = "r1_generate"
+
+
+class KVCache:
+    """[slots, heads, length, width] per layer, allocated at the first write (models differ in head widths)."""
+
+    def __init__(self, slots: int, length: int):
+        self.slots, self.length = slots, length
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+
+    def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The layer's buffers; `key` and `value` [*, H, *, D] give heads, widths, dtype and device."""
+        if index not in self.keys:
+            shape = (self.slots, key.shape[1], self.length)
+            self.keys[index] = key.new_zeros(*shape, key.shape[-1])
+            self.values[index] = value.new_zeros(*shape, value.shape[-1])
+        return self.keys[index], self.values[index]
+
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy rows `source` onto rows `target` (int64, disjoint), in every layer."""
+        for buffers in (self.keys, self.values):
+            for buffer in buffers.values():
+                buffer[target] = buffer[source]
+
+
+@dataclass(slots=True)
+class Prefill:
+    """A packed row of prompts; prompt p is written to every slot of `slots[p]`."""
+
+    cache: KVCache
+    packing: PackedLayout
+    bounds: list[tuple[int, int]]  # per prompt: first and one-past-last token in the row
+    slots: list[torch.Tensor]  # per prompt: int64 slots that continue it
+
+    def attend(self, module, query, key, value, scaling):
+        keys, values = self.cache.layer(module.layer_idx, key, value)
+        for (start, end), slots in zip(self.bounds, self.slots, strict=True):
+            keys[slots, :, : end - start] = key[0, :, start:end]
+            values[slots, :, : end - start] = value[0, :, start:end]
+        return packed_attention(module, query, key, value, None, scaling=scaling, packing=self.packing)
+
+
+@dataclass(slots=True)
+class Decode:
+    """One new token for each of the first B slots, at `positions` [B]."""
+
+    cache: KVCache
+    positions: torch.Tensor  # int64 [B]
+    mask: torch.Tensor  # bool [B, 1, 1, L], True where a key must not be read
+    rows: torch.Tensor  # int64 [B] = arange(B)
+
+    @classmethod
+    def at(cls, cache: KVCache, positions: torch.Tensor) -> "Decode":
+        length = int(positions.max()) + 1
+        mask = torch.arange(length, device=positions.device)[None, :] > positions[:, None]
+        return cls(cache, positions, mask[:, None, None, :], torch.arange(len(positions), device=positions.device))
+
+    def attend(self, module, query, key, value, scaling):
+        keys, values = self.cache.layer(module.layer_idx, key, value)
+        keys[self.rows, :, self.positions] = key[:, :, 0]
+        values[self.rows, :, self.positions] = value[:, :, 0]
+        batch, length = len(self.rows), self.mask.shape[-1]
+        # Query heads that share a key head become rows of one product; scaling the query spares a pass over the keys.
+        grouped = (query * scaling).view(batch, key.shape[1], -1, query.shape[-1])
+        scores = torch.matmul(grouped, keys[:batch, :, :length].transpose(2, 3))
+        weights = torch.softmax(scores.masked_fill(self.mask, float("-inf")), dim=-1)
+        out = torch.matmul(weights, values[:batch, :, :length]).view(batch, query.shape[1], 1, -1)
+        return out.transpose(1, 2), None
+
+
+def generate_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, generating=None, **_):
+    """transformers' attention interface; `generating` (Prefill or Decode) is passed through the model call."""
+    if generating is None:
+        raise ValueError(f"attention '{NAME}' needs generating=Prefill(...) or Decode(...) in the model call")
+    return generating.attend(module, query, key, value, scaling)
+
+
+def _no_mask(*args, **kwargs):
+    return None
+
+
+AttentionInterface.register(NAME, generate_attention)
+AttentionMaskInterface.register(NAME, _no_mask)

@@ -1,0 +1,195 @@
+"""The embedded generator: continuous batching over any transformers causal LM.
+
+Sequences run in slots. A free slot takes the next completion; prompts are prefilled once per group in a packed row, then
+every step extends all running completions by one token. Slots in use are always the first ones: when a completion ends,
+the last one moves into its place, so a step never computes a row that nobody reads.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.attention import PackedLayout
+from models.checkpoint import load_hub_state_dict, load_model, load_tokenizer
+from rollouts.kv_cache import NAME, Decode, KVCache, Prefill
+from rollouts.records import Completion, Group, Request, SamplingParams
+from rollouts.sampling import draw, uniforms
+
+# Admit new prompts when this share of the slots is free: a prefill for one slot would stall all the others.
+_ADMIT_SHARE = 0.25
+
+
+@dataclass(slots=True)
+class _Running:
+    """One completion that occupies a slot."""
+
+    request: int
+    sample: int
+    uniforms: torch.Tensor  # float32 [max_new_tokens]
+    limit: int  # new tokens it may have
+    token_ids: list[int]
+    logprobs: list[float]
+
+
+class TransformersGenerator:
+    """A Generator (see rollouts.generator) on one device."""
+
+    def __init__(self, checkpoint: str, *, max_slots: int = 256, dtype: str = "float32", device: str = "cpu"):
+        self.device = torch.device(device)
+        self.model = load_model(checkpoint, attention=NAME, dtype=getattr(torch, dtype)).to(self.device).eval()
+        self.tokenizer = load_tokenizer(checkpoint)
+        self.max_slots = max_slots
+        self.max_length = self.model.config.max_position_embeddings
+        eos = self.model.generation_config.eos_token_id
+        eos = self.tokenizer.eos_token_id if eos is None else eos
+        self.eos_ids = frozenset([eos] if isinstance(eos, int) else eos)
+        self.policy_version = 0
+
+    def load_weights(self, tensors: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]], version: int) -> None:
+        load_hub_state_dict(self.model, dict(tensors))
+        self.policy_version = version
+
+    def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
+        by_key = {group.key: group for group in self.stream(requests, params)}
+        return [by_key[request.key] for request in requests]
+
+    @torch.inference_mode()
+    def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Group]:
+        """Groups as they finish. Raises ValueError, before any work, for a prompt that leaves no room to answer."""
+        self._check(requests)
+        waiting = deque((r, g) for r in range(len(requests)) for g in range(params.group_size))
+        done: dict[int, dict[int, Completion]] = {}
+        batch = _Batch(self, requests, params)
+        while waiting or batch.running:
+            free = batch.slots - len(batch.running)
+            if waiting and (free >= _ADMIT_SHARE * batch.slots or not batch.running):
+                batch.admit([waiting.popleft() for _ in range(min(free, len(waiting)))])
+            else:
+                batch.step()
+            for running, reason in batch.take_finished():
+                group = done.setdefault(running.request, {})
+                group[running.sample] = self._completion(running, reason)
+                if len(group) == params.group_size:
+                    request = requests[running.request]
+                    completions = [group[g] for g in range(params.group_size)]
+                    del done[running.request]
+                    yield Group(key=request.key, prompt_ids=request.prompt_ids, completions=completions)
+
+    def _check(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            if not 0 < len(request.prompt_ids) < self.max_length:
+                raise ValueError(
+                    f"prompt '{request.key}' has {len(request.prompt_ids)} tokens; this model takes 1 to "
+                    f"{self.max_length - 1} and then answers within {self.max_length} in all"
+                )
+        if len({request.key for request in requests}) < len(requests):
+            raise ValueError("two requests share a key: their random numbers would be the same")
+
+    def _completion(self, running: _Running, reason: str) -> Completion:
+        return Completion(
+            token_ids=np.array(running.token_ids, dtype=np.int32),
+            sampling_logprobs=np.array(running.logprobs, dtype=np.float32),
+            policy_version=self.policy_version,
+            finish_reason="stop" if reason == "stop" else "length",
+            text=self.tokenizer.decode(running.token_ids, skip_special_tokens=True),
+        )
+
+
+class _Batch:
+    """The slots of one `stream` call."""
+
+    def __init__(self, generator: TransformersGenerator, requests: Sequence[Request], params: SamplingParams):
+        self.model, self.device = generator.model, generator.device
+        self.eos_ids, self.max_length = generator.eos_ids, generator.max_length
+        self.requests, self.params = requests, params
+        self.slots = min(generator.max_slots, max(1, len(requests) * params.group_size))
+        longest = max((len(r.prompt_ids) for r in requests), default=0) + params.max_new_tokens
+        self.cache = KVCache(self.slots, min(longest, self.max_length))
+        self.running: list[_Running] = []  # running[i] sits in slot i
+        self.positions = torch.zeros(self.slots, dtype=torch.int64)  # of the last token in each slot
+        self.finished: list[tuple[_Running, str]] = []
+
+    def admit(self, chosen: list[tuple[int, int]]) -> None:
+        """Prefill the prompts of `chosen` (request, sample), and draw their first tokens."""
+        first = len(self.running)
+        slots_of: dict[int, list[int]] = {}
+        for offset, (request, sample) in enumerate(chosen):
+            slots_of.setdefault(request, []).append(first + offset)
+            self.running.append(self._start(request, sample))
+        prompts = [self.requests[request].prompt_ids for request in slots_of]
+        lengths = [len(prompt) for prompt in prompts]
+        ends = np.cumsum(lengths)
+        prefill = Prefill(
+            cache=self.cache,
+            packing=PackedLayout.from_lengths(lengths, self.device),
+            bounds=list(zip((ends - lengths).tolist(), ends.tolist(), strict=True)),
+            slots=[torch.tensor(slots, device=self.device) for slots in slots_of.values()],
+        )
+        ids = torch.tensor(np.concatenate(prompts), dtype=torch.int64, device=self.device)
+        positions = torch.tensor(np.concatenate([np.arange(n) for n in lengths]), device=self.device)
+        hidden = self._forward(ids[None], positions[None], prefill)[0]
+        row_of_slot = np.empty(len(chosen), dtype=np.int64)
+        for row, slots in enumerate(slots_of.values()):
+            row_of_slot[np.array(slots) - first] = row
+        last = torch.tensor(ends - 1, device=self.device)[torch.from_numpy(row_of_slot)]
+        self.positions[first : first + len(chosen)] = torch.tensor(lengths)[row_of_slot] - 1
+        self._draw(self.model.lm_head(hidden[last]), first)
+
+    def _start(self, request: int, sample: int) -> _Running:
+        prompt = self.requests[request]
+        limit = min(self.params.max_new_tokens, self.max_length - len(prompt.prompt_ids))
+        noise = torch.from_numpy(uniforms(self.params.seed, prompt.key, sample, limit))
+        return _Running(request, sample, noise, limit, [], [])
+
+    def step(self) -> None:
+        """One more token for every running completion."""
+        count = len(self.running)
+        ids = torch.tensor([r.token_ids[-1] for r in self.running], device=self.device)
+        positions = self.positions[:count].to(self.device)
+        hidden = self._forward(ids[:, None], positions[:, None], Decode.at(self.cache, positions))
+        self._draw(self.model.lm_head(hidden[:, 0]), 0)
+
+    def _forward(self, ids, positions, generating):
+        output = self.model.model(input_ids=ids, position_ids=positions, use_cache=False, generating=generating)
+        return output.last_hidden_state
+
+    def _draw(self, logits, first: int) -> None:
+        """Append a token to running[first:], then clear the slots of those that ended."""
+        drawn = self.running[first:]
+        noise = torch.stack([r.uniforms[len(r.token_ids)] for r in drawn]).to(self.device)
+        ids, logprobs = draw(logits, noise, self.params.temperature, self.params.top_k, self.params.top_p)
+        self.positions[first : first + len(drawn)] += 1
+        ended: list[int] = []
+        for slot, (running, token, logprob) in enumerate(
+            zip(drawn, ids.tolist(), logprobs.tolist(), strict=True), first
+        ):
+            running.token_ids.append(token)
+            running.logprobs.append(logprob)
+            reason = "stop" if token in self.eos_ids else "length" if len(running.token_ids) == running.limit else None
+            if reason:
+                ended.append(slot)
+                self.finished.append((running, reason))
+        self._compact(ended)
+
+    def _compact(self, ended: list[int]) -> None:
+        """Fill the gaps with the last running completions, so that slots in use stay the first ones."""
+        if not ended:
+            return
+        gone = set(ended)
+        remaining = len(self.running) - len(ended)
+        holes = [slot for slot in ended if slot < remaining]
+        movers = [slot for slot in range(remaining, len(self.running)) if slot not in gone]
+        if holes:
+            source, target = torch.tensor(movers), torch.tensor(holes)
+            self.cache.move(source.to(self.device), target.to(self.device))
+            self.positions[target] = self.positions[source]
+            for hole, mover in zip(holes, movers, strict=True):
+                self.running[hole] = self.running[mover]
+        del self.running[remaining:]
+
+    def take_finished(self) -> list[tuple[_Running, str]]:
+        finished, self.finished = self.finished, []
+        return finished

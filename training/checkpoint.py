@@ -1,0 +1,135 @@
+"""Checkpoints of a stage that is running: whole or not there, checked before they are trusted.
+
+A checkpoint is written into a hidden folder, hashed, synced and renamed, so a kill at any moment leaves the previous
+one untouched. What is inside is the stage's business. Guards against torn writes and bit rot, not against malice.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+CHECKSUMS = "checksums.json"
+_NAME = re.compile(r"step_(\d{8,})")
+
+logger = logging.getLogger(__name__)
+
+
+class CheckpointStore:
+    """The checkpoints in one folder, named step_00000010 after the optimizer steps taken."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        self.folder, self.keep = folder, keep
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Call `write` with an empty folder to fill, then make it the newest checkpoint and drop all but `keep`.
+
+        A checkpoint of the same step is replaced.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._drop_leftovers()
+        final = self.folder / f"step_{step:08d}"
+        temporary = self.folder / f".{final.name}.tmp"
+        temporary.mkdir()
+        write(temporary)
+        files = _files(temporary)
+        if not files:
+            raise ValueError(f"the checkpoint of step {step} is empty: nothing was written to {temporary}")
+        checksums = {path.relative_to(temporary).as_posix(): _sha256(path) for path in files}
+        (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=2), encoding="utf-8")
+        for path in [temporary / CHECKSUMS, *files, *{path.parent for path in files}, temporary]:
+            _sync(path)
+        if final.exists():
+            final.rename(self.folder / f".{final.name}.replaced.tmp")
+        temporary.rename(final)
+        _sync(self.folder)
+        for _, path in self._found()[self.keep :]:
+            shutil.rmtree(path)
+        self._drop_leftovers()
+        return final
+
+    def latest(self) -> tuple[int, Path] | None:
+        """(step, folder) of the newest checkpoint whose files are whole; None when there is none.
+
+        Damaged ones are renamed to <name>.damaged and reported in the log.
+        """
+        if not self.folder.exists():
+            return None
+        self._restore_replaced()
+        self._drop_leftovers()
+        damaged: list[str] = []
+        usable = None
+        for step, path in self._found():
+            fault = _fault(path)
+            if fault is None:
+                usable = (step, path)
+                break
+            damaged.append(f"checkpoint {path.name} is damaged ({fault})")
+            _move_aside(path)
+        instead = f"using {usable[1].name}" if usable else "starting from the beginning"
+        for sentence in damaged:
+            logger.warning("%s; %s", sentence, instead)
+        return usable
+
+    def _found(self) -> list[tuple[int, Path]]:
+        """(step, folder) of every checkpoint, newest first."""
+        if not self.folder.exists():
+            return []
+        matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.iterdir() if path.is_dir())
+        return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+
+    def _drop_leftovers(self) -> None:
+        for path in self.folder.glob(".step_*.tmp"):
+            shutil.rmtree(path)
+
+    def _restore_replaced(self) -> None:
+        """A kill between the two renames of a replacement leaves the old checkpoint under its temporary name."""
+        for path in self.folder.glob(".step_*.replaced.tmp"):
+            original = self.folder / path.name.removeprefix(".").removesuffix(".replaced.tmp")
+            if not original.exists():
+                path.rename(original)
+
+
+def _fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint: "model.safetensors, missing"; None when every file is as written."""
+    try:
+        checksums = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
+        for name, expected in checksums.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name}, missing"
+            if _sha256(path) != expected:
+                return f"{name}, content differs from its checksum"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{CHECKSUMS}, {type(error).__name__}"
+    return None
+
+
+def _move_aside(path: Path) -> None:
+    target = path.with_name(f"{path.name}.damaged")
+    if target.exists():
+        shutil.rmtree(target)
+    path.rename(target)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

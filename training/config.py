@@ -1,0 +1,33 @@
+"""Settings that every training stage shares."""
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class OptimizerConfig(BaseModel, extra="forbid", frozen=True):
+    """AdamW. The R1 paper does not state betas, decay or clipping of its RL and SFT runs: these are V3's (section 4.2)."""
+
+    lr: float = Field(
+        3e-6, gt=0, description="peak learning rate; 3e-6 is the paper's for RL on 671B, tiny models need ~1e-4"
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="constant (RL) or cosine down to final_lr_share (SFT, as the paper)"
+    )
+    final_lr_share: float = Field(0.1, ge=0, le=1, description="share of lr at the end of a cosine; 0.1 is the paper's")
+    warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up; not stated in the paper")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment; V3's")
+    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the second moment; V3's")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled decay of matrices; 0 because fine-tuning is short")
+    clip_norm: float = Field(1.0, gt=0, description="largest global gradient norm; V3's")
+
+    def lr_at(self, step: int, total_steps: int) -> float:
+        """Learning rate of optimizer step `step` (0-based) of `total_steps`."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.lr
+        progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return self.lr * (self.final_lr_share + (1 - self.final_lr_share) * cosine)

@@ -1,0 +1,115 @@
+"""One trainer rank: a policy, its optimizer, packed forward passes, and its state on disk."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.attention import PackedLayout
+from models.checkpoint import hub_state_dict, load_model, load_mtp_module, load_tokenizer, save_model
+from models.mtp import mtp_hidden
+from models.routing import LoadCounter
+from training.config import OptimizerConfig
+from training.logprobs import token_logprobs
+from training.optimizer import Optimizer
+
+
+class PackedRow(Protocol):
+    """Several sequences in one row of T tokens, of which C are predicted (see rl.batch.MicroBatch)."""
+
+    input_ids: np.ndarray  # [T] int64
+    position_ids: np.ndarray  # [T] int64, from 0 in every sequence
+    cu_seqlens: np.ndarray  # [S + 1] int32
+    predicting_positions: np.ndarray  # [C] int64: the state there predicts target_ids[j]
+    target_ids: np.ndarray  # [C] int64
+
+
+class Trainer:
+    """The policy on one device. Subclasses add the loss of their stage; all methods run in a Ray actor."""
+
+    def __init__(self, checkpoint: str, optimizer: OptimizerConfig, *, mtp: bool = False, device: str = "cpu"):
+        torch.use_deterministic_algorithms(True)
+        self.device = torch.device(device)
+        self.model = load_model(checkpoint).to(self.device).train()
+        self.tokenizer = load_tokenizer(checkpoint)
+        self.mtp = load_mtp_module(checkpoint, self.model.config)
+        if self.mtp is not None:
+            self.mtp.to(self.device).requires_grad_(mtp)
+        self.train_mtp = mtp and self.mtp is not None
+        self.optimizer = Optimizer(self._named_parameters(), optimizer)
+        self.load = LoadCounter(self.model)
+
+    def _named_parameters(self):
+        yield from self.model.named_parameters()
+        if self.mtp is not None:
+            yield from ((f"mtp.{name}", p) for name, p in self.mtp.named_parameters())
+
+    # --- forward ---
+
+    def hidden_states(self, row: PackedRow) -> tuple[torch.Tensor, PackedLayout]:
+        """Final hidden states [1, T, D] of a packed row, and the layout that kept its sequences apart."""
+        packing = PackedLayout.from_lengths(np.diff(row.cu_seqlens).tolist(), self.device)
+        output = self.model.model(
+            input_ids=self._tensor(row.input_ids)[None],
+            position_ids=self._tensor(row.position_ids)[None],
+            use_cache=False,
+            packing=packing,
+        )
+        return output.last_hidden_state, packing
+
+    def completion_logprobs(self, row: PackedRow, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logprobs and entropies [C] of the predicted tokens of a row."""
+        hidden, _ = self.hidden_states(row)
+        predicting = hidden[0, self._tensor(row.predicting_positions)]
+        return token_logprobs(predicting, self.model.lm_head.weight, self._tensor(row.target_ids), temperature)
+
+    def next_token_losses(self, row: PackedRow) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Summed cross-entropy (nats) of the predicted tokens, and of the tokens after them by the MTP module."""
+        hidden, packing = self.hidden_states(row)
+        positions = self._tensor(row.predicting_positions)
+        head = self.model.lm_head.weight
+        logprobs, _ = token_logprobs(hidden[0, positions], head, self._tensor(row.target_ids))
+        if not self.train_mtp:
+            return -logprobs.sum(), None
+        # The token two ahead of position i is a target when i + 1 predicts one in the same sequence.
+        ids, position_ids = self._tensor(row.input_ids)[None], self._tensor(row.position_ids)[None]
+        deeper = mtp_hidden(self.model, self.mtp, ids, hidden, position_ids, packing)
+        is_end = torch.zeros(ids.shape[1], dtype=torch.bool, device=self.device)
+        is_end[self._tensor(row.cu_seqlens[1:].astype(np.int64)) - 1] = True
+        two_ahead = positions - 1
+        keep = (two_ahead >= 0) & ~is_end[two_ahead.clamp(min=0)]
+        targets = self._tensor(row.target_ids)[keep]
+        mtp_logprobs, _ = token_logprobs(deeper[0, two_ahead[keep]], head, targets)
+        return -logprobs.sum(), -mtp_logprobs.sum()
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    # --- weights and state ---
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The policy's weights by checkpoint name, for weight sync."""
+        return {name: tensor.cpu().numpy() for name, tensor in hub_state_dict(self.model).items()}
+
+    def save_checkpoint(self, folder: str) -> None:
+        """A Hugging Face checkpoint, float32."""
+        save_model(Path(folder), self.model, self.tokenizer, self.mtp)
+
+    def save_state(self, folder: str) -> None:
+        """Everything that a resumed run needs to go on bit for bit."""
+        state = {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        if self.mtp is not None:
+            state |= {f"mtp.{name}": t for name, t in self.mtp.state_dict().items()}
+        save_file({name: t.contiguous().clone() for name, t in state.items()}, Path(folder) / "state.safetensors")
+        self.optimizer.save(Path(folder) / "optimizer.safetensors")
+
+    def load_state(self, folder: str) -> None:
+        state = load_file(Path(folder) / "state.safetensors")
+        parts = {"model": self.model, "mtp": self.mtp}
+        for prefix, module in parts.items():
+            if module is not None:
+                start = f"{prefix}."
+                module.load_state_dict({n.removeprefix(start): t for n, t in state.items() if n.startswith(start)})
+        self.optimizer.load(Path(folder) / "optimizer.safetensors")
