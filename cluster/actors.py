@@ -38,13 +38,14 @@ def stop_ray() -> None:
 
 
 def spawn(cls: type, *args: Any, threads: int = 1, gpus: float = 0, **kwargs: Any) -> Any:
-    """Start `cls(*args, **kwargs)` as a Ray actor with `threads` compute threads.
+    """Start `cls(*args, threads=threads, **kwargs)` as a Ray actor whose libraries use `threads` compute threads.
 
     CPUs are not reserved: phases take turns on the same cores (colocated placement), so reservations would deadlock.
     """
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    limits["OMP_WAIT_POLICY"] = "PASSIVE"  # idle threads sleep: colocated processes share the cores
     options = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": limits}}
-    return ray.remote(cls).options(**options).remote(*args, **kwargs)
+    return ray.remote(cls).options(**options).remote(*args, threads=threads, **kwargs)
 
 
 def wait(refs: Any, *, phase: str, deadline_s: float) -> Any:

@@ -86,7 +86,7 @@ def instruction_document(rng: random.Random) -> Document:
     return Document(PLAIN_PROMPT.format(question=problem.question), answer)
 
 
-def documents(seed: int) -> Iterator[Document]:
+def documents(seed: str) -> Iterator[Document]:
     """An endless, reproducible stream."""
     rng = random.Random(f"corpus-{seed}")
     while True:

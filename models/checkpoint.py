@@ -29,6 +29,11 @@ def _quiet_transformers():
         transformers.logging.set_verbosity(level)
 
 
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the GPU when there is one, else the CPU; other names are torch's."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
 def load_tokenizer(path: Path | str):
     return AutoTokenizer.from_pretrained(path)
 

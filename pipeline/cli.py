@@ -39,6 +39,9 @@ def plain_errors(again: str = "") -> Iterator[None]:
     except StageError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
+    except OSError as error:  # a full disk, a folder without permission
+        print(f"{error}{again}", file=sys.stderr)
+        raise typer.Exit(1) from None
     except KeyboardInterrupt:
         print(f"interrupted{again}", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -6,6 +6,7 @@ pipeline's `set:`, the command line.
 """
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,7 @@ class Stage:
     kind: str  # key of KINDS
     leaves: str  # artifact kind
     config: BaseModel
-    record: dict[str, Any]  # the full config as plain data, files by content: what a manifest keeps and compares
+    record: dict[str, Any]  # the full config as JSON data, files by content: what a manifest keeps and compares
     inputs: tuple[Input, ...]
     seed: int
     recipe: Path
@@ -264,7 +265,7 @@ def _build_stage(
         kind=str(kind_name),
         leaves=kind.leaves,
         config=config,
-        record=_record(config, config.model_dump(mode="json")),
+        record=json.loads(json.dumps(_record(config, config.model_dump(mode="json")))),
         inputs=inputs,
         seed=stage_seed(file.seed, name),
         recipe=recipe,

@@ -13,9 +13,15 @@ _NAME = ".lock"
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Hold the run folder's lock. Raises RecipeError naming the process that holds it already."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _NAME).open("a+", encoding="utf-8") as file:
+    """Hold the run folder's lock, made when missing. Raises RecipeError naming the process that holds it already."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / _NAME).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(
+            f"the run folder {folder} cannot be written ({error}); choose another with output=PATH"
+        ) from None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -109,6 +109,7 @@ class LiveProgress(Progress):
         self._live.stop()
 
     def table(self) -> "Table":
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
@@ -128,7 +129,7 @@ class LiveProgress(Progress):
                 *(_number(event.get(key)) for key in _QUANTITIES),
                 duration(elapsed) if elapsed is not None else "",
                 duration(left) if running and (left := seconds_left(row, time.monotonic())) is not None else "",
-                str(event.get("phase", "")) if running else "",
+                escape(str(event.get("phase", ""))) if running else "",
                 style="bold" if running else ("dim" if row.state == "made before" or not row.state else ""),
             )
         return table

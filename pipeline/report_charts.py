@@ -36,7 +36,8 @@ RL_PANELS = (
     Panel("Truncated share", (r"\w+/truncated\w*", r"\w+/truncation\w*")),
     Panel("Entropy, nats", (r"\w+/entropy\w*",)),
     Panel("KL to the reference", (r"kl/reference\w*", r"loss/kl\w*", r"kl/\w+")),
-    Panel("Clipped share", (r"\w+/clip_(fraction|share)\w*",)),
+    Panel("Tokens clipped above", (r"loss/clip_fraction_high", r"loss/clip_fraction")),
+    Panel("Tokens clipped below", (r"loss/clip_fraction_low",)),
     Panel("Groups without signal", (r"\w+/\w*(no_signal|zero_signal|without_signal)\w*",)),
     Panel("Mismatch of generator and trainer", (r"mismatch/\w*abs\w*", r"mismatch/kl", r"mismatch/\w+")),
     Panel("Gradient norm", (r"\w+/grad(ient)?_norm",)),
@@ -79,8 +80,9 @@ def scores_chart(checkpoints: Mapping[str, Mapping[str, Any]], names: Sequence[s
         },
         hovertemplate="%{y}: pass@1 %{x:.1f}<extra></extra>",
     )
-    _dress(figure, height=70 + 30 * len(scored))
-    figure.update_xaxes(range=[0, 101], ticksuffix=" %", tickvals=[0, 20, 40, 60, 80, 100], gridcolor=RULE)
+    _dress(figure, height=90 + 30 * len(scored))
+    figure.update_layout(margin_b=36)
+    figure.update_xaxes(range=[0, 101], tickvals=[0, 20, 40, 60, 80, 100], gridcolor=RULE)
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_layout(showlegend=True, legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"})
     return _embed(figure, "scores-chart")
@@ -102,7 +104,7 @@ def learning_curves(stages: Sequence[StageFiles], label: Callable[[str], str] = 
 
 
 def _is_rl(stage: StageFiles) -> bool:
-    return any(key.startswith("reward/") for key in stage.metrics[-1])
+    return any(key.startswith("reward/") for record in stage.metrics for key in record)
 
 
 def _panels(

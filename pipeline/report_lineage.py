@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from pipeline.report_html import Html, fill, join
 
-BOX_W, BOX_H, GAP_X, GAP_Y, MARGIN = 156, 44, 22, 34, 8  # px
+BOX_W, BOX_H, GAP_X, GAP_Y, MARGIN = 168, 44, 22, 34, 8  # px
 WAYPOINT_W = 16  # px, room for an edge that passes a layer
 
 

@@ -101,7 +101,7 @@ def scores(run: RunFiles) -> Html:
     chart = fill(
         "<figure>{}<figcaption>{}</figcaption></figure>",
         scores_chart(checkpoints, names),
-        "Overall pass@1 with its 95 % interval, and cons@k.",
+        "Overall pass@1 with its 95 % interval, and cons@k, in %.",
     )
     return section("scores", "Scores by stage", table(["", *names], [body], caption, css="scores"), chart)
 

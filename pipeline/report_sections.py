@@ -33,7 +33,8 @@ def curves(run: RunFiles) -> Html:
         return section("curves", "Learning curves", missing("Training logs (metrics.jsonl)"))
     caption = fill(
         '<p class="muted">{}</p>',
-        "Faint: every step. Bold: mean over the neighbouring tenth of the steps. A chart appears for what was logged.",
+        "Against the step. Faint: every step; bold: mean over the neighbouring tenth of the steps. A chart appears for "
+        "every quantity that was logged.",
     )
     return section("curves", "Learning curves", caption, learning_curves(run.stages, run.label))
 

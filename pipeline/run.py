@@ -149,8 +149,8 @@ def _make(
     clock = _Clock(stage, shown)
     context = StageContext(
         name=stage.name,
-        inputs={item.role: item.path for item in stage.inputs},
-        output=stage.folder,
+        inputs={item.role: item.path.resolve() for item in stage.inputs},  # absolute: workers may start elsewhere
+        output=stage.folder.resolve(),
         seed=stage.seed,
         report=clock.report,
     )

@@ -100,6 +100,8 @@ def parse_yaml(text: str, source: str) -> Document:
         place = Place(source, mark.line + 1, mark.column + 1) if mark else Place(source)
         message = ", ".join(part for part in (error.context, error.problem) if part)
         raise RecipeError(f"{place}: this is not valid YAML: {message}") from None
+    except RecursionError:
+        raise RecipeError(f"{source}: this is not a recipe: it is nested too deeply") from None
     except yaml.YAMLError as error:
         message = " ".join(str(error).split())
         raise RecipeError(f"{source}: this is not valid YAML: {message}") from None

@@ -26,8 +26,9 @@ LATIN, HAN, KANA, HANGUL, CYRILLIC = "latin", "han", "kana", "hangul", "cyrillic
 SCRIPTS = {"en": {LATIN}, "zh": {HAN}, "ja": {HAN, KANA}, "ko": {HANGUL}, "ru": {CYRILLIC}}
 
 _RUNS = re.compile(
-    rf"(?P<{LATIN}>[A-Za-zÀ-ÖØ-öø-ɏ]+)|(?P<{HAN}>[々〇㐀-䶿一-鿿豈-﫿𠀀-𳎿]+)|(?P<{KANA}>[ぁ-ゖァ-ヺー]+)"
-    rf"|(?P<{HANGUL}>[가-힣]+)|(?P<{CYRILLIC}>[Ѐ-ӿ]+)"
+    rf"(?P<{LATIN}>[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f]+)"
+    rf"|(?P<{HAN}>[\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]+)"
+    rf"|(?P<{KANA}>[\u3041-\u3096\u30a1-\u30fa\u30fc]+)|(?P<{HANGUL}>[\uac00-\ud7a3]+)|(?P<{CYRILLIC}>[\u0400-\u04ff]+)"
 )
 _SPANS = re.compile(
     r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)"

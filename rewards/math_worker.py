@@ -7,8 +7,8 @@ Text is read by latex2sympy's grammar (ANTLR) alone: math-verify's plain-express
 which evaluates Python, so it is left out. Parsing may still allocate or compute without end (`9^{9^9}`); the limits on
 memory and processor time below and the parent's deadline are what stops it. This is not a sandbox for programs.
 
-Not guaranteed: where a library swallows the MemoryError of an enormous intermediate, the reply is "not equal" instead of
-an error. It is never "equal" for that reason.
+Not guaranteed: where a library swallows the MemoryError of an enormous intermediate, the reply is "not equal" instead
+of an error. It is never "equal" for that reason.
 
 Run as: python -m rewards.math_worker MEMORY_MB CPU_SECONDS_PER_CHECK
 """

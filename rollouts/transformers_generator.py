@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from models.attention import PackedLayout
-from models.checkpoint import load_hub_state_dict, load_model, load_tokenizer
+from models.checkpoint import load_hub_state_dict, load_model, load_tokenizer, resolve_device
 from rollouts.kv_cache import NAME, Decode, KVCache, Prefill
 from rollouts.records import Completion, Group, Request, SamplingParams
 from rollouts.sampling import draw, uniforms
@@ -37,8 +37,17 @@ class _Running:
 class TransformersGenerator:
     """A Generator (see rollouts.generator) on one device."""
 
-    def __init__(self, checkpoint: str, *, max_slots: int = 256, dtype: str = "float32", device: str = "cpu"):
-        self.device = torch.device(device)
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        max_slots: int = 256,
+        dtype: str = "float32",
+        device: str = "auto",
+        threads: int = 1,
+    ):
+        torch.set_num_threads(threads)
+        self.device = resolve_device(device)
         self.model = load_model(checkpoint, attention=NAME, dtype=getattr(torch, dtype)).to(self.device).eval()
         self.tokenizer = load_tokenizer(checkpoint)
         self.max_slots = max_slots

@@ -63,8 +63,8 @@ def make_run(folder: Path, *, problems: int = 60, steps: int = 120, attack: str 
             records = [
                 {
                     "step": s,
-                    "loss/mean": 0.5 + 3 * math.exp(-s / 25) + rng.gauss(0, 0.05),
-                    "loss/learning_rate": 1e-3 * (1 - s / steps),
+                    "loss/nll": 0.5 + 3 * math.exp(-s / 25) + rng.gauss(0, 0.05),
+                    "optimizer/lr": 1e-3 * (1 - s / steps),
                 }
                 for s in range(1, steps + 1)
             ]
@@ -149,8 +149,9 @@ def _rl_step(step: int, steps: int, offset: int, rng: random.Random) -> dict[str
         "rollout/truncated_share": max(0, 0.3 - progress / 3),
         "rollout/entropy": 1.4 - progress + rng.gauss(0, 0.03),
         "kl/reference_k3": 0.02 * progress + abs(rng.gauss(0, 0.002)),
-        "loss/clip_fraction": abs(rng.gauss(0.01, 0.005)),
-        "loss/grad_norm": 1 + rng.random(),
+        "loss/clip_fraction_high": abs(rng.gauss(0.01, 0.005)),
+        "loss/clip_fraction_low": abs(rng.gauss(0.004, 0.002)),
+        "optimizer/grad_norm": 1 + rng.random(),
         "advantage/no_signal_share": 0.6 - 0.3 * progress + rng.gauss(0, 0.03),
         "mismatch/abs_mean": abs(rng.gauss(1e-5, 3e-6)),
         "staleness/mean": 0.0,

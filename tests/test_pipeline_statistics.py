@@ -114,7 +114,7 @@ def test_unparsed_and_unscorable_answers_do_not_vote():
     assert cons_at_k([[None, None]], [[0, 0]]) == 0.0
 
 
-def _row(problem, verdict, answer="6", **more):
+def _row(problem, verdict, answer: str | None = "6", **more):
     text = f"<think>hm</think>\n<answer>{answer}</answer>" if answer is not None else "hm"
     base = {"problem_id": problem, "verdict": verdict, "completion": text, "format": answer is not None}
     return base | {"language_consistency": 1.0, "length": 10} | more

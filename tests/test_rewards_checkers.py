@@ -29,9 +29,7 @@ def test_list_in_any_notation_passes(truth, answer):
     assert verdict("list", truth, answer) is Verdict.PASS
 
 
-@pytest.mark.parametrize(
-    "answer", ["5, 3", "5 < 3", "3 > 5", "3", "3, 5, 5", "3 < 5, 5", "3 5", "3,,5", "", "three, five"]
-)
+@pytest.mark.parametrize("answer", ["5, 3", "5 < 3", "3 > 5", "3", "3, 5, 5", "3 < 5, 5", "3,,5", "", "three, five"])
 def test_other_lists_fail(answer):
     assert verdict("list", "[3, 5]", answer) is Verdict.FAIL
 
@@ -138,7 +136,17 @@ def test_arbitrary_text_never_breaks_a_grader(text):
 
 @pytest.mark.parametrize(
     ("checker", "truth"),
-    [("list", "three"), ("list", "[true]"), ("choice", "perhaps"), ("countdown", "24"), ("countdown", '{"numbers": [1.5], "target": 1}'), ("instruction", "{}"), ("instruction", '{"checks": [{"kind": "sing"}]}'), ("instruction", '{"checks": [{"kind": "max_words"}]}')],
-)  # fmt: skip
+    [
+        ("list", "three"),
+        ("list", "[true]"),
+        ("choice", "perhaps"),
+        ("countdown", "24"),
+        ("countdown", '{"numbers": [1.5], "target": 1}'),
+        ("instruction", "{}"),
+        ("instruction", '{"checks": [{"kind": "sing"}]}'),
+        ("instruction", '{"checks": [{"kind": "max_words"}]}'),
+        ("instruction", '{"checks": [{"kind": "max_words", "n": "8"}]}'),
+    ],
+)
 def test_unreadable_ground_truth_is_an_error(checker, truth):
     assert verdict(checker, truth, "3") is Verdict.ERROR

@@ -75,8 +75,17 @@ def test_only_the_reasoning_is_read():
     assert reward(problem("en"), "<think>先算括号</think>The answer is 3").value == 0.0
 
 
-@pytest.mark.parametrize("completion", ["", "no tags at all", "<think></think>ok", "<think>never closed", "<think>...</think>x",
-                                        "<think>3+8=11</think>ok"])  # fmt: skip
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "",
+        "no tags at all",
+        "<think></think>ok",
+        "<think>never closed",
+        "<think>...</think>x",
+        "<think>3+8=11</think>ok",
+    ],
+)
 def test_writing_nothing_is_never_paid(completion):
     score = LanguageConsistency()(problem("en"), completion)
     assert (score.verdict, score.value) == (Verdict.FAIL, 0.0)

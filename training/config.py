@@ -31,3 +31,13 @@ class OptimizerConfig(BaseModel, extra="forbid", frozen=True):
         progress = (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         return self.lr * (self.final_lr_share + (1 - self.final_lr_share) * cosine)
+
+
+class TrainerConfig(BaseModel, extra="forbid", frozen=True):
+    """The process that trains."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU when there is one")
+    threads: int = Field(2, ge=1, description="compute threads on CPU; part of what makes a run reproducible")
+    row_tokens: int = Field(4096, ge=64, description="tokens of a packed row: one forward pass; bounded by memory")
+    checkpoint_every: int = Field(50, ge=1, description="optimizer steps between checkpoints; what a kill can cost")
+    deadline_s: float = Field(1800.0, gt=0, description="seconds one call to the trainer may take before the run stops")

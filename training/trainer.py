@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.attention import PackedLayout
-from models.checkpoint import hub_state_dict, load_model, load_mtp_module, load_tokenizer, save_model
+from models.checkpoint import hub_state_dict, load_model, load_mtp_module, load_tokenizer, resolve_device, save_model
 from models.mtp import mtp_hidden
 from models.routing import LoadCounter
 from training.config import OptimizerConfig
@@ -29,9 +29,10 @@ class PackedRow(Protocol):
 class Trainer:
     """The policy on one device. Subclasses add the loss of their stage; all methods run in a Ray actor."""
 
-    def __init__(self, checkpoint: str, optimizer: OptimizerConfig, *, mtp: bool = False, device: str = "cpu"):
+    def __init__(self, checkpoint: str, optimizer: OptimizerConfig, *, mtp: bool = False, device: str = "auto", threads: int = 1):
         torch.use_deterministic_algorithms(True)
-        self.device = torch.device(device)
+        torch.set_num_threads(threads)
+        self.device = resolve_device(device)
         self.model = load_model(checkpoint).to(self.device).train()
         self.tokenizer = load_tokenizer(checkpoint)
         self.mtp = load_mtp_module(checkpoint, self.model.config)

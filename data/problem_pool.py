@@ -1,0 +1,56 @@
+"""The problems a stage draws from: procedural families, general instructions, your own files, in stated shares."""
+
+import random
+
+from pydantic import BaseModel, Field
+
+from data.families import FAMILIES, LANGUAGES, LEVELS, Split
+from data.families import problem as family_problem
+from data.config import ProblemSource
+from data.instructions import instruction_problem
+from data.problems import Problem
+from data.sources import read_problems
+
+
+class ProblemsConfig(BaseModel, extra="forbid", frozen=True):
+    families: tuple[str, ...] = Field(FAMILIES, description="procedural families to draw from; all of them")
+    levels: tuple[int, ...] = Field(LEVELS, description="difficulty levels, 1 (easy) to 3, in equal shares")
+    languages: tuple[str, ...] = Field(LANGUAGES, description="languages of the prompts, in equal shares")
+    instruction_share: float = Field(
+        0.0, ge=0, le=1, description="share of general instructions with verifiable checks (domain 'general')"
+    )
+    sources: tuple[ProblemSource, ...] = Field(
+        (), description="files or datasets; when given, they replace the procedural families"
+    )
+
+
+class ProblemPool:
+    """An endless, reproducible sequence of problems: number i is always the same one."""
+
+    def __init__(self, config: ProblemsConfig, split: Split, seed: int):
+        self.config, self.split, self.seed = config, split, seed
+        self._listed = [problem for source in config.sources for problem in read_problems(source)]
+        if config.sources and not self._listed:
+            raise ValueError(f"no problems in {', '.join(source.path for source in config.sources)}")
+
+    def draw(self, start: int, count: int, instruction_share: float | None = None) -> list[Problem]:
+        """Problems start, ..., start + count - 1. `instruction_share` overrides the recipe's, for schedules."""
+        share = self.config.instruction_share if instruction_share is None else instruction_share
+        return [self._problem(index, share) for index in range(start, start + count)]
+
+    def _problem(self, index: int, instruction_share: float) -> Problem:
+        rng = random.Random(f"{self.seed}-{self.split}-{index}")
+        language = self.config.languages[index % len(self.config.languages)]
+        if rng.random() < instruction_share:
+            return instruction_problem(index, self.split, language, self.seed)
+        if self._listed:
+            return self._shuffled(index)
+        # Alternate languages within a family: index counts (family, language) pairs.
+        family = self.config.families[index // len(self.config.languages) % len(self.config.families)]
+        return family_problem(family, rng.choice(self.config.levels), index, self.split, language, self.seed)
+
+    def _shuffled(self, index: int) -> Problem:
+        epoch, place = divmod(index, len(self._listed))
+        order = list(range(len(self._listed)))
+        random.Random(f"{self.seed}-epoch-{epoch}").shuffle(order)
+        return self._listed[order[place]]

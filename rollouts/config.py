@@ -1,0 +1,49 @@
+"""Settings of sampling, shared by every stage that samples. Free of torch, so that recipes load fast."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from data.chat import Template
+from rollouts.records import SamplingParams
+
+
+class GeneratorConfig(BaseModel, extra="forbid", frozen=True):
+    """Which engine samples, and how many of it."""
+
+    engine: Literal["transformers"] = Field(
+        "transformers", description="the embedded engine: no extra install, continuous batching, CPU or GPU"
+    )
+    replicas: int = Field(2, ge=1, description="generator processes; one per core is fastest for tiny models on CPU")
+    threads: int = Field(1, ge=1, description="compute threads of each replica; replicas x threads should be the cores")
+    max_slots: int = Field(256, ge=1, description="completions that one replica extends at a time; bounded by KV memory")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="precision of sampling; float32 is the fast one on CPUs and equals the trainer's"
+    )
+    deadline_s: float = Field(
+        1800.0, gt=0, description="seconds that one batch of prompts may take before the run stops and says so"
+    )
+
+
+class RolloutConfig(BaseModel, extra="forbid", frozen=True):
+    """How completions are drawn."""
+
+    template: Template = Field(
+        "chat", description="how a prompt is rendered: chat (the tokenizer's), r1_zero (the paper's Table 1) or plain"
+    )
+    max_new_tokens: int = Field(
+        32768, ge=1, description="longest completion, tokens; the paper's 32,768, far less for tiny models"
+    )
+    temperature: float = Field(1.0, ge=0, description="1.0 is the paper's for reasoning RL; 0.7 for general RL")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus; 1.0 keeps all: truncation would bias importance ratios")
+    top_k: int = Field(0, ge=0, description="0 keeps all, for the same reason")
+
+    def params(self, group_size: int, seed: int) -> SamplingParams:
+        return SamplingParams(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            group_size=group_size,
+            seed=seed,
+        )

@@ -1,0 +1,58 @@
+"""The base stage: a tiny model and its tokenizer from scratch, on procedural text of uneven quality."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from cluster.actors import spawn, start_ray
+from data.corpus import documents
+from models.checkpoint import save_model
+from models.tiny import build_model, build_tokenizer
+from sft.batch import Example, Row, pack_examples
+from sft.config import PretrainConfig
+from sft.loop import train
+from sft.trainer import SupervisedTrainer
+from training.stage import StageContext
+
+
+def run(config: PretrainConfig, context: StageContext) -> None:
+    texts = (d.prompt + d.completion for d in islice(documents(f"{config.corpus_seed}"), config.tokenizer_documents))
+    tokenizer = build_tokenizer(texts, config.model)
+    start = context.output / ".initial"
+    save_model(start, *_model(config, tokenizer, context.seed))
+    start_ray()
+    trainer = spawn(
+        SupervisedTrainer,
+        str(start),
+        config.optimizer,
+        mtp=config.mtp_weight > 0,
+        device=config.trainer.device,
+        threads=config.trainer.threads,
+    )
+    train(
+        trainer,
+        lambda step: corpus_batch(config, tokenizer, step),
+        config.steps,
+        optimizer=config.optimizer,
+        settings=config.trainer,
+        mtp_weight=config.mtp_weight,
+        bias_speed=config.bias_speed,
+        context=context,
+    )
+
+
+def _model(config: PretrainConfig, tokenizer, seed: int):
+    model, mtp = build_model(config.model, tokenizer, seed)
+    return model, tokenizer, mtp
+
+
+def corpus_batch(config: PretrainConfig, tokenizer, step: int) -> list[Row]:
+    """The documents of one step, trained on in full, prompt and all, as raw text is."""
+    examples = []
+    for document in islice(documents(f"{config.corpus_seed}-{step}"), config.documents_per_step):
+        prompt = tokenizer(document.prompt)["input_ids"]
+        completion = tokenizer(document.completion, add_special_tokens=False)["input_ids"]
+        ids = np.array([*prompt, *completion, tokenizer.eos_token_id], dtype=np.int64)
+        examples.append(Example(token_ids=ids, loss_mask=np.ones(len(ids), dtype=bool)))
+    return pack_examples(examples, config.trainer.row_tokens)

@@ -1,0 +1,243 @@
+import os
+import pty
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline import lock
+from pipeline.cli import main
+from pipeline.stages import KINDS
+from tests.toy_stages import RECIPES, TOY_KINDS, write_recipes
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ["torch", "ray", "transformers", "datasets", "plotly", "sympy", "pyarrow", "numpy"]
+
+# A stand-alone r1 with the toy kinds and a report that is one line.
+PROGRAM = textwrap.dedent(f"""
+    import sys, types; sys.path.insert(0, {str(ROOT)!r})
+    from pipeline import stages
+    from tests.toy_stages import TOY_KINDS
+    stages.KINDS.clear()
+    stages.KINDS.update(TOY_KINDS)
+    def write_report(folder):
+        (folder / "report.html").write_text("report")
+        return folder / "report.html"
+    sys.modules["pipeline.report"] = types.SimpleNamespace(write_report=write_report)
+    from pipeline.cli import main
+    try:
+        main(sys.argv[1:])
+    finally:
+        print("imported:", [m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)
+""")
+
+
+@pytest.fixture
+def r1(tmp_path, monkeypatch):
+    """r1("run", "recipes/pipeline.yaml") in a folder with the toy recipes; returns exit_code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    write_recipes(tmp_path / "recipes")
+    for name in list(KINDS):
+        monkeypatch.delitem(KINDS, name)
+    for name, kind in TOY_KINDS.items():
+        monkeypatch.setitem(KINDS, name, kind)
+    written = []
+
+    def write_report(folder: Path) -> Path:
+        written.append(folder)
+        (folder / "report.html").write_text("report")
+        return folder / "report.html"
+
+    monkeypatch.setitem(sys.modules, "pipeline.report", SimpleNamespace(write_report=write_report))
+
+    def call(*arguments: str):
+        result = CliRunner().invoke(main, list(arguments))
+        assert "Traceback" not in result.output
+        return result
+
+    call.reports = written
+    return call
+
+
+def test_run_says_what_it_does_and_where_the_report_is(r1):
+    result = r1("run", "recipes/pipeline.yaml")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == "base: starts"
+    assert lines[-1] == "report: runs/toy/report.html"
+    assert "\x1b" not in result.stdout
+    assert r1.reports == [Path("runs/toy")]
+
+
+def test_a_second_run_skips_and_does_not_write_the_report_again(r1):
+    r1("run", "recipes/pipeline.yaml")
+    result = r1("run", "recipes/pipeline.yaml")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        *(f"{name}: made before, skipped" for name in ("base", "zero", "data", "evaluate")),
+        "report: runs/toy/report.html",
+    ]
+    assert len(r1.reports) == 1
+    Path("runs/toy/report.html").unlink()
+    r1("run", "recipes/pipeline.yaml")
+    assert len(r1.reports) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "recipes/nothing.yaml"], "recipes/nothing.yaml: there is no such file"),
+        (["run", "recipes"], "recipes: cannot be read"),
+        (["run", "recipes/pipeline.yaml", "zero.stepz=1"], "did you mean 'steps'?"),
+        (["run", "recipes/pipeline.yaml", "--only", "zeor"], "did you mean 'zero'?"),
+        (["run", "recipes/zero.yaml"], "stage 'zero' needs 'base'"),
+        (["status", "runs/none"], "not a run folder"),
+        (["report", "runs/none"], "not a run folder"),
+        (["explain", "grop_size"], "did you mean 'group_size'?"),
+        (["explain", "toy_train.stepz"], "did you mean 'steps'?"),
+        (["run"], "Missing argument"),
+    ],
+)
+def test_bad_input_is_a_sentence_on_stderr_and_exit_code_2(r1, arguments, expected):
+    result = r1(*arguments)
+    assert result.exit_code == 2
+    assert expected in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_refused_stage_is_exit_code_2(r1):
+    r1("run", "recipes/pipeline.yaml")
+    result = r1("run", "recipes/pipeline.yaml", "zero.steps=6")
+    assert result.exit_code == 2 and "steps: 5 -> 6" in result.stderr
+    assert r1("run", "recipes/pipeline.yaml", "zero.steps=6", "--redo-from", "zero").exit_code == 0
+
+
+def test_a_failed_stage_is_exit_code_1_and_says_how_to_resume(r1):
+    result = r1("run", "recipes/pipeline.yaml", "zero.fail_at=2")
+    assert result.exit_code == 1
+    assert "stage 'zero' failed" in result.stderr and "run the same command again to resume" in result.stderr
+
+
+def test_a_report_that_fails_does_not_hide_that_the_run_is_complete(r1, monkeypatch):
+    def fails(folder):
+        raise KeyError("x")
+
+    monkeypatch.setitem(sys.modules, "pipeline.report", SimpleNamespace(write_report=fails))
+    result = r1("run", "recipes/pipeline.yaml")
+    assert result.exit_code == 1
+    assert "every stage is made, but the report could not be written" in result.stderr
+
+
+def test_a_run_in_use_is_exit_code_2(r1):
+    with lock.hold(Path("runs/toy")):
+        result = r1("run", "recipes/pipeline.yaml")
+    assert result.exit_code == 2 and f"process {os.getpid()}" in result.stderr
+
+
+def test_a_run_folder_that_cannot_be_written_is_exit_code_2(r1):
+    Path("occupied").write_text("a file")
+    result = r1("run", "recipes/pipeline.yaml", "output=occupied")
+    assert result.exit_code == 2 and "the run folder occupied cannot be written" in result.stderr
+
+
+def test_dry_run_shows_the_plan_and_the_settings(r1):
+    result = r1("run", "recipes/pipeline.yaml", "zero.optimizer.lr=2e-4", "--dry-run", "--verbose")
+    assert result.exit_code == 0
+    assert not Path("runs").exists()
+    for part in (
+        "zero",
+        "toy_train",
+        "policy=base",
+        "runs/toy/zero",
+        "to make",
+        "optimizer.lr: 0.0002",
+        "group_size: 2",
+    ):
+        assert part in result.stdout
+    r1("run", "recipes/pipeline.yaml")
+    result = r1("run", "recipes/pipeline.yaml", "zero.optimizer.lr=2e-4", "--dry-run")
+    assert "refused: its config differs" in result.stdout and "optimizer.lr: 0.0001 -> 0.0002" in result.stdout
+
+
+def test_status_shows_every_stage(r1):
+    r1("run", "recipes/pipeline.yaml")
+    result = r1("status", "runs/toy")
+    assert result.exit_code == 0
+    for part in ("base", "made", "5/5", "toy/value", "evaluate"):
+        assert part in result.stdout
+
+
+def test_explain_a_key_everywhere_it_occurs(r1):
+    result = r1("explain", "lr")
+    for part in ("optimizer.lr", "number", "0.001", "greater than 0, at most 1", "step size", "toy_train, toy_sft"):
+        assert part in result.stdout
+    assert "adamw | muon" in r1("explain", "toy_train.optimizer.name").stdout
+    assert "required" in r1("explain", "toy_data.rows").stdout
+    assert "toy_sft" not in r1("explain", "toy_train.optimizer.name").stdout
+    assert "runs/<name>" in r1("explain", "output").stdout
+    result = r1("explain")
+    for part in ("toy_train", "policy: checkpoint", "several checkpoints", "Writes rows."):
+        assert part in result.stdout
+
+
+def _program(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", PROGRAM, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_the_command_line_imports_nothing_heavy():
+    code = f"import pipeline.cli, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run", "recipes/pipeline.yaml"], ["status", "runs/toy"], ["explain", "lr"], ["--help"]]
+)
+def test_nothing_heavy_is_imported_when_everything_is_made(tmp_path, arguments):
+    write_recipes(tmp_path / "recipes")
+    assert _program("run", "recipes/pipeline.yaml", cwd=tmp_path).returncode == 0
+    done = _program(*arguments, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "imported: []" in done.stderr
+
+
+def test_interrupt_is_exit_code_130_and_the_same_command_resumes(tmp_path):
+    write_recipes(tmp_path / "recipes", zero=RECIPES["zero.yaml"] + "pause_s: 0.3\n")
+    arguments = [sys.executable, "-u", "-c", PROGRAM, "run", "recipes/pipeline.yaml"]
+    with subprocess.Popen(arguments, cwd=tmp_path, stdout=-1, stderr=-1, text=True) as process:
+        while not process.stdout.readline().startswith("zero: step 1/5"):
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "the same command resumes" in errors and "Traceback" not in errors
+    done = _program("run", "recipes/pipeline.yaml", cwd=tmp_path)
+    assert done.returncode == 0 and "zero: resumes" in done.stdout
+
+
+def test_on_a_terminal_there_is_a_live_table(tmp_path):
+    write_recipes(tmp_path / "recipes")
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "run", "recipes/pipeline.yaml"],
+        cwd=tmp_path,
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "160"},
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while block := os.read(ours, 4096):
+                shown += block
+        except OSError:  # the terminal is closed when the program ends
+            pass
+    os.close(ours)
+    assert process.returncode == 0
+    text = shown.decode()
+    assert "\x1b[" in text and "elapsed" in text and "evaluate" in text and "report: runs/toy/report.html" in text

@@ -1,0 +1,238 @@
+"""The report of a made-up run: complete, self-contained, safe to open, and honest about what is missing."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import plotly.offline
+import pytest
+
+from pipeline.report import write_report
+from pipeline.report_charts import moving_average
+from pipeline.report_data import read_run
+from pipeline.report_html import fill, text
+from pipeline.report_lineage import Node, lineage_svg
+from pipeline.report_sections import chosen_problems, parent_stages
+from tests.report_fixture import make_run
+
+ATTACK = '</script></pre><script>alert(1)</script><img src="https://evil.example/x" onerror=alert(2)>\x00\u202e{0}&amp;'
+
+
+class _Page(HTMLParser):
+    """Tags with their attributes, the visible text, and scripts and styles as they would run."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.visible, self.scripts = "", []
+        self._inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._inside != "style":
+            self.visible += data
+
+
+def _read(folder: Path) -> tuple[str, _Page]:
+    page = write_report(folder).read_text(encoding="utf-8")
+    return page, _Page(page)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "tiny", problems=30, steps=30)
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "tiny", problems=12, steps=6, attack=ATTACK)
+
+
+def _assert_loads_nothing(page: _Page) -> None:
+    for tag, attributes in page.tags:
+        assert tag not in {"iframe", "object", "embed", "link", "base", "form", "img"}, tag
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        for name in ("src", "srcset", "action", "data", "poster", "background"):
+            assert name not in attributes, (tag, attributes)
+        assert (attributes.get("href") or "#").startswith("#"), (tag, attributes)
+
+
+def test_page_is_one_self_contained_file(finished):
+    before = {path for path in finished.rglob("*") if path.name != "report.html"}
+    page, parsed = _read(finished)
+    _assert_loads_nothing(parsed)
+    assert page.count(plotly.offline.get_plotlyjs()) == 1
+    own = page.replace(plotly.offline.get_plotlyjs(), "")
+    assert "@import" not in own and "url(" not in own and "://" not in own
+    policies = [a["content"] or "" for _, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert len(policies) == 1 and policies[0].startswith("default-src 'none'")
+    assert {path for path in finished.rglob("*") if path.name != "report.html"} == before
+
+
+def test_same_files_give_the_same_bytes(finished):
+    first = write_report(finished).read_bytes()
+    assert write_report(finished).read_bytes() == first
+
+
+def test_scores_appear_as_they_are_in_the_results(finished):
+    _, parsed = _read(finished)
+    checkpoints = json.loads((finished / "evaluate" / "results.json").read_text())["checkpoints"]
+    for name, entry in checkpoints.items():
+        row = entry["overall"]
+        assert name in parsed.visible
+        assert f"{100 * row['pass@1']['mean']:.1f}{100 * row['pass@1']['low']:.1f}–" in parsed.visible
+        assert f"{100 * row['cons@k']:.1f}" in parsed.visible
+    for words in ("cons@4", "pass@1 by domain", "pass@1 by language", "30 held-out problems"):
+        assert words in parsed.visible
+
+
+def test_headline_has_numbers_machine_versions_and_time(finished):
+    _, parsed = _read(finished)
+    lead = r"RL alone took the base model from [\d.]+ to [\d.]+ % pass@1; the whole chain ended at"
+    assert re.search(lead, parsed.visible)
+    for fact in ("cpu (x86_64, 2 cores)", "torch 2.13.0", "17 min 12 s", "git 9c4f1f5000", "2026-01-01"):
+        assert fact in parsed.visible
+
+
+def test_every_finding_has_a_verdict_and_its_numbers(finished):
+    page, parsed = _read(finished)
+    assert page.count('<span class="chip good">holds</span>') >= 4
+    assert "not measured" in parsed.visible and "Target: at least +25.0 points: met" in parsed.visible
+    assert re.search(r"difference \+[\d.]+ points \[\+[\d.]+, \+[\d.]+\], 30 problems", parsed.visible)
+
+
+def test_curves_samples_cards_and_lineage_are_there(finished):
+    _, parsed = _read(finished)
+    for title in (
+        "Groups without signal",
+        "KL to the reference",
+        "Tokens clipped above",
+        "Training loss, nats per token",
+    ):
+        assert title in parsed.visible
+    for words in ("step 1", "step 30", "wrong answer", "2,410", "checkpoint ", "reasoning_rl (dev2)", "learning_rate"):
+        assert words in parsed.visible
+    assert "not made yet" not in parsed.visible
+
+
+def test_model_output_cannot_become_markup(attacked):
+    page, parsed = _read(attacked)
+    _assert_loads_nothing(parsed)
+    assert all("alert(" not in script for script in parsed.scripts[1:])
+    assert "<script>alert(1)" in parsed.visible  # shown to the reader as text
+    assert "\x00" not in page and "{0}&amp;amp;" in page
+
+
+def test_attack_adds_no_tag(attacked, tmp_path):
+    clean = make_run(tmp_path / "tiny", problems=12, steps=6)
+    assert [tag for tag, _ in _read(clean)[1].tags] == [tag for tag, _ in _read(attacked)[1].tags]
+
+
+def test_text_is_escaped_once_and_bad_characters_are_replaced():
+    assert fill("<b>{}</b>", '<i>"&') == "<b>&lt;i&gt;&quot;&amp;</b>"
+    assert fill("{}", fill("{}", "<")) == "&lt;"
+    assert text("a\x00b\ud800c") == "a\ufffdb\ufffdc"
+    assert text("a\u2028b中\n") == "a\u2028b中\n"
+
+
+def test_empty_run_says_what_is_not_made_yet(tmp_path):
+    _, parsed = _read(tmp_path)
+    _assert_loads_nothing(parsed)
+    assert "Nothing has been evaluated yet." in parsed.visible
+    assert parsed.visible.count("not made yet") >= 5
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
+        write_report(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "gone",
+    ["manifest.json", "metrics.jsonl", "samples.jsonl", "data_card.json", "results.json", "completions.parquet"],
+)
+def test_any_kind_of_file_may_be_missing(finished, tmp_path, gone):
+    run = shutil.copytree(finished, tmp_path / "run")
+    for path in run.rglob(gone):
+        path.unlink()
+    _, parsed = _read(run)
+    assert "not made yet" in parsed.visible
+    assert "Lineage" in parsed.visible
+
+
+def test_run_that_has_only_begun(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished / "base", run / "base")
+    shutil.copytree(finished / "zero", run / "zero")
+    shutil.copytree(finished / "zero", run / "zero.old-1")
+    (run / "zero" / "manifest.json").unlink()
+    with (run / "zero" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 31, "rewa')
+    data = read_run(run)
+    assert [stage.name for stage in data.stages] == ["base", "zero"]
+    assert data.unreadable == [] and len(data.stages[1].metrics) == 30
+    _, parsed = _read(run)
+    assert "1 of 2" in parsed.visible and "zero: not made yet" in parsed.visible
+
+
+def test_broken_files_are_named_not_fatal(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / "evaluate" / "completions.parquet").write_bytes(b"PAR1 not really")
+    (run / "zero" / "manifest.json").write_text("{")
+    (run / "zero" / "metrics.jsonl").write_text('nonsense\n{"step": 1, "reward/mean": 0.5}\n')
+    _, parsed = _read(run)
+    for name in ("evaluate/completions.parquet", "zero/manifest.json", "zero/metrics.jsonl: 1 of 2 lines"):
+        assert name.partition(":")[0] + " could not be read" in parsed.visible
+
+
+def test_line_separators_inside_a_sample_do_not_split_it(tmp_path):
+    (tmp_path / "zero").mkdir()
+    line = json.dumps({"step": 1, "completion": "a\u2028b\x85c"}, ensure_ascii=False)
+    (tmp_path / "zero" / "samples.jsonl").write_text(line + "\n", encoding="utf-8")
+    assert read_run(tmp_path).stages[0].samples[0]["completion"] == "a\u2028b\x85c"
+
+
+def test_parents_are_found_by_name_and_hash(finished):
+    stages = {stage.name: stage for stage in read_run(finished).stages}
+    found = {name: set(parent_stages(stage, list(stages.values()))) for name, stage in stages.items()}
+    assert found["cold_start_sft"] == {"base", "cold_start_data"}
+    assert found["base"] == set()
+    assert {"general_rl", "student_rl"} <= found["evaluate"]
+
+
+def test_lineage_draws_every_node_once_below_its_parents():
+    parents = {"b": ["a"], "c": ["a", "b"], "d": ["a", "c", "unknown", "d"], "x": ["y"], "y": ["x"]}
+    svg = lineage_svg([Node(name=n, title=n, caption="") for n in "abcdxy"], parents)
+    tops = {
+        title: float(top)
+        for top, title in re.findall(r'<rect x="[\d.]+" y="([\d.]+)".*?font-weight="600">(\w)</text>', svg)
+    }
+    assert sorted(tops) == list("abcdxy")
+    assert tops["a"] < tops["b"] < tops["c"] < tops["d"]
+    assert lineage_svg([], {}).startswith("<svg")
+
+
+def test_shown_problems_take_domains_in_turn():
+    rows = [
+        {"problem_id": f"{d}-{lang}-{i}", "domain": d, "language": lang}
+        for i in (2, 1)
+        for d in ("a", "b")
+        for lang in ("en", "zh")
+    ]
+    assert chosen_problems(rows) == ["a-en-1", "b-zh-1", "a-zh-1", "b-en-1"]
+    assert chosen_problems([]) == []
+
+
+def test_moving_average_keeps_constants_and_length():
+    assert moving_average([2.0] * 7, 3) == [2.0] * 7
+    assert moving_average([0.0, 3.0, 6.0], 1) == [1.5, 3.0, 4.5]
