@@ -1,7 +1,7 @@
 """Ray processes with names, deadlines and phases. Every wait on another process goes through `wait`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 # Ray has its own uv and signal handling; none of it is needed for local actors.
@@ -38,14 +38,14 @@ def stop_ray() -> None:
 
 
 def spawn(cls: type, *args: Any, threads: int = 1, gpus: float = 0, **kwargs: Any) -> Any:
-    """Start `cls(*args, threads=threads, **kwargs)` as a Ray actor whose libraries use `threads` compute threads.
+    """Start `cls(*args, **kwargs)` as a Ray actor whose numeric libraries use `threads` threads.
 
     CPUs are not reserved: phases take turns on the same cores (colocated placement), so reservations would deadlock.
     """
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     limits["OMP_WAIT_POLICY"] = "PASSIVE"  # idle threads sleep: colocated processes share the cores
     options = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": limits}}
-    return ray.remote(cls).options(**options).remote(*args, threads=threads, **kwargs)
+    return ray.remote(cls).options(**options).remote(*args, **kwargs)
 
 
 def wait(refs: Any, *, phase: str, deadline_s: float) -> Any:
@@ -61,14 +61,6 @@ def wait(refs: Any, *, phase: str, deadline_s: float) -> Any:
         raise error.cause from error
 
 
-def first_done(refs: Sequence[Any], *, phase: str, deadline_s: float) -> Any:
-    """The first ref of `refs` that is ready."""
-    ready, _ = ray.wait(list(refs), num_returns=1, timeout=deadline_s)
-    if not ready:
-        raise PhaseTimeout(f"{phase}: none of {len(refs)} workers answered within {deadline_s:.0f} s")
-    return ready[0]
-
-
 def share(value: Any) -> Any:
     """Put a value where every actor can read it without a copy per call."""
     return ray.put(value)
@@ -76,3 +68,19 @@ def share(value: Any) -> Any:
 
 def kill(actor: Any) -> None:
     ray.kill(actor, no_restart=True)
+
+
+def next_item(streams: Mapping[Any, Any], *, phase: str, deadline_s: float) -> tuple[Any, Any]:
+    """(key, item) of the first of several streaming calls that has an item; (key, None) when a stream has ended.
+
+    Raises ActorDied or PhaseTimeout as `wait` does; errors raised inside the actor come back as themselves.
+    """
+    keys = {id(stream): key for key, stream in streams.items()}
+    ready, _ = ray.wait(list(streams.values()), num_returns=1, timeout=deadline_s)
+    if not ready:
+        raise PhaseTimeout(f"{phase}: no answer within {deadline_s:.0f} s")
+    key = keys[id(ready[0])]
+    try:
+        return key, wait(next(ready[0]), phase=phase, deadline_s=deadline_s)
+    except StopIteration:
+        return key, None

@@ -52,6 +52,7 @@ def check(model: type[Config], document: Document, what: str, problems: list[str
 
     Types are strict: "8" is not a number and 0.5 is not a whole one.
     """
+    document = Document(_over_nested_defaults(model, document.data), document.places)
     try:
         return model.model_validate_json(json.dumps(document.data), strict=True)
     except ValidationError as error:
@@ -60,6 +61,31 @@ def check(model: type[Config], document: Document, what: str, problems: list[str
             faults.setdefault(_data_path(fault["loc"], document.data), []).append(fault)
         problems.extend(_sentence(model, path, group, document, what) for path, group in faults.items())
         return None
+
+
+def _over_nested_defaults(model: type[BaseModel], data: Any) -> Any:
+    """`data` with the rest of each nested config it sets in part.
+
+    A config may give a nested one its own defaults, `optimizer: Optimizer = Optimizer(lr=5e-5)`. Pydantic alone would
+    forget that lr when a recipe says `optimizer: {warmup_steps: 10}`.
+    """
+    if not isinstance(data, dict):
+        return data
+    filled = dict(data)
+    for name, field in model.model_fields.items():
+        filled |= _laid_over(name, data, field.get_default(call_default_factory=True, validated_data={}))
+    return filled
+
+
+def _laid_over(key: str, data: dict[str, Any], default: Any) -> dict[str, Any]:
+    """{key: the mapping under `key` of `data`, laid over the nested config `default`}; {} when there are not both."""
+    part = data.get(key)
+    if not (isinstance(part, dict) and isinstance(default, BaseModel) and _tags_agree(type(default), part)):
+        return {}
+    merged = default.model_dump(mode="json") | part
+    for inner in part:
+        merged |= _laid_over(inner, part, getattr(default, inner, None))
+    return {key: merged}
 
 
 def _data_path(location: KeyPath, data: Any) -> KeyPath:
@@ -114,14 +140,10 @@ def field_names(model: type[BaseModel], path: KeyPath, data: Any) -> list[str]:
     found: list[type[BaseModel]] = [model]
     for part in path:
         data = _under(data, part)
-        annotations = [
-            inner
-            for current in found
-            for inner in ([current.model_fields[str(part)].annotation] if str(part) in current.model_fields else [])
-        ]
-        inside = [option for annotation in annotations for option in models_in(annotation)]
-        if annotations or not isinstance(part, int):
-            found = [option for option in inside if _tags_agree(option, data)] or inside or found
+        fields = [option.model_fields[str(part)] for option in found if str(part) in option.model_fields]
+        if fields:  # otherwise the part is an index or a mapping's key, under which the same configs lie
+            found = [inner for field in fields for inner in models_in(field.annotation)]
+        found = [option for option in found if _tags_agree(option, data)] or found
     return list(dict.fromkeys(name for option in found for name in option.model_fields))
 
 

@@ -44,9 +44,7 @@ class TransformersGenerator:
         max_slots: int = 256,
         dtype: str = "float32",
         device: str = "auto",
-        threads: int = 1,
     ):
-        torch.set_num_threads(threads)
         self.device = resolve_device(device)
         self.model = load_model(checkpoint, attention=NAME, dtype=getattr(torch, dtype)).to(self.device).eval()
         self.tokenizer = load_tokenizer(checkpoint)
@@ -60,6 +58,10 @@ class TransformersGenerator:
     def load_weights(self, tensors: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]], version: int) -> None:
         load_hub_state_dict(self.model, dict(tensors))
         self.policy_version = version
+
+    def ready(self) -> bool:
+        """Answers as soon as the model is loaded; used to tell a dead replica from a slow one."""
+        return True
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
         by_key = {group.key: group for group in self.stream(requests, params)}

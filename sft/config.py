@@ -1,6 +1,5 @@
 """Settings of the supervised stages. Free of torch, so that recipes load fast."""
 
-from typing import Literal
 
 from pydantic import BaseModel, Field
 

@@ -1,7 +1,6 @@
 """The base stage: a tiny model and its tokenizer from scratch, on procedural text of uneven quality."""
 
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 

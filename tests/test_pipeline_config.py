@@ -1,13 +1,15 @@
 import json
 import math
+from typing import Annotated, Literal
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field, model_validator
 
 from pipeline.config import load, stage_seed
 from pipeline.errors import RecipeError
+from pipeline.schema import check
 from pipeline.yaml_source import parse_yaml
 from tests.toy_stages import RECIPES, TOY_KINDS, write_checkpoint, write_recipes
 
@@ -171,7 +173,9 @@ FAULTS = {
     ),
     "cycle": (
         "pipeline",
-        "name: toy\nstages:\n  a: {recipe: zero.yaml, inputs: {policy: b}}\n  b: {recipe: zero.yaml, inputs: {policy: a}}\n",
+        "name: toy\nstages:\n"
+        "  a: {recipe: zero.yaml, inputs: {policy: b}}\n"
+        "  b: {recipe: zero.yaml, inputs: {policy: a}}\n",
         ["pipeline.yaml:3:3", "a -> b -> a"],
     ),
     "bad stage name": (
@@ -388,5 +392,86 @@ def test_any_text_parses_or_is_a_recipe_error(text):
         parse_yaml(text, "here")
     except RecipeError as error:
         assert all("here" in problem for problem in error.problems)
-        return
-    yaml.safe_dump(text)
+
+
+class _Math(BaseModel, extra="forbid"):
+    kind: Literal["math"]
+    tolerance: float = Field(0.0, ge=0)
+
+
+class _Code(BaseModel, extra="forbid"):
+    kind: Literal["code"]
+    timeout_s: float = 1.0
+
+
+class _Tagged(BaseModel, extra="forbid"):
+    rewards: list[Annotated[_Math | _Code, Field(discriminator="kind")]] = []
+    by_name: dict[str, _Math] = {}
+    maybe: _Math | None = None
+    pair: tuple[int, int] = (0, 0)
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.pair[0] > self.pair[1]:
+            raise ValueError("pair must not fall")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("rewards: [{kind: math, tolerence: 1}]", ["1:24", "'rewards.0.tolerence'", "did you mean 'tolerance'?"]),
+        ("rewards: [{kind: code, tolerance: 1}]", ["'rewards.0.tolerance'", "known: kind, timeout_s"]),
+        ("rewards: [{kind: mat}]", ["rewards.0.kind", "one of 'math', 'code'", "got 'mat'", "did you mean 'math'?"]),
+        ("rewards: [{timeout_s: 1}]", ["missing required key 'rewards.0.kind'"]),
+        ("rewards: [{kind: math, tolerance: -1}]", ["1:24", "rewards.0.tolerance", "at least 0", "got -1"]),
+        ("by_name: {x: {kind: math, tol: 1}}", ["'by_name.x.tol'", "'tolerance'?"]),
+        ("by_name: {x: {}}", ["1:11", "missing required key 'by_name.x.kind'"]),
+        ("maybe: {kind: math, tol: 1}", ["'maybe.tol'", "'tolerance'?"]),
+        ("maybe: 3", ["maybe of it must be a mapping", "got 3"]),
+        ("pair: [1, x]", ["pair.1 of it must be a whole number", "got 'x'"]),
+        ("pair: [2, 1]", ["it: pair must not fall"]),
+    ],
+)
+def test_faults_inside_lists_unions_and_mappings(text, expected):
+    problems: list[str] = []
+    assert check(_Tagged, parse_yaml(text, "here"), "it", problems) is None
+    assert len(problems) == 1, problems
+    for part in expected:
+        assert part in problems[0]
+
+
+class _Schedule(BaseModel, extra="forbid"):
+    warmup: int = 0
+    decay: int = 0
+
+
+class _Optimizer(BaseModel, extra="forbid"):
+    lr: float = 1.0
+    schedule: _Schedule = _Schedule()
+
+
+class _Nested(BaseModel, extra="forbid"):
+    optimizer: _Optimizer = _Optimizer(lr=0.5, schedule=_Schedule(warmup=7))
+    reward: Annotated[_Math | _Code, Field(discriminator="kind")] = _Math(kind="math", tolerance=0.1)
+
+
+def test_setting_a_part_of_a_nested_config_keeps_the_rest_of_its_defaults():
+    def checked(text: str) -> _Nested | None:
+        problems: list[str] = []
+        config = check(_Nested, parse_yaml(text, "here"), "it", problems)
+        assert not problems
+        return config
+
+    config = checked("optimizer: {schedule: {decay: 3}}")
+    assert config and config.optimizer.model_dump() == {"lr": 0.5, "schedule": {"warmup": 7, "decay": 3}}
+    config = checked("optimizer: {lr: 0.1}")
+    assert config and config.optimizer.schedule.warmup == 7
+    config = checked("reward: {kind: code}")
+    assert config and config.reward == _Code(kind="code")  # another member of the union takes nothing over
+
+
+def test_an_unknown_key_in_a_partly_set_config_is_still_one_sentence():
+    problems: list[str] = []
+    assert check(_Nested, parse_yaml("optimizer: {lrr: 1}", "here"), "it", problems) is None
+    assert problems == ["here:1:13: unknown key 'optimizer.lrr' in it; did you mean 'lr'?"]

@@ -34,9 +34,12 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = lr
         self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        self.zero_grad()
         self.steps += 1
         return float(norm)
+
+    def zero_grad(self) -> None:
+        self.adamw.zero_grad(set_to_none=True)
 
     def save(self, file: Path) -> None:
         tensors = {"steps": torch.tensor(self.steps)}

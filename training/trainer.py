@@ -29,9 +29,8 @@ class PackedRow(Protocol):
 class Trainer:
     """The policy on one device. Subclasses add the loss of their stage; all methods run in a Ray actor."""
 
-    def __init__(self, checkpoint: str, optimizer: OptimizerConfig, *, mtp: bool = False, device: str = "auto", threads: int = 1):
+    def __init__(self, checkpoint: str, optimizer: OptimizerConfig, *, mtp: bool = False, device: str = "auto"):
         torch.use_deterministic_algorithms(True)
-        torch.set_num_threads(threads)
         self.device = resolve_device(device)
         self.model = load_model(checkpoint).to(self.device).train()
         self.tokenizer = load_tokenizer(checkpoint)

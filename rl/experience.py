@@ -1,0 +1,140 @@
+"""From prompts to training sequences: sample, score while others are still sampling, compare within groups."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.actors import wait
+from data.chat import render_prompt
+from data.problems import Problem
+from rewards.reward import Score, Verdict
+from rl.advantage import assign_advantages
+from rl.batch import TrainingSequence
+from rl.objective import Objective
+from rollouts.config import RolloutConfig
+from rollouts.pool import GeneratorPool
+from rollouts.records import Group, Request, SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredGroup:
+    group: Group
+    problem: Problem
+    scores: list[Score]  # [G]
+
+
+def sample_and_score(
+    problems: Sequence[Problem],
+    *,
+    tokenizer: Any,
+    pool: GeneratorPool,
+    rewards: Sequence[Any],
+    rollout: RolloutConfig,
+    params: SamplingParams,
+    progress: float,
+    deadline_s: float,
+) -> list[ScoredGroup]:
+    """One scored group per problem, in their order. Each group goes to a reward worker as soon as it is complete.
+
+    rewards: RewardWorker actors. progress: share of the stage's steps taken, for rewards that start late.
+    """
+    by_key = {f"{place}:{problem.id}": problem for place, problem in enumerate(problems)}
+    requests = [
+        Request(key=key, prompt_ids=render_prompt(tokenizer, problem.messages, rollout.template))
+        for key, problem in by_key.items()
+    ]
+    pending = {}
+    for count, group in enumerate(pool.stream(requests, params)):
+        worker = rewards[count % len(rewards)]
+        texts = [completion.text for completion in group.completions]
+        pending[group.key] = (group, worker.score.remote([by_key[group.key]] * len(texts), texts, progress))
+    scored = []
+    for key, problem in by_key.items():
+        group, ref = pending[key]
+        scores = wait(ref, phase="scoring", deadline_s=deadline_s)
+        scored.append(ScoredGroup(group=group, problem=problem, scores=scores))
+    return scored
+
+
+def training_sequences(
+    groups: Sequence[ScoredGroup], objective: Objective, max_new_tokens: int
+) -> tuple[list[TrainingSequence], dict[str, float]]:
+    """The completions to train on with their advantages, and where every sampled completion went.
+
+    Counters: experience/sampled = trained + unscorable + dropped; experience/no_signal is a share of groups.
+    """
+    sequences, sampled, unscorable, without_signal = [], 0, 0, 0
+    for scored in groups:
+        completions = scored.group.completions
+        result = assign_advantages(
+            [score.value for score in scored.scores],
+            [len(completion.token_ids) for completion in completions],
+            [completion.finish_reason == "length" for completion in completions],
+            max_new_tokens,
+            objective,
+        )
+        sampled += len(completions)
+        unscorable += sum(score.verdict is Verdict.ERROR for score in scored.scores)
+        without_signal += not result.has_signal
+        for completion, advantage in zip(completions, result.advantages, strict=True):
+            if advantage is not None:
+                sequences.append(_sequence(scored.group.prompt_ids, completion, advantage))
+    counters = {
+        "experience/sampled": sampled,
+        "experience/trained": len(sequences),
+        "experience/unscorable": unscorable,
+        "experience/dropped": sampled - len(sequences) - unscorable,
+        "experience/no_signal": without_signal / len(groups),
+    }
+    return sequences, counters
+
+
+def _sequence(prompt_ids: list[int], completion, advantage: float) -> TrainingSequence:
+    return TrainingSequence(
+        prompt_ids=np.array(prompt_ids, dtype=np.int64),
+        completion_ids=completion.token_ids.astype(np.int64),
+        advantage=advantage,
+        sampling_logprobs=completion.sampling_logprobs,
+    )
+
+
+def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Rewards by part and by domain, accuracy, lengths and truncation of a rollout batch. Unscorable ones are left out."""
+    scores = [(scored.problem, score) for scored in groups for score in scored.scores if score.value is not None]
+    completions = [completion for scored in groups for completion in scored.group.completions]
+    metrics = {
+        "rollout/length_mean": _mean([len(c.token_ids) for c in completions]),
+        "rollout/truncated": _mean([c.finish_reason == "length" for c in completions]),
+        "reward/mean": _mean([score.value for _, score in scores]),
+        "reward/pass_rate": _mean([score.verdict is Verdict.PASS for _, score in scores]),
+    }
+    for name in sorted({part for _, score in scores for part in score.parts}):
+        metrics[f"reward/{name}"] = _mean([s.parts[name] for _, s in scores if name in s.parts])
+    for domain in sorted({problem.domain for problem, _ in scores}):
+        metrics[f"domain/{domain}"] = _mean([s.verdict is Verdict.PASS for p, s in scores if p.domain == domain])
+    return metrics
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def sample_rows(groups: Sequence[ScoredGroup], step: int, count: int) -> list[Mapping[str, Any]]:
+    """The first completion of `count` evenly spaced groups, for people to read."""
+    chosen = groups[:: max(1, len(groups) // count)][:count] if count else []
+    return [
+        {
+            "step": step,
+            "problem_id": scored.problem.id,
+            "domain": scored.problem.domain,
+            "language": scored.problem.language,
+            "question": scored.problem.question,
+            "completion": scored.group.completions[0].text,
+            "reward": scored.scores[0].value,
+            "parts": dict(scored.scores[0].parts),
+            "verdict": scored.scores[0].verdict.value,
+        }
+        for scored in chosen
+    ]

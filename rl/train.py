@@ -1,0 +1,201 @@
+"""The GRPO stage. `train` reads like the algorithm box of DeepSeek-R1, section 2.1:
+
+    repeat: draw questions; sample a group of completions for each with pi_old; score them; compare within groups;
+            split the outputs at random into mini-batches; one optimizer step on each; pi_old <- pi_theta.
+            Every `reference_every` steps: pi_ref <- pi_theta.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cluster.actors import kill, spawn, start_ray, wait
+from data.problem_pool import ProblemPool
+from models.checkpoint import load_tokenizer
+from rewards.workers import RewardWorker
+from rl.batch import TrainingSequence, make_mini_batches
+from rl.config import GRPOConfig
+from rl.experience import ScoredGroup, rollout_metrics, sample_and_score, sample_rows, training_sequences
+from rl.trainer import NonFiniteLoss, PolicyTrainer
+from rollouts.pool import GeneratorPool
+from training.checkpoint import CheckpointStore
+from training.run_log import RunLog
+from training.stage import StageContext, StageError
+
+
+def run(config: GRPOConfig, context: StageContext) -> None:
+    start_ray()
+    session = Session(config, context)
+    try:
+        train(session)
+    finally:
+        session.close()
+
+
+def train(session: "Session") -> None:
+    config = session.config
+    for rollout in range(session.resume(), config.rollouts):
+        step = rollout * config.mini_batches
+        session.maybe_refresh_reference(step)
+        session.sync_weights(step)
+        groups = session.sample_and_score(step)
+        sequences = session.annotate(session.compare(groups))
+        for mini_batch in make_mini_batches(sequences, config.mini_batches, session.seed("mini-batches", step)):
+            session.update(mini_batch, step)
+            step += 1
+        session.end_rollout((rollout + 1) * config.mini_batches)
+    session.save_policy()
+
+
+class Session:
+    """The processes of one GRPO stage, and the verbs of the loop."""
+
+    def __init__(self, config: GRPOConfig, context: StageContext):
+        self.config, self.context = config, context
+        policy = str(context.inputs["policy"])
+        self.objective = config.objective.resolve()
+        self.tokenizer = load_tokenizer(policy)
+        self.problems = ProblemPool(config.problems, "train", context.seed)
+        self.pool = GeneratorPool(policy, config.generator)
+        self.rewards = [spawn(RewardWorker, config.rewards)]
+        self.trainer = spawn(
+            PolicyTrainer,
+            policy,
+            config.optimizer,
+            objective=self.objective,
+            temperature=config.rollout.temperature or 1.0,
+            max_new_tokens=config.rollout.max_new_tokens,
+            row_tokens=config.trainer.row_tokens,
+            device=config.trainer.device,
+            threads=config.trainer.threads,
+        )
+        self.store, self.log = CheckpointStore(context.output / "checkpoints"), RunLog(context.output)
+        self.pending_metrics: dict[str, float] = {}  # of the rollout batch; logged with its first step
+        self.seconds: dict[str, float] = {}
+        self.tokens = 0
+
+    def seed(self, purpose: str, step: int) -> int:
+        """Seeds that depend on the stage's seed, the purpose and the step alone, so that a resumed run repeats them."""
+        digest = hashlib.blake2b(f"{self.context.seed}/{purpose}/{step}".encode(), digest_size=4).digest()
+        return int.from_bytes(digest, "big")
+
+    def resume(self) -> int:
+        """The first rollout to do: 0, or the one after the last whole checkpoint."""
+        found = self.store.latest()
+        step = 0
+        if found:
+            step, folder = found
+            self._wait(self.trainer.load_state.remote(str(folder)), "loading a checkpoint")
+        self.log.truncate_after(step)
+        return step // self.config.mini_batches
+
+    def maybe_refresh_reference(self, step: int) -> None:
+        """The reference is replaced at the first rollout boundary at or after every `reference_every` steps."""
+        every, previous = self.config.reference_every, step - self.config.mini_batches
+        if step and step // every > previous // every:
+            self._wait(self.trainer.refresh_reference.remote(), "refreshing the reference")
+
+    def sync_weights(self, step: int) -> None:
+        started = time.monotonic()
+        self.pool.sync(self._wait(self.trainer.weights.remote(), "weight sync"), version=step)
+        self.seconds = {"time/sync_s": time.monotonic() - started}
+
+    def sample_and_score(self, step: int) -> list[ScoredGroup]:
+        config, started = self.config, time.monotonic()
+        self._report(step, phase="sampling")
+        progress = step / config.steps
+        count = config.questions_per_step * config.mini_batches
+        share = config.problems.instruction_share if progress >= config.general_from_share else 0.0
+        groups = sample_and_score(
+            self.problems.draw(step * config.questions_per_step, count, share),
+            tokenizer=self.tokenizer,
+            pool=self.pool,
+            rewards=self.rewards,
+            rollout=config.rollout,
+            params=config.rollout.params(config.group_size, self.seed("sampling", step)),
+            progress=progress,
+            deadline_s=config.generator.deadline_s,
+        )
+        self.seconds["time/sample_s"] = time.monotonic() - started
+        self.tokens = sum(len(c.token_ids) for scored in groups for c in scored.group.completions)
+        self.log.samples(sample_rows(groups, step + 1, config.log_samples))
+        return groups
+
+    def compare(self, groups: Sequence[ScoredGroup]) -> list[TrainingSequence]:
+        sequences, counters = training_sequences(groups, self.objective, self.config.rollout.max_new_tokens)
+        self.pending_metrics = rollout_metrics(groups) | counters
+        if not sequences:
+            reasons = {score.detail for scored in groups for score in scored.scores if score.value is None}
+            raise StageError(
+                f"{self.context.name}: none of {counters['experience/sampled']} completions can be trained on: "
+                f"{'; '.join(sorted(reasons)[:3]) or 'no group has a signal'}"
+            )
+        return sequences
+
+    def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
+        started = time.monotonic()
+        annotated = self._wait(self.trainer.annotate.remote(sequences), "old and reference logprobs")
+        self.seconds["time/logprobs_s"] = time.monotonic() - started
+        self.seconds["time/update_s"] = 0.0
+        return annotated
+
+    def update(self, mini_batch: Sequence[TrainingSequence], step: int) -> None:
+        started = time.monotonic()
+        lr = self.config.optimizer.lr_at(step, self.config.steps)
+        try:
+            metrics = self._wait(self.trainer.update.remote(mini_batch, lr), f"step {step + 1}")
+        except NonFiniteLoss as error:
+            dump = self._dump(mini_batch, step)
+            raise StageError(f"{self.context.name}: step {step + 1}: {error}; the batch is in {dump}") from None
+        self.seconds["time/update_s"] += time.monotonic() - started
+        self.log.log(step + 1, self.pending_metrics | metrics | {"optimizer/lr": lr})
+        self._report(
+            step + 1,
+            phase="training",
+            loss=metrics["loss/policy"],
+            reward=self.pending_metrics.get("reward/mean"),
+            accuracy=self.pending_metrics.get("reward/pass_rate"),
+        )
+        self.pending_metrics = {}
+        self._check_mismatch(metrics["mismatch/abs_mean"], step)
+
+    def _check_mismatch(self, difference: float, step: int) -> None:
+        if difference > self.config.mismatch_limit:
+            raise StageError(
+                f"{self.context.name}: step {step + 1}: generator and trainer differ by {difference:.3g} nats per token, "
+                f"more than mismatch_limit {self.config.mismatch_limit}: the policy that samples is not the one that trains"
+            )
+
+    def end_rollout(self, step: int) -> None:
+        seconds = sum(self.seconds.values())
+        self.log.log_timing(step, self.seconds | {"throughput/tokens_per_s": self.tokens / seconds})
+        self._report(step, tokens_per_s=self.tokens / seconds)
+        every, last = self.config.trainer.checkpoint_every, step - self.config.mini_batches
+        if step // every > last // every and step < self.config.steps:
+            self.store.save(step, lambda folder: self._wait(self.trainer.save_state.remote(str(folder)), "checkpoint"))
+
+    def save_policy(self) -> None:
+        self._wait(self.trainer.save_checkpoint.remote(str(self.context.output)), "saving the policy")
+
+    def close(self) -> None:
+        self.pool.close()
+        for actor in (*self.rewards, self.trainer):
+            kill(actor)
+
+    def _dump(self, mini_batch: Sequence[TrainingSequence], step: int):
+        """The batch behind a non-finite step: one .npz with every array, to be read with numpy alone."""
+        file = self.context.output / "checkpoints" / f"nonfinite_step_{step + 1}.npz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        names = ("prompt_ids", "completion_ids", "advantage", "sampling_logprobs", "old_logprobs", "ref_logprobs")
+        arrays = {f"{i}/{n}": getattr(s, n) for i, s in enumerate(mini_batch) for n in names}
+        np.savez_compressed(file, **{key: value for key, value in arrays.items() if value is not None})
+        return file
+
+    def _wait(self, ref: Any, phase: str) -> Any:
+        return wait(ref, phase=f"{self.context.name}: {phase}", deadline_s=self.config.trainer.deadline_s)
+
+    def _report(self, step: int, **event: Any) -> None:
+        self.context.report({"step": step, "total_steps": self.config.steps, **event})

@@ -1,0 +1,99 @@
+"""The GRPO trainer rank: old and reference logprobs, then one optimizer step per mini-batch."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from rl.batch import MicroBatch, TrainingSequence, pack
+from rl.loss import policy_loss
+from rl.metrics import combine, mini_batch_metrics
+from rl.mismatch import mismatch_sums
+from rl.objective import Denominators, Objective
+from training.trainer import Trainer
+
+REFERENCE = "reference.safetensors"
+
+
+class NonFiniteLoss(FloatingPointError):
+    """A loss or gradient was not finite. The weights are as they were before the step."""
+
+
+class PolicyTrainer(Trainer):
+    def __init__(self, *args, objective: Objective, temperature: float, max_new_tokens: int, row_tokens: int, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.objective, self.temperature = objective, temperature
+        self.max_new_tokens, self.row_tokens = max_new_tokens, row_tokens
+        self.reference = deepcopy(self.model).requires_grad_(False) if objective.needs_reference else None
+        self.reference_is_policy = True  # until the first step: then its logprobs need no second pass
+
+    def refresh_reference(self) -> None:
+        """pi_ref <- pi_theta."""
+        if self.reference is not None:
+            self.reference.load_state_dict(self.model.state_dict())
+            self.reference_is_policy = True
+
+    @torch.no_grad()
+    def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
+        """The same sequences with old logprobs (current weights) and, when the objective needs them, reference ones."""
+        annotated = list(sequences)
+        for row in pack(sequences, self.row_tokens):
+            old = row.split(self.completion_logprobs(row, self.temperature)[0].cpu().numpy())
+            ref = [None] * len(old)
+            if self.reference is not None:
+                ref = old if self.reference_is_policy else row.split(self._reference_logprobs(row))
+            for index, old_logprobs, ref_logprobs in zip(row.sequence_indices, old, ref, strict=True):
+                annotated[index] = replace(annotated[index], old_logprobs=old_logprobs, ref_logprobs=ref_logprobs)
+        return annotated
+
+    def _reference_logprobs(self, row: MicroBatch):
+        policy, self.model = self.model, self.reference
+        try:
+            return self.completion_logprobs(row, self.temperature)[0].cpu().numpy()
+        finally:
+            self.model = policy
+
+    def update(self, mini_batch: Sequence[TrainingSequence], lr: float) -> dict[str, float]:
+        """One optimizer step. Raises NonFiniteLoss, with the weights untouched, instead of stepping on garbage."""
+        lengths = [len(sequence.completion_ids) for sequence in mini_batch]
+        denominators = Denominators.of(lengths, self.max_new_tokens)
+        parts, losses, entropy = [], 0.0, 0.0
+        for row in pack(mini_batch, self.row_tokens):
+            policy_T, entropy_T = self.completion_logprobs(row, self.temperature)
+            old_T, sampling_T = self._tensor(row.old_logprobs), self._tensor(row.sampling_logprobs)
+            ref_T = None if row.ref_logprobs is None else self._tensor(row.ref_logprobs)
+            advantages_N, sequence_T = self._tensor(row.advantages), self._tensor(row.sequence_of_token)
+            loss, sums = policy_loss(
+                policy_T, old_T, ref_T, sampling_T, advantages_N, sequence_T, self.objective, denominators
+            )
+            loss.backward()
+            losses += loss.item()
+            entropy += entropy_T.sum().item()
+            parts += [sums, mismatch_sums(old_T, sampling_T)]
+        metrics = {"loss/policy": losses, "policy/entropy": entropy / denominators.tokens}
+        metrics |= mini_batch_metrics(combine(parts))
+        if not torch.isfinite(torch.tensor(losses)) or metrics.get("loss/nonfinite_tokens", 0) > 0:
+            self.optimizer.zero_grad()
+            raise NonFiniteLoss(f"the loss is {losses} with {metrics.get('loss/nonfinite_tokens', 0):.0f} bad tokens")
+        try:
+            metrics["optimizer/grad_norm"] = self.optimizer.step(lr)
+        except FloatingPointError as error:
+            self.optimizer.zero_grad()
+            raise NonFiniteLoss(str(error)) from None
+        self.reference_is_policy = False
+        return metrics
+
+    def save_state(self, folder: str) -> None:
+        super().save_state(folder)
+        if self.reference is not None:
+            state = {name: t.contiguous().clone() for name, t in self.reference.state_dict().items()}
+            save_file(state, Path(folder) / REFERENCE)
+
+    def load_state(self, folder: str) -> None:
+        super().load_state(folder)
+        if self.reference is not None:
+            self.reference.load_state_dict(load_file(Path(folder) / REFERENCE))
+            self.reference_is_policy = False
