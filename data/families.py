@@ -1,8 +1,8 @@
 """Procedural, verifiable problem families in English and Chinese, with worked solutions.
 
-`make_task` draws a task (numbers only, no language); `question`, `answer` and `solve` render it. Tasks come from
-reasoning-gym's generators where they fit; comparison and logic are ours. Train and held-out tasks are disjoint by
-content: a hash of the task, not of its wording, decides the split, so no held-out task is ever seen in either language.
+`make_task` draws a task (numbers only, no language); `question`, `answer` and `solve` render it. Train and held-out
+tasks are disjoint by content: a hash of the task, not of its wording, decides the split, so no held-out task is ever
+seen in either language.
 """
 
 import hashlib
@@ -11,7 +11,6 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 from data.problems import Problem
@@ -44,36 +43,24 @@ def split_of(task: Task) -> Split:
 # --- drawing tasks -----------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=64)
-def _gym(name: str, seed: int, options: tuple):
-    import reasoning_gym  # heavy; only needed where problems are drawn
-
-    return reasoning_gym.create_dataset(name, seed=seed, size=1 << 30, **dict(options))
-
-
-def _gym_metadata(name: str, rng: random.Random, **options) -> dict:
-    return _gym(name, 0, tuple(sorted(options.items())))[rng.randrange(1 << 30)]["metadata"]
-
-
 def _draw_chain_sum(level: int, rng: random.Random) -> dict:
-    terms, digits = [((2, 3), 1), ((3, 4), 1), ((2, 3), 2)][level - 1]
-    drawn = _gym_metadata(
-        "chain_sum", rng, min_terms=terms[0], max_terms=terms[1], min_digits=digits, max_digits=digits
-    )
-    return {"expression": drawn["expression"].replace(" ", "")}
+    terms, low, high = [((2, 3), 0, 9), ((3, 4), 0, 9), ((2, 3), 10, 99)][level - 1]
+    return {"expression": _expression(rng.randint(*terms), "+-", low, high, rng)}
 
 
 def _draw_arithmetic(level: int, rng: random.Random) -> dict:
-    options = {"min_terms": level + 1, "max_terms": level + 1, "max_digits": 1, "operators": ("+", "-", "*")}
-    drawn = _gym_metadata("basic_arithmetic", rng, allow_parentheses=False, allow_negation=False, **options)
-    return {"expression": drawn["expression"].replace(" ", "")}
+    return {"expression": _expression(level + 1, "+-*", 0, 9, rng)}
+
+
+def _expression(terms: int, ops: str, low: int, high: int, rng: random.Random) -> str:
+    first, *others = [rng.randint(low, high) for _ in range(terms)]
+    return f"{first}" + "".join(f"{rng.choice(ops)}{number}" for number in others)
 
 
 def _draw_sorting(level: int, rng: random.Random) -> dict:
     count, top = [(3, 9), (4, 20), (5, 99)][level - 1]
-    bounds = {"min_numbers": count, "max_numbers": count, "min_value": 0.0, "max_value": float(top)}
-    drawn = _gym_metadata("number_sorting", rng, min_decimals=0, max_decimals=0, **bounds)
-    return {"numbers": [int(float(n)) for n in drawn["original_numbers"]], "direction": drawn["direction"]}
+    numbers = [rng.randint(0, top) for _ in range(count)]
+    return {"numbers": numbers, "direction": rng.choice(["ascending", "descending"])}
 
 
 def _draw_comparison(level: int, rng: random.Random) -> dict:
@@ -87,13 +74,16 @@ def _draw_logic(level: int, rng: random.Random) -> dict:
 
 
 def _draw_countdown(level: int, rng: random.Random) -> dict:
-    count = [2, 3, 3][level - 1]
-    limits = {"min_value": 1, "max_value": [9, 6, 9][level - 1], "min_target": 1, "max_target": [40, 40, 60][level - 1]}
-    options = {"min_numbers": count, "max_numbers": count, "operators": ("+", "-", "*"), **limits}
+    """Solvable by construction: the target is the value of a chain over all the numbers, left to right."""
+    count, high, most = [(2, 9, 40), (3, 6, 40), (3, 9, 60)][level - 1]
     while True:
-        drawn = _gym_metadata("countdown", rng, **options)
-        if _left_to_right(drawn["numbers"], drawn["target"]):  # a - b*c has none: skipped, so that steps can be written
-            return {"numbers": drawn["numbers"], "target": drawn["target"]}
+        numbers = [rng.randint(1, high) for _ in range(count)]
+        target = numbers[0]
+        for number in numbers[1:]:
+            target = _apply(target, rng.choice("+-*"), number)
+        if 1 <= target <= most:
+            rng.shuffle(numbers)
+            return {"numbers": numbers, "target": target}
 
 
 _DRAW = {

@@ -73,6 +73,8 @@ def save_model(
     """config.json, tokenizer and one model.safetensors in `dtype` that from_pretrained, vLLM and lm-eval load as they are."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = hub_state_dict(model)
+    if model.config.tie_word_embeddings:
+        del tensors["lm_head.weight"]  # stored once; loading ties it again
     if isinstance(mtp, MTPModule):
         tensors |= mtp_state_dict(model, mtp)
     keep = ("e_score_correction_bias",)  # the selection bias stays FP32 everywhere
@@ -93,6 +95,8 @@ def load_hub_state_dict(model: PreTrainedModel, tensors: Mapping[str, np.ndarray
 
     All or nothing: raises KeyError, with the model unchanged, when a tensor is missing. Others (the MTP layer) are ignored.
     """
+    if model.config.tie_word_embeddings:
+        tensors = {"lm_head.weight": tensors["model.embed_tokens.weight"], **tensors}
     found = {name: _gather(name, tensors) for name in model.state_dict()}
     for name, target in model.state_dict().items():
         target.copy_(found[name])

@@ -19,4 +19,5 @@ class TinyModelConfig(BaseModel, extra="forbid", frozen=True):
     expert_size: int = Field(96, ge=16, description="width of one expert")
     num_experts: int = Field(8, ge=4, description="routed experts, in 4 groups of which 2 are kept")
     experts_per_token: int = Field(2, ge=1, description="routed experts per token")
+    tie_embeddings: bool = Field(False, description="share input and output embeddings; V3 does not, students may")
     max_length: int = Field(512, ge=64, description="longest sequence, tokens")

@@ -1,9 +1,12 @@
 """Settings of the supervised stages. Free of torch, so that recipes load fast."""
 
 
+from typing import Literal
+
 from pydantic import BaseModel, Field
 
 from data.chat import Template
+from data.config import ProblemSource
 from data.problem_pool import ProblemsConfig
 from models.config import TinyModelConfig
 from rewards.config import RewardSpec
@@ -26,6 +29,9 @@ class PretrainConfig(BaseModel, extra="forbid", frozen=True):
     )
     trainer: TrainerConfig = Field(TrainerConfig(), description="the training process")
     mtp_weight: float = Field(0.1, ge=0, description="weight of the multi-token-prediction loss; V3's late value")
+    save_dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="precision of the checkpoint; bfloat16 halves what is committed or shipped"
+    )
     bias_speed: float = Field(0.001, ge=0, description="speed of aux-loss-free balance; V3's")
 
 
@@ -43,34 +49,42 @@ class SFTConfig(BaseModel, extra="forbid", frozen=True):
     bias_speed: float = Field(0.0, ge=0, description="speed of aux-loss-free balance; not stated for SFT, 0 is ours")
 
 
-class ColdStartConfig(BaseModel, extra="forbid", frozen=True):
-    """Cold-start data: readable samples of R1-Zero (and few-shot or listed ones), re-formatted to think + summary."""
+class CurationConfig(BaseModel, extra="forbid", frozen=True):
+    """What cold start and rejection sampling share: sample on problems, verify, filter."""
 
     problems: ProblemsConfig = Field(ProblemsConfig(), description="prompts to sample on")
-    prompts: int = Field(1000, ge=1, description="prompts; the paper says 'thousands' (B.3.2)")
+    prompts: int = Field(1000, ge=1, description="prompts to sample on; the paper says 'thousands' (B.3.2)")
     samples_per_prompt: int = Field(4, ge=1, description="completions per prompt; 'several' in the paper")
+    rollout: RolloutConfig = Field(RolloutConfig(), description="temperature 1: diversity, the verifier does the rest")
+    generator: GeneratorConfig = Field(GeneratorConfig(), description="the sampling processes")
+    filters: FilterConfig = Field(FilterConfig(), description="correct, readable, one language")
+    max_rows: int | None = Field(None, ge=1, description="rows kept at most, chosen by seed; none keeps all")
+    chunk_prompts: int = Field(
+        128, ge=1, description="prompts sampled and saved at a time: what a kill can cost; more keep the replicas busier"
+    )
+    held_out_sources: tuple[ProblemSource, ...] = Field(
+        (), description="benchmarks to keep out: rows that share 10 words with one are dropped, as in the paper (D.1)"
+    )
+
+
+class ColdStartConfig(CurationConfig):
+    """Cold-start data: readable samples of R1-Zero (and few-shot or listed ones), re-formatted to think + summary."""
+
     rollout: RolloutConfig = Field(
         RolloutConfig(template="r1_zero", temperature=1.0), description="R1-Zero's own template, temperature 1 (B.3.2)"
     )
-    generator: GeneratorConfig = Field(GeneratorConfig(), description="the sampling processes")
     filters: FilterConfig = Field(
         FilterConfig(layout="answer_tags", max_per_problem=1), description="correct, readable, one language"
     )
-    max_rows: int | None = Field(None, ge=1, description="rows kept at most; the cold start is small on purpose")
     few_shot: int = Field(
-        0, ge=0, description="worked examples put before each prompt; 0 samples zero-shot, the paper's main source"
+        0, ge=0, description="worked examples before each prompt, for a second set of samples; 0: zero-shot alone (B.3.2)"
     )
     dataset: str | None = Field(None, description="JSONL or parquet of conversations to add as they are; none by default")
 
 
-class RejectionSamplingConfig(BaseModel, extra="forbid", frozen=True):
+class RejectionSamplingConfig(CurationConfig):
     """The curated set: several samples per prompt, verified, filtered, mixed with non-reasoning data (paper 2.4, B.3.3)."""
 
-    problems: ProblemsConfig = Field(ProblemsConfig(), description="prompts to sample on")
-    prompts: int = Field(1000, ge=1, description="reasoning prompts")
-    samples_per_prompt: int = Field(4, ge=1, description="completions per prompt; 'several' in the paper")
-    rollout: RolloutConfig = Field(RolloutConfig(), description="temperature 1: diversity, the verifier does the rest")
-    generator: GeneratorConfig = Field(GeneratorConfig(), description="the sampling processes")
     rewards: tuple[RewardSpec, ...] = Field(
         (RewardSpec(use="rewards.accuracy:Accuracy"),), description="what a completion must pass"
     )
@@ -78,6 +92,3 @@ class RejectionSamplingConfig(BaseModel, extra="forbid", frozen=True):
     general_share: float = Field(
         0.25, ge=0, lt=1, description="share of non-reasoning rows in the result; 200k of 800k in the paper"
     )
-    max_rows: int | None = Field(None, ge=1, description="rows kept at most")
-
-

@@ -24,6 +24,7 @@ def train(
     mtp_weight: float,
     bias_speed: float,
     context: StageContext,
+    save_dtype: str = "float32",
 ) -> None:
     """Take `steps` optimizer steps with a SupervisedTrainer actor and leave the final checkpoint in the stage's folder."""
     store, log = CheckpointStore(context.output / "checkpoints"), RunLog(context.output)
@@ -44,7 +45,7 @@ def train(
         if (step + 1) % settings.checkpoint_every == 0 and step + 1 < steps:
             save_state(trainer, store, step + 1, settings)
     phase = f"{context.name}: saving the checkpoint"
-    wait(trainer.save_checkpoint.remote(str(context.output)), phase=phase, deadline_s=settings.deadline_s)
+    wait(trainer.save_checkpoint.remote(str(context.output), save_dtype), phase=phase, deadline_s=settings.deadline_s)
 
 
 def resume(trainer: Any, store: CheckpointStore, log: RunLog, settings: TrainerConfig) -> int:

@@ -38,6 +38,7 @@ def run(config: PretrainConfig, context: StageContext) -> None:
         mtp_weight=config.mtp_weight,
         bias_speed=config.bias_speed,
         context=context,
+        save_dtype=config.save_dtype,
     )
 
 

@@ -93,9 +93,9 @@ class Trainer:
         """The policy's weights by checkpoint name, for weight sync."""
         return {name: tensor.cpu().numpy() for name, tensor in hub_state_dict(self.model).items()}
 
-    def save_checkpoint(self, folder: str) -> None:
-        """A Hugging Face checkpoint, float32."""
-        save_model(Path(folder), self.model, self.tokenizer, self.mtp)
+    def save_checkpoint(self, folder: str, dtype: str = "float32") -> None:
+        """A Hugging Face checkpoint."""
+        save_model(Path(folder), self.model, self.tokenizer, self.mtp, getattr(torch, dtype))
 
     def save_state(self, folder: str) -> None:
         """Everything that a resumed run needs to go on bit for bit."""

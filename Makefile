@@ -1,0 +1,33 @@
+# Two commands do everything on a fresh machine: `make run` and `make test`. Needs Python 3.11 or newer and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: run test fast check clean
+
+run: $(READY)  ## the whole chain on the tiny model; resumes, and skips what is already made
+	$(BIN)/r1 run recipes/tiny/pipeline.yaml
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest
+
+fast: $(READY)  ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(READY)  ## lint, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+# torch first and pinned: an unpinned torch may bring another build with gigabytes of CUDA packages.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $(READY)
+
+clean:  ## remove the environment; runs/ stays
+	rm -rf $(VENV)

@@ -1,0 +1,55 @@
+"""One generator pool for many checkpoints: where only the weights differ, they are synced instead of starting anew."""
+
+import json
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+from models.checkpoint import WEIGHTS
+from rollouts.config import GeneratorConfig
+from rollouts.pool import GeneratorPool
+
+# What else decides how a checkpoint samples: architecture, end-of-sequence token, tokenizer.
+_SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+class CheckpointPool:
+    """Holds at most one GeneratorPool, on the checkpoint last asked for."""
+
+    def __init__(self, config: GeneratorConfig):
+        self._config = config
+        self._pool: GeneratorPool | None = None
+        self._folder = Path()
+        self._version = 0
+
+    def at(self, folder: Path) -> GeneratorPool:
+        """A pool with the weights of the checkpoint at `folder`. The one returned before must not be used any more."""
+        if self._pool is not None and can_sync(self._folder, folder):
+            self._version += 1
+            self._pool.sync(load_file(folder / WEIGHTS), self._version)
+        else:
+            self.close()
+            self._pool, self._version = GeneratorPool(str(folder), self._config), 0
+        self._folder = folder
+        return self._pool
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+
+def can_sync(old: Path, new: Path) -> bool:
+    """Whether a generator of checkpoint `old` becomes one of `new` by its weights alone.
+
+    They must be in one float32 file (numpy has no bfloat16) that lacks no tensor of the model (tied ones do).
+    """
+    if any(_content(old / name) != _content(new / name) for name in _SETTINGS):
+        return False
+    config = json.loads((new / "config.json").read_text(encoding="utf-8"))
+    untied = not config.get("tie_word_embeddings", True)
+    return untied and config.get("dtype") == "float32" and (new / WEIGHTS).is_file()
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

@@ -1,0 +1,93 @@
+"""Scored completions: one row each, in a parquet file; and the score table made of them."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data.problems import Problem
+from pipeline.artifact import sync_folder
+from pipeline.statistics import summarise
+from rewards.canonical import canonical_answer
+from rewards.reward import Score, Verdict
+from rollouts.records import Completion
+
+GENERAL = "general"  # domain of general instructions
+COLUMNS = pa.schema(
+    {
+        "checkpoint": pa.string(),
+        "problem_id": pa.string(),
+        "domain": pa.string(),
+        "language": pa.string(),
+        "question": pa.string(),
+        "ground_truth": pa.string(),
+        "sample": pa.int32(),  # number within the problem, from 0
+        "completion": pa.string(),
+        "answer": pa.string(),  # final answer in one spelling; null: none
+        "verdict": pa.string(),
+        "correct": pa.bool_(),  # null, like the next two, when unscorable
+        "format": pa.bool_(),
+        "language_consistency": pa.float64(),
+        "length": pa.int32(),  # tokens
+        "truncated": pa.bool_(),  # cut off by the length limit
+    }
+)
+
+
+def completion_row(checkpoint: str, problem: Problem, sample: int, completion: Completion, score: Score) -> dict:
+    """One row of the table; `score` has the parts accuracy, format and language unless it is an error."""
+    scorable = score.verdict is not Verdict.ERROR
+    return {
+        "checkpoint": checkpoint,
+        "problem_id": problem.id,
+        "domain": problem.domain,
+        "language": problem.language,
+        "question": problem.question,
+        "ground_truth": problem.ground_truth,
+        "sample": sample,
+        "completion": completion.text,
+        "answer": canonical_answer(problem, completion.text),
+        "verdict": score.verdict.value,
+        "correct": score.verdict is Verdict.PASS if scorable else None,
+        "format": score.parts["format"] == 1.0 if scorable else None,
+        "language_consistency": score.parts["language"] if scorable else None,
+        "length": len(completion.token_ids),
+        "truncated": completion.finish_reason == "length",
+    }
+
+
+def save_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as parquet; a reader, or a crash, sees the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=COLUMNS), temporary)
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def load_rows(path: Path) -> list[dict[str, Any]]:
+    return pq.read_table(path).to_pylist()
+
+
+def score_checkpoint(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Scores of one checkpoint: overall, by domain, by language.
+
+    General instructions have a row of their own among the domains and are left out of the rest: passing all checks of
+    an instruction and getting a right answer are not one quantity.
+    """
+    reasoning = [row for row in rows if row["domain"] != GENERAL]
+    return {
+        "overall": summarise(reasoning),
+        "by_domain": {domain: summarise(part) for domain, part in _split(rows, "domain").items()},
+        "by_language": {language: summarise(part) for language, part in _split(reasoning, "language").items()},
+    }
+
+
+def _split(rows: list[dict[str, Any]], column: str) -> dict[str, list[dict[str, Any]]]:
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        parts.setdefault(row[column], []).append(row)
+    return dict(sorted(parts.items()))

@@ -1,0 +1,176 @@
+"""`r1 eval`: the evaluate stage on any checkpoints, as a table. Starts fast: the stage is imported when it runs."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from data.chat import Layout, Template
+from pipeline.checkpoint_paths import check_checkpoint, label_checkpoints
+from pipeline.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pipeline.evaluate_config import EvaluateConfig
+
+
+def evaluate(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="CHECKPOINT... [KEY=VALUE]...", help="folders, and evaluate settings")
+    ],
+    problems: Annotated[int | None, typer.Option(help="held-out reasoning problems [default: 500]")] = None,
+    samples: Annotated[int | None, typer.Option(help="completions per problem [default: 4]")] = None,
+    template: Annotated[Template | None, typer.Option(help="prompt of all checkpoints [default: by name]")] = None,
+    layout: Annotated[Layout | None, typer.Option(help="format of all checkpoints [default: by name]")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the scores; completions go beside it")] = None,
+    seed: Annotated[int, typer.Option(help="seed of the sampling; the problems stay the same")] = 0,
+) -> None:
+    """Score checkpoints on held-out problems: pass@1 and more, with 95 % intervals.
+
+    By name: base, zero, student_base and student_rl get the plain prompt and answer tags, others the chat template.
+    """
+    settings = [argument for argument in arguments if "=" in argument and not Path(argument).exists()]
+    paths = [check_checkpoint(Path(argument)) for argument in arguments if argument not in settings]
+    if not paths:
+        raise RecipeError("name at least one checkpoint folder, e.g. r1 eval runs/tiny/zero")
+    if output is not None and not output.parent.is_dir():
+        raise RecipeError(f"--output: the folder {output.parent} does not exist")
+    options = {"num_problems": problems, "samples": samples}
+    config = build_config(settings, {key: value for key, value in options.items() if value is not None})
+    checkpoints = label_checkpoints(paths)
+    config = _with_prompting(config, checkpoints, template, layout)
+    results = _evaluate(config, checkpoints, seed, output)
+    _print_results(results)
+
+
+def build_config(settings: Sequence[str], options: dict[str, Any]) -> "EvaluateConfig":
+    """The evaluate settings from `key=value` arguments, and from options, which win. Raises RecipeError."""
+    from pipeline.evaluate_config import EvaluateConfig
+    from pipeline.schema import check
+    from pipeline.yaml_source import Document, Place, parse_yaml
+
+    document = Document({}, {(): Place("command line")})
+    faults: list[str] = []
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        value = parse_yaml(text, f"command line, {key}").data
+        document = Document(value, {(): Place(f"command line, {setting}")}).nested_under(key.split(".")).over(document)
+    for key, value in options.items():
+        document = Document(value, {(): Place("command line")}).nested_under([key]).over(document)
+    config = check(EvaluateConfig, document, "evaluate", faults)
+    if config is None:
+        raise RecipeError(faults)
+    return config
+
+
+def _with_prompting(
+    config: "EvaluateConfig", checkpoints: dict[str, Path], template: Template | None, layout: Layout | None
+) -> "EvaluateConfig":
+    """The config with an entry for every checkpoint: by label, else by the name of its folder, then the options."""
+    prompting = dict(config.prompting)
+    for label, folder in checkpoints.items():
+        given = config.prompting_of(label if label in prompting else folder.name)
+        changes = {"template": template, "layout": layout}
+        prompting[label] = given.model_copy(update={key: value for key, value in changes.items() if value})
+    return config.model_copy(update={"prompting": prompting})
+
+
+def _evaluate(config: "EvaluateConfig", checkpoints: dict[str, Path], seed: int, output: Path | None) -> dict[str, Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from cluster.actors import stop_ray
+    from pipeline import evaluate as stage
+    from training.stage import StageContext
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # Next to the output, so that files can be moved into place at once.
+    nearby = output.parent if output else None
+    with (
+        tempfile.TemporaryDirectory(prefix=".r1-eval-", dir=nearby) as folder,
+        Progress(*columns, console=Console(stderr=True), transient=True) as progress,
+    ):
+        task = progress.add_task("starting", total=None)
+
+        def report(event: dict[str, Any]) -> None:
+            name = event.get("phase", "")
+            shown = f"{name} pass@1 {event['accuracy']:.1%}" if "accuracy" in event else name
+            progress.update(task, completed=event["step"], total=event["total_steps"], description=shown)
+
+        inputs = {f"checkpoints.{label}": path for label, path in checkpoints.items()}
+        context = StageContext(name="eval", inputs=inputs, output=Path(folder), seed=seed, report=report)
+        try:
+            stage.run(config, context)
+        finally:
+            stop_ray()
+        results = json.loads((context.output / stage.RESULTS).read_text(encoding="utf-8"))
+        if output:
+            os.replace(context.output / stage.COMPLETIONS, output.with_suffix(".parquet"))
+            os.replace(context.output / stage.RESULTS, output)
+    return results
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    suite = results["suite"]
+    console = Console()
+    console.print(
+        f"{suite['problems']} held-out problems, temperature {suite['temperature']}, top-p {suite['top_p']}; "
+        "95 % intervals over problems, in percent"
+    )
+    console.print(_score_table(results["checkpoints"]))
+    console.print(_domain_table(results["checkpoints"]))
+
+
+def _score_table(checkpoints: dict[str, Any]) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("checkpoint")
+    for name in ("k", "pass@1", "pass@k", "cons@k", "language", "format", "tokens", "cut off", "unscorable"):
+        table.add_column(name, justify="right")
+    for label, scores in checkpoints.items():
+        row = scores["overall"]
+        most = max(row["pass@k"].items(), key=lambda item: int(item[0]), default=(None, None))[1]
+        table.add_row(
+            Text(label),
+            str(row["k"]),
+            _interval(row["pass@1"]),
+            _percent(most),
+            _percent(row["cons@k"]),
+            _interval(row["language_consistency"]),
+            _percent(row["format_rate"]),
+            "-" if row["length_mean"] is None else f"{row['length_mean']:.0f}",
+            str(row["truncated"]),
+            str(row["unscorable"]),
+        )
+    return table
+
+
+def _domain_table(checkpoints: dict[str, Any]) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("pass@1 by domain")
+    for label in checkpoints:
+        table.add_column(Text(label), justify="right")
+    for domain in sorted({name for scores in checkpoints.values() for name in scores["by_domain"]}):
+        cells = [_interval(scores["by_domain"].get(domain, {}).get("pass@1")) for scores in checkpoints.values()]
+        table.add_row(Text(domain), *cells)
+    return table
+
+
+def _interval(estimate: dict[str, float] | None) -> str:
+    if estimate is None:
+        return "-"
+    return f"{100 * estimate['mean']:.1f} ({100 * estimate['low']:.1f} to {100 * estimate['high']:.1f})"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"

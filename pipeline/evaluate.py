@@ -1,0 +1,208 @@
+"""The evaluate stage: checkpoints on held-out problems they share, judged by the rewards of RL.
+
+Leaves completions.parquet (every completion) and results.json (the score table). A checkpoint that is done is kept
+under checkpoints/, so a stage that was cut off goes on with the next one.
+"""
+
+import logging
+import re
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster.actors import ActorDied, PhaseTimeout, kill, spawn, start_ray, wait
+from data.chat import Layout, render_prompt
+from data.problem_pool import ProblemPool
+from data.problems import Problem
+from models.checkpoint import load_tokenizer
+from pipeline.artifact import write_json
+from pipeline.checkpoint_pool import CheckpointPool
+from pipeline.completions import GENERAL, completion_row, load_rows, save_rows, score_checkpoint
+from pipeline.errors import did_you_mean
+from pipeline.evaluate_config import EvaluateConfig, Prompting
+from rewards.config import RewardSpec
+from rewards.reward import Verdict
+from rewards.workers import RewardWorker
+from rollouts.records import Group, Request, SamplingParams
+from training.stage import StageContext, StageError
+
+RESULTS, COMPLETIONS, DONE = "results.json", "completions.parquet", "checkpoints"
+_ROLE = "checkpoints."
+_GRADING_LAG = 16  # groups that may wait for their score while sampling goes on; bounds memory
+
+logger = logging.getLogger(__name__)
+Row = dict[str, Any]
+
+
+def run(config: EvaluateConfig, context: StageContext) -> None:
+    """Evaluate every checkpoint of `context.inputs` (roles `checkpoints.<label>`), in their order.
+
+    Raises StageError when a checkpoint cannot be sampled from.
+    """
+    checkpoints = {role.removeprefix(_ROLE): path for role, path in context.inputs.items() if role.startswith(_ROLE)}
+    _check_labels(config, list(checkpoints))
+    problems = held_out_problems(config)
+    progress = _Progress(context, len(problems) * len(checkpoints))
+    evaluator = _Evaluator(config, problems, context.seed, progress)
+    rows: list[Row] = []
+    results: dict[str, Any] = {}
+    try:
+        for number, (label, folder) in enumerate(checkpoints.items()):
+            done = context.output / DONE / f"{number}_{re.sub(r'[^A-Za-z0-9_-]', '_', label)}.parquet"
+            if not done.exists():
+                save_rows(done, evaluator.evaluate(label, folder))
+            own = load_rows(done)
+            progress.finished_checkpoints(number + 1, len(problems))
+            results[label] = score_checkpoint(own)
+            rows += own
+    finally:
+        evaluator.close()
+    save_rows(context.output / COMPLETIONS, rows)
+    write_json(context.output / RESULTS, {"suite": _suite(config, problems, list(checkpoints)), "checkpoints": results})
+
+
+def held_out_problems(config: EvaluateConfig) -> list[Problem]:
+    """The suite: reasoning problems, then general instructions. Each id once; a file shorter than asked is used up."""
+    pool = ProblemPool(config.problems, "held_out", config.problem_seed)
+    reasoning = pool.draw(0, config.num_problems, instruction_share=0.0)
+    general = pool.draw(0, config.general_problems, instruction_share=1.0)
+    return list({problem.id: problem for problem in (*reasoning, *general)}.values())
+
+
+def _check_labels(config: EvaluateConfig, labels: list[str]) -> None:
+    if not labels:
+        raise StageError("evaluate: no checkpoints to evaluate; list them under inputs.checkpoints")
+    for label in config.samples_for:
+        if label not in labels:
+            raise StageError(f"evaluate: samples_for names no checkpoint of this stage: '{label}'"
+                             f"{did_you_mean(label, labels)}")  # fmt: skip
+
+
+def _suite(config: EvaluateConfig, problems: list[Problem], labels: list[str]) -> Row:
+    """What was asked, and how: enough to tell whether two result files can be compared."""
+    general = sum(problem.domain == GENERAL for problem in problems)
+    return {
+        "split": "held_out",
+        "problem_seed": config.problem_seed,
+        "problems": len(problems) - general,
+        "general_problems": general,
+        "temperature": config.rollout.temperature,
+        "top_p": config.rollout.top_p,
+        "top_k": config.rollout.top_k,
+        "max_new_tokens": config.rollout.max_new_tokens,
+        "samples": {label: config.samples_of(label) for label in labels},
+        "prompting": {label: config.prompting_of(label).model_dump() for label in labels},
+    }
+
+
+class _Evaluator:
+    """The processes of an evaluation: generators, started when first needed, and one grader per layout."""
+
+    def __init__(self, config: EvaluateConfig, problems: list[Problem], seed: int, progress: "_Progress"):
+        self.config, self.problems, self.seed, self.progress = config, problems, seed, progress
+        self.policies = CheckpointPool(config.generator)
+        self.graders: dict[Layout, Any] = {}
+
+    def evaluate(self, label: str, folder: Path) -> list[Row]:
+        """Rows of one checkpoint, by problem and sample, in the order of the problems."""
+        prompting = self.config.prompting_of(label)
+        requests = self._requests(label, folder, prompting)
+        start_ray()
+        rows: dict[str, list[Row]] = {}
+        self.progress.start(label)
+        try:
+            for problem, group, scores in self._scored_groups(folder, requests, label, prompting.layout):
+                pairs = enumerate(zip(group.completions, scores, strict=True))
+                rows[problem.id] = [completion_row(label, problem, i, done, score) for i, (done, score) in pairs]
+                self.progress.add(rows[problem.id])
+                for score in scores:
+                    if score.verdict is Verdict.ERROR:
+                        logger.warning("%s, problem %s is unscorable: %s", label, problem.id, score.detail)
+        except (ActorDied, PhaseTimeout) as error:
+            raise StageError(f"evaluating '{label}' ({folder}): {error}") from error
+        return [row for problem in self.problems for row in rows[problem.id]]
+
+    def _requests(self, label: str, folder: Path, prompting: Prompting) -> list[Request]:
+        tokenizer = load_tokenizer(folder)
+        if prompting.template == "chat" and not tokenizer.chat_template:
+            raise StageError(f"evaluating '{label}': the tokenizer in {folder} has no chat template; "
+                             f"set prompting.{label}.template to plain or r1_zero")  # fmt: skip
+        return [
+            Request(key=problem.id, prompt_ids=render_prompt(tokenizer, problem.messages, prompting.template))
+            for problem in self.problems
+        ]
+
+    def _scored_groups(
+        self, folder: Path, requests: list[Request], label: str, layout: Layout
+    ) -> Iterator[tuple[Problem, Group, list]]:
+        """Each problem's group and scores, in the order they are sampled; grading runs beside sampling."""
+        grader = self._grader(layout)
+        by_id = {problem.id: problem for problem in self.problems}
+        params = self.config.rollout.params(self.config.samples_of(label), self.seed)
+        waiting: deque[tuple[Problem, Group, Any]] = deque()
+        for group in self._sampled(folder, requests, params):
+            problem, texts = by_id[group.key], [completion.text for completion in group.completions]
+            waiting.append((problem, group, grader.score.remote([problem] * len(texts), texts)))
+            if len(waiting) > _GRADING_LAG:
+                yield self._scored(*waiting.popleft())
+        while waiting:
+            yield self._scored(*waiting.popleft())
+
+    def _sampled(self, folder: Path, requests: list[Request], params: SamplingParams) -> Iterator[Group]:
+        try:
+            yield from self.policies.at(folder).stream(requests, params)
+        except (ValueError, KeyError) as error:  # a prompt too long for the model, a tensor missing in the file
+            raise StageError(f"evaluating {folder}: {error.args[0]}") from error
+
+    def _scored(self, problem: Problem, group: Group, scores: Any) -> tuple[Problem, Group, list]:
+        return problem, group, wait(scores, phase="grading", deadline_s=self.config.grading_deadline_s)
+
+    def _grader(self, layout: Layout) -> Any:
+        if layout not in self.graders:
+            self.graders[layout] = spawn(RewardWorker, reward_specs(layout))
+        return self.graders[layout]
+
+    def close(self) -> None:
+        self.policies.close()
+        for grader in self.graders.values():
+            kill(grader)  # its grader processes end with it
+        self.graders.clear()
+
+
+def reward_specs(layout: Layout) -> tuple[RewardSpec, ...]:
+    """The rewards behind the columns verdict, format and language_consistency."""
+    return (
+        RewardSpec(use="rewards.accuracy:Accuracy"),
+        RewardSpec(use="rewards.format:Format", options={"layout": layout}),
+        RewardSpec(use="rewards.language:LanguageConsistency"),
+    )
+
+
+class _Progress:
+    """Progress events of an evaluation; a step is one problem of one checkpoint."""
+
+    def __init__(self, context: StageContext, total: int):
+        self._report, self._total, self._step = context.report, total, 0
+
+    def start(self, label: str) -> None:
+        self._label, self._started, self._tokens = label, time.monotonic(), 0
+        self._verdicts: list[bool] = []
+        self._report({"step": self._step, "total_steps": self._total, "phase": label})
+
+    def add(self, rows: list[Row]) -> None:
+        """One more problem of this checkpoint is done."""
+        self._step += 1
+        self._tokens += sum(row["length"] for row in rows)
+        self._verdicts += [row["correct"] for row in rows if row["domain"] != GENERAL and row["correct"] is not None]
+        event = {"step": self._step, "total_steps": self._total, "phase": self._label}
+        event["tokens_per_s"] = self._tokens / max(1e-3, time.monotonic() - self._started)
+        if self._verdicts:
+            event["accuracy"] = sum(self._verdicts) / len(self._verdicts)
+        self._report(event)
+
+    def finished_checkpoints(self, count: int, problems: int) -> None:
+        """Count what an earlier attempt had done."""
+        self._step = count * problems
+        self._report({"step": self._step, "total_steps": self._total})

@@ -1,0 +1,111 @@
+"""The SFT stage: conversations to batches, one optimizer step each (DeepSeek-R1, arXiv:2501.12948v2, B.4.2)."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoConfig
+
+from cluster.actors import kill, spawn, start_ray
+from models.checkpoint import load_tokenizer
+from sft.batch import Example, Row, pack_examples
+from sft.config import SFTConfig
+from sft.conversations import conversation_examples, read_conversations
+from sft.loop import train
+from sft.trainer import SupervisedTrainer
+from training.stage import StageContext, StageError
+
+Sample = list[Example]  # a conversation; mostly one Example
+
+
+def run(config: SFTConfig, context: StageContext) -> None:
+    fine_tune(config, context, checkpoint=context.inputs["policy"], dataset=context.inputs["dataset"])
+
+
+def fine_tune(config: SFTConfig, context: StageContext, *, checkpoint: Path, dataset: Path) -> None:
+    """Train `checkpoint` on the conversations of the artifact `dataset` and leave a checkpoint in the stage's folder."""
+    samples, dropped = load_samples(config, checkpoint, dataset)
+    steps_per_epoch = math.ceil(len(samples) / config.batch_size)
+    steps = steps_per_epoch * config.epochs
+    _write_stats(context.output, samples, dropped, steps)
+
+    def batches(step: int) -> list[Row]:
+        epoch, place = divmod(step, steps_per_epoch)
+        order = epoch_order(len(samples), context.seed, epoch)
+        chosen = order[place * config.batch_size : (place + 1) * config.batch_size]
+        return pack_examples([e for index in chosen for e in samples[index]], config.trainer.row_tokens)
+
+    start_ray()
+    trainer = spawn(
+        SupervisedTrainer,
+        str(checkpoint),
+        config.optimizer,
+        mtp=config.mtp_weight > 0,
+        device=config.trainer.device,
+        threads=config.trainer.threads,
+    )
+    try:
+        train(
+            trainer,
+            batches,
+            steps,
+            optimizer=config.optimizer,
+            settings=config.trainer,
+            mtp_weight=config.mtp_weight,
+            bias_speed=config.bias_speed,
+            context=context,
+        )
+    finally:
+        kill(trainer)
+
+
+def load_samples(config: SFTConfig, checkpoint: Path, dataset: Path) -> tuple[list[Sample], int]:
+    """The tokenised conversations that fit, and how many do not: they are dropped whole, since a cut one has no answer.
+
+    The limit is the model's length or `row_tokens`, whichever is smaller. Raises StageError when nothing is left.
+    """
+    tokenizer = load_tokenizer(checkpoint)
+    _check_tokenizer(tokenizer, checkpoint, config)
+    model_length = getattr(AutoConfig.from_pretrained(checkpoint), "max_position_embeddings", None)
+    limit = min(config.trainer.row_tokens, model_length or config.trainer.row_tokens)
+    file = dataset / "data.parquet"
+    samples, dropped = [], 0
+    for row in read_conversations(file):
+        sample = conversation_examples(tokenizer, row["messages"], config.template)
+        if max(len(example.token_ids) for example in sample) <= limit:
+            samples.append(sample)
+        else:
+            dropped += 1
+    if not samples and dropped:
+        raise StageError(f"{file}: all {dropped} conversations are longer than {limit} tokens; raise trainer.row_tokens")
+    if not samples:
+        raise StageError(f"{file} has no rows: there is nothing to train on; make the dataset again")
+    return samples, dropped
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Order of the samples in one epoch, [count] int64, by seed and epoch alone."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def _check_tokenizer(tokenizer: Any, checkpoint: Path, config: SFTConfig) -> None:
+    if tokenizer.eos_token_id is None:
+        raise StageError(f"{checkpoint}: the tokenizer has no EOS token, so completions could not end; set eos_token")
+    if config.template == "chat" and not tokenizer.chat_template:
+        raise StageError(f"{checkpoint}: the tokenizer has no chat template; add one, or set template: plain")
+
+
+def _write_stats(folder: Path, samples: Sequence[Sample], dropped: int, steps: int) -> None:
+    examples = [example for sample in samples for example in sample]
+    stats = {
+        "samples": len(samples),
+        "dropped_too_long": dropped,
+        "tokens": sum(len(e.token_ids) for e in examples),
+        "target_tokens": sum(int(e.loss_mask.sum()) for e in examples),
+        "steps": steps,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stats.json").write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")
