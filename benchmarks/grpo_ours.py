@@ -36,7 +36,8 @@ def run(workload: Workload, scratch: str) -> UnitResult:
             "dtype": config.generator.dtype,
             "threads": f"{config.generator.replicas} generators x {config.generator.threads}, then "
             f"{config.trainer.threads} in the trainer",
-        }
+        },
+        rest="other",
     )
 
 
@@ -86,10 +87,8 @@ class TimedSession(Session):
 
     def sample_and_score(self, step: int):
         """Groups are scored while others are sampled: `reward` is what is left to wait for after the last group."""
-        before = self.stopwatch.spent
         with self.stopwatch.timed("reward"):
             groups = super().sample_and_score(step)
-        self.stopwatch.add("reward", before - self.stopwatch.spent)
         self.stopwatch.prompt_ids += [list(map(int, scored.group.prompt_ids)) for scored in groups]
         return groups
 

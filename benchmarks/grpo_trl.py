@@ -53,7 +53,8 @@ def run(workload: Workload, scratch: str) -> UnitResult:
             "dtype": str(trainer.model.dtype).removeprefix("torch."),
             "optimizer": trainer.args.optim.value,
             "threads": torch.get_num_threads(),
-        }
+        },
+        rest="update",  # forward, backward, optimizer, and the trainer's own loop
     )
 
 
@@ -96,15 +97,9 @@ def _timed_trainer(stopwatch: Stopwatch, workload: Workload):
     from trl import GRPOTrainer
 
     class TimedTrainer(GRPOTrainer):
-        def training_step(self, *args, **kwargs):
-            before = stopwatch.spent
-            with stopwatch.timed("update") as _:
-                loss = super().training_step(*args, **kwargs)
-            stopwatch.add("update", before - stopwatch.spent)
-            return loss
-
         def _generate_and_score_completions(self, inputs):
-            output = super()._generate_and_score_completions(inputs)
+            with stopwatch.timed("other"):  # padding, advantages and bookkeeping around the phases below
+                output = super()._generate_and_score_completions(inputs)
             metrics = self._metrics["train"]
             stopwatch.facts(
                 tokens=metrics["completions/mean_length"][-1],

@@ -34,6 +34,7 @@ class Workload:
     kl_coef: float = 0.001
     clip: float = 10.0  # both sides, as in R1
     lr: float = 1e-5  # small: completion lengths stay those of the checkpoint
+    trl_experts: str = "grouped_mm"  # transformers' expert kernel, the fastest for TRL here; ours is fixed
     seed: int = 0
 
     @property
@@ -81,6 +82,7 @@ class Stopwatch:
         self._wall: list[float] = []
         self._phases: list[dict[str, float]] = [defaultdict(float)]
         self._facts: list[dict[str, float]] = [{}]
+        self._inside: list[float] = []  # one entry per open `timed` block: seconds of the blocks nested in it
 
     def mark(self) -> None:
         """Training starts, or a GRPO step has ended."""
@@ -90,26 +92,28 @@ class Stopwatch:
             self._phases.append(defaultdict(float))
             self._facts.append({})
 
-    def add(self, phase: str, seconds: float) -> None:
-        self._phases[-1][phase] += seconds
-
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
+        """Add the time spent inside to `phase`, less what nested calls give to theirs."""
+        self._inside.append(0.0)
         started = time.perf_counter()
         yield
-        self.add(phase, time.perf_counter() - started)
+        spent = time.perf_counter() - started
+        self._phases[-1][phase] += spent - self._inside.pop()
+        if self._inside:
+            self._inside[-1] += spent
 
     def facts(self, *, tokens: float, truncated: float, reward: float) -> None:
         """Means over the completions of this step."""
         self._facts[-1] = {"tokens": tokens, "truncated": truncated, "reward": reward}
 
-    def result(self, notes: dict[str, Any]) -> UnitResult:
-        """Everything after the first step, which is the warm-up of the process."""
+    def result(self, notes: dict[str, Any], rest: str) -> UnitResult:
+        """Everything after the first step, which is the warm-up of the process. `rest` is the phase of untimed code."""
         timed = range(1, len(self._ends) - 1)
         seconds = [self._ends[i + 1] - self._ends[i] for i in timed]
         phases = [{name: self._phases[i].get(name, 0.0) for name in PHASES} for i in timed]
         for row, total in zip(phases, seconds, strict=True):
-            row["other"] = total - sum(row.values())
+            row[rest] += total - sum(row.values())
         return UnitResult(
             seconds=seconds,
             phases=phases,

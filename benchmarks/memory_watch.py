@@ -48,6 +48,11 @@ class MemoryWatch:
             "processes": max((s.processes for s in inside), default=0),
         }
 
+    def largest_processes(self, count: int) -> dict[str, float]:
+        """The `count` processes that took most, by their highest PSS, MiB."""
+        order = sorted(self.largest.items(), key=lambda item: -item[1])
+        return {name: size / MIB for name, size in order[:count]}
+
     def _watch(self) -> None:
         try:
             root = psutil.Process(self._pid)

@@ -49,15 +49,13 @@ def parse_completion(text: str) -> ParsedCompletion:
     """
     opens, closes = text.count(THINK_OPEN), text.count(THINK_CLOSE)
     reasoning = None
-    if closes:
-        final = text.rpartition(THINK_CLOSE)[2]
-    else:
-        final = "" if opens else text
+    without_tags = "" if opens else text
+    final = text.rpartition(THINK_CLOSE)[2] if closes else without_tags
     if opens == closes == 1 and text.lstrip().startswith(THINK_OPEN):
         reasoning = text.lstrip()[len(THINK_OPEN) :].partition(THINK_CLOSE)[0].strip()
     answer = None
     if final.count(ANSWER_OPEN) == final.count(ANSWER_CLOSE) == 1:
-        head, _, tail = final.partition(ANSWER_OPEN)
+        _, _, tail = final.partition(ANSWER_OPEN)
         if ANSWER_CLOSE in tail:
             answer = tail.partition(ANSWER_CLOSE)[0].strip()
     return ParsedCompletion(reasoning=reasoning, final=final.strip(), answer=answer)

@@ -4,9 +4,9 @@ import random
 
 from pydantic import BaseModel, Field
 
+from data.config import ProblemSource
 from data.families import FAMILIES, LANGUAGES, LEVELS, Split
 from data.families import problem as family_problem
-from data.config import ProblemSource
 from data.instructions import instruction_problem
 from data.problems import Problem
 from data.sources import read_problems

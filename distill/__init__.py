@@ -1,0 +1,1 @@
+"""Students: a dense model learns from the curated set."""

@@ -14,6 +14,7 @@ class DistillConfig(BaseModel, extra="forbid", frozen=True):
     batch_size: int = Field(64, ge=1, description="samples per optimizer step; 64 in the paper (B.4.3)")
     optimizer: OptimizerConfig = Field(
         OptimizerConfig(lr=1e-4, schedule="cosine"),
-        description="cosine to 10 % (Table 6); lr 1e-4 is Qwen-1.5B's; 7B 8e-5, 14B 7e-5, 32B 6e-5, Llama 8B 5e-5, 70B 2e-5",
+        description="cosine to 10 %; lr by student (Table 6): Qwen 1.5B 1e-4, 7B 8e-5, 14B 7e-5, 32B 6e-5, "
+        "Llama 8B 5e-5, 70B 2e-5; tiny models need ~1e-3",
     )
     trainer: TrainerConfig = Field(TrainerConfig(), description="the training process")

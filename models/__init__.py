@@ -1,0 +1,1 @@
+"""Models: load and save, tiny architectures, packed attention, MTP, expert load."""

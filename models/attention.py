@@ -1,8 +1,8 @@
 """Attention over packed rows: many sequences in one row of tokens, none of them seeing another.
 
-Everything but attention works token by token, so a micro-batch is one flat row [1, T] without padding. For attention the
-sequences are laid out as [S, L] blocks of similar length, attended causally, and put back. Padding stands at the end of a
-block row, where causality hides it. Registered with transformers as `r1_packed`, so any of its models can use it.
+Everything but attention works token by token, so a micro-batch is one flat row [1, T] without padding. For attention
+the sequences are laid out as [S, L] blocks of similar length, attended causally, and put back. Padding stands at the
+end of a block row, where causality hides it. Registered with transformers as `r1_packed`: any of its models can use it.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,10 @@ class PackedLayout:
 
 
 def packed_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, packing=None, **_):
-    """transformers' attention interface. query [1, H, T, Dqk], key [1, Hkv, T, Dqk], value [1, Hkv, T, Dv] -> [1, T, H, Dv]."""
+    """transformers' attention interface: query [1, H, T, Dqk], key [1, Hkv, T, Dqk], value [1, Hkv, T, Dv].
+
+    Returns ([1, T, H, Dv], None). Raises ValueError when the model call passed no `packing`.
+    """
     if packing is None:
         raise ValueError(f"attention '{NAME}' needs packing=PackedLayout in the model call")
     heads_first = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [T, H, D]

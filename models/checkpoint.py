@@ -70,7 +70,7 @@ def hub_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 def save_model(
     folder: Path, model: PreTrainedModel, tokenizer, mtp: nn.Module | None = None, dtype: torch.dtype = torch.float32
 ) -> None:
-    """config.json, tokenizer and one model.safetensors in `dtype` that from_pretrained, vLLM and lm-eval load as they are."""
+    """config.json, tokenizer and one model.safetensors in `dtype`, as from_pretrained, vLLM and lm-eval load them."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = hub_state_dict(model)
     if model.config.tie_word_embeddings:
@@ -93,7 +93,7 @@ def save_model(
 def load_hub_state_dict(model: PreTrainedModel, tensors: Mapping[str, np.ndarray | torch.Tensor]) -> None:
     """Copy weights given by checkpoint name into `model` (the inverse of `hub_state_dict`).
 
-    All or nothing: raises KeyError, with the model unchanged, when a tensor is missing. Others (the MTP layer) are ignored.
+    All or nothing: raises KeyError, with the model unchanged, when a tensor is missing. Others (MTP) are ignored.
     """
     if model.config.tie_word_embeddings:
         tensors = {"lm_head.weight": tensors["model.embed_tokens.weight"], **tensors}

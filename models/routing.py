@@ -43,7 +43,7 @@ class LoadCounter:
 
     @torch.no_grad()
     def update_bias(self, speed: float) -> None:
-        """b_i += speed for experts below the mean load of the whole batch, -= speed above it; then forget the counts."""
+        """b_i += speed for experts below the mean load of the whole batch, -= speed above it; counts start anew."""
         for name, router in self._routers.items():
             load = self.counts[name].float()
             router.e_score_correction_bias += speed * torch.sign(load.mean() - load).to(router.e_score_correction_bias)

@@ -23,7 +23,8 @@ def build_config(shape: TinyModelConfig, *, vocab_size: int, bos_id: int, eos_id
         "vocab_size": vocab_size, "hidden_size": shape.hidden_size, "num_hidden_layers": shape.num_layers,
         "num_attention_heads": shape.num_heads, "num_key_value_heads": shape.num_heads,
         "intermediate_size": shape.intermediate_size, "max_position_embeddings": shape.max_length,
-        "bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": eos_id, "tie_word_embeddings": shape.tie_embeddings,
+        "bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": eos_id,
+        "tie_word_embeddings": shape.tie_embeddings,
     }  # fmt: skip
     if shape.architecture == "llama":
         return LlamaConfig(architectures=["LlamaForCausalLM"], **common)

@@ -1,4 +1,4 @@
-"""The tiny models' tokenizer: byte-level BPE trained on our own text, with DeepSeek-R1's special tokens and template."""
+"""The tiny models' tokenizer: byte-level BPE trained on our own text, with R1's special tokens and chat template."""
 
 from collections.abc import Iterable
 

@@ -1,0 +1,1 @@
+"""The chain: command line, recipes and their errors, stages and artifacts, evaluation, report."""

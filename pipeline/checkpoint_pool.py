@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from models.checkpoint import WEIGHTS
@@ -42,13 +43,13 @@ class CheckpointPool:
 def can_sync(old: Path, new: Path) -> bool:
     """Whether a generator of checkpoint `old` becomes one of `new` by its weights alone.
 
-    They must be in one float32 file (numpy has no bfloat16) that lacks no tensor of the model (tied ones do).
+    They must be in one float32 file (numpy has no bfloat16) with every tensor of the model; some lack a tied head.
     """
-    if any(_content(old / name) != _content(new / name) for name in _SETTINGS):
+    if any(_content(old / name) != _content(new / name) for name in _SETTINGS) or not (new / WEIGHTS).is_file():
         return False
     config = json.loads((new / "config.json").read_text(encoding="utf-8"))
-    untied = not config.get("tie_word_embeddings", True)
-    return untied and config.get("dtype") == "float32" and (new / WEIGHTS).is_file()
+    with safe_open(new / WEIGHTS, framework="numpy") as file:
+        return config.get("dtype") == "float32" and "lm_head.weight" in file.keys()  # noqa: SIM118  (not a mapping)
 
 
 def _content(path: Path) -> bytes | None:

@@ -84,7 +84,6 @@ def _evaluate(config: "EvaluateConfig", checkpoints: dict[str, Path], seed: int,
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from cluster.actors import stop_ray
     from pipeline import evaluate as stage
     from training.stage import StageContext
 
@@ -104,10 +103,7 @@ def _evaluate(config: "EvaluateConfig", checkpoints: dict[str, Path], seed: int,
 
         inputs = {f"checkpoints.{label}": path for label, path in checkpoints.items()}
         context = StageContext(name="eval", inputs=inputs, output=Path(folder), seed=seed, report=report)
-        try:
-            stage.run(config, context)
-        finally:
-            stop_ray()
+        stage.run(config, context)
         results = json.loads((context.output / stage.RESULTS).read_text(encoding="utf-8"))
         if output:
             os.replace(context.output / stage.COMPLETIONS, output.with_suffix(".parquet"))
@@ -121,55 +117,44 @@ def _print_results(results: dict[str, Any]) -> None:
     suite = results["suite"]
     console = Console()
     console.print(
-        f"{suite['problems']} held-out problems, temperature {suite['temperature']}, top-p {suite['top_p']}; "
-        "95 % intervals over problems, in percent"
+        f"{suite['problems']} held-out problems, and {suite['general_problems']} general ones shown apart; "
+        f"temperature {suite['temperature']}, top-p {suite['top_p']}; "
+        "shares in percent, with 95 % intervals over problems"
     )
     console.print(_score_table(results["checkpoints"]))
-    console.print(_domain_table(results["checkpoints"]))
 
 
 def _score_table(checkpoints: dict[str, Any]) -> "Table":
+    """One column per checkpoint: the quantities, then pass@1 by domain."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("checkpoint")
-    for name in ("k", "pass@1", "pass@k", "cons@k", "language", "format", "tokens", "cut off", "unscorable"):
-        table.add_column(name, justify="right")
-    for label, scores in checkpoints.items():
-        row = scores["overall"]
-        most = max(row["pass@k"].items(), key=lambda item: int(item[0]), default=(None, None))[1]
-        table.add_row(
-            Text(label),
-            str(row["k"]),
-            _interval(row["pass@1"]),
-            _percent(most),
-            _percent(row["cons@k"]),
-            _interval(row["language_consistency"]),
-            _percent(row["format_rate"]),
-            "-" if row["length_mean"] is None else f"{row['length_mean']:.0f}",
-            str(row["truncated"]),
-            str(row["unscorable"]),
-        )
-    return table
-
-
-def _domain_table(checkpoints: dict[str, Any]) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("pass@1 by domain")
+    table = Table("")
     for label in checkpoints:
         table.add_column(Text(label), justify="right")
-    for domain in sorted({name for scores in checkpoints.values() for name in scores["by_domain"]}):
-        cells = [_interval(scores["by_domain"].get(domain, {}).get("pass@1")) for scores in checkpoints.values()]
-        table.add_row(Text(domain), *cells)
+    rows = [scores["overall"] for scores in checkpoints.values()]
+    table.add_row("pass@1", *(_interval(row["pass@1"]) for row in rows))
+    for k in sorted({int(k) for row in rows for k in row["pass@k"]}):
+        table.add_row(f"pass@{k}", *(_percent(row["pass@k"].get(str(k))) for row in rows))
+    table.add_row("cons@k", *(f"{_percent(row['cons@k'])} (k = {row['k']})" for row in rows))
+    table.add_row("language consistency", *(_interval(row["language_consistency"]) for row in rows))
+    table.add_row("format", *(_percent(row["format_rate"]) for row in rows))
+    table.add_row(
+        "length, tokens", *("-" if row["length_mean"] is None else f"{row['length_mean']:.0f}" for row in rows)
+    )
+    table.add_row("cut off, unscorable", *(f"{row['truncated']}, {row['unscorable']}" for row in rows))
+    table.add_section()
+    domains = [scores["by_domain"] for scores in checkpoints.values()]
+    for name in sorted({name for scores in domains for name in scores}):
+        cells = (_interval(scores[name]["pass@1"]) if name in scores else "-" for scores in domains)
+        table.add_row(Text(f"pass@1, {name}"), *cells)
     return table
 
 
 def _interval(estimate: dict[str, float] | None) -> str:
     if estimate is None:
         return "-"
-    return f"{100 * estimate['mean']:.1f} ({100 * estimate['low']:.1f} to {100 * estimate['high']:.1f})"
+    return f"{100 * estimate['mean']:.1f} [{100 * estimate['low']:.1f}, {100 * estimate['high']:.1f}]"
 
 
 def _percent(share: float | None) -> str:

@@ -15,10 +15,11 @@ class Prompting(BaseModel, extra="forbid", frozen=True):
     """How a checkpoint is asked, and the layout that counts as well-formed: those it was trained with."""
 
     template: Template = Field(
-        "chat", description="how prompts are rendered: chat (the tokenizer's), r1_zero (the paper's Table 1) or plain"
+        default="chat",
+        description="how prompts are rendered: chat (the tokenizer's), r1_zero (the paper's Table 1) or plain",
     )
     layout: Layout = Field(
-        "summary", description="layout the format rate looks for: summary (R1) or answer_tags (Zero)"
+        default="summary", description="layout the format rate looks for: summary (R1) or answer_tags (Zero)"
     )
 
 
@@ -29,35 +30,40 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
     """Every checkpoint on the same held-out problems: pass@1, pass@k, cons@k, format, language consistency, length."""
 
     problems: ProblemsConfig = Field(
-        ProblemsConfig(), description="what held-out reasoning problems are drawn from; files are taken as they are"
+        default=ProblemsConfig(),
+        description="what held-out reasoning problems are drawn from; files are taken as they are",
     )
     problem_seed: int = Field(
-        0, description="seed of the problems; not the run's, so that all runs and seeds face the same ones"
+        default=0, description="seed of the problems; not the run's, so that all runs and seeds face the same ones"
     )
     num_problems: int = Field(
-        500,
+        default=500,
         ge=1,
-        description="reasoning problems; 500 give pass@1 an interval of about 8 points; a file may have fewer",
+        description="reasoning problems; with 500, pass@1 has an interval of about 8 points",
     )
     general_problems: int = Field(
-        100, ge=0, description="held-out general instructions, scored as domain 'general' and not part of 'overall'"
+        default=100,
+        ge=0,
+        description="held-out general instructions, scored as domain 'general' and not part of 'overall'",
     )
     samples: int = Field(
-        4, ge=1, description="completions per problem; the paper's 4 to 64 (D.1), 4 where problems are many"
+        default=4, ge=1, description="completions per problem; the paper's 4 to 64 (D.1), 4 where problems are many"
     )
     samples_for: dict[str, PositiveInt] = Field(
-        {}, description="checkpoint -> completions per problem where it differs, e.g. {base: 16} to show its pass@16"
+        default={},
+        description="checkpoint -> completions per problem where it differs, e.g. {base: 16} to show its pass@16",
     )
     rollout: RolloutConfig = Field(
-        RolloutConfig(temperature=0.6, top_p=0.95), description="temperature 0.6 and top-p 0.95, as the paper (D.1)"
+        default=RolloutConfig(temperature=0.6, top_p=0.95),
+        description="temperature 0.6 and top-p 0.95, as the paper (D.1)",
     )
-    generator: GeneratorConfig = Field(GeneratorConfig(), description="the sampling processes")
+    generator: GeneratorConfig = Field(default=GeneratorConfig(), description="the sampling processes")
     prompting: dict[str, Prompting] = Field(
-        {DEFAULT: _CHAT, "base": _UNTUNED, "zero": _UNTUNED, "student_base": _UNTUNED, "student_rl": _UNTUNED},
+        default={DEFAULT: _CHAT, "base": _UNTUNED, "zero": _UNTUNED, "student_base": _UNTUNED, "student_rl": _UNTUNED},
         description="checkpoint, or 'default', -> template and layout; plain and answer_tags for what never saw a chat",
     )
     grading_deadline_s: float = Field(
-        600.0, gt=0, description="seconds the completions of one problem may take to score before the run stops"
+        default=600.0, gt=0, description="seconds the completions of one problem may take to score before the run stops"
     )
 
     @model_validator(mode="after")

@@ -40,7 +40,7 @@ class Estimate:
 
 
 def pass_at_1(correct_P_K: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """Mean correctness over completions, then over problems (r1_facts: k samples instead of greedy decoding).
+    """Mean correctness over completions, then over problems (DeepSeek-R1, D.1: k samples instead of greedy decoding).
 
     Args:
         correct_P_K: [P, K] of 0, 1 or NaN (unscorable).

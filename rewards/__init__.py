@@ -1,0 +1,1 @@
+"""Judging: (problem, completion) to a score by rules. Free of torch."""

@@ -25,7 +25,7 @@ class Score:
 
     def __post_init__(self) -> None:
         if (self.value is None) != (self.verdict is Verdict.ERROR):
-            raise ValueError(f"Score: value must be None exactly when verdict is error, got {self.value}, {self.verdict}")
+            raise ValueError(f"Score: value is None exactly when verdict is error, got {self.value}, {self.verdict}")
 
     @classmethod
     def passed(cls, value: float = 1.0, detail: str = "") -> "Score":

@@ -1,0 +1,1 @@
+"""Reinforcement learning: the GRPO loop, its objective, advantages, batches and loss."""

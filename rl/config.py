@@ -23,7 +23,9 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
     steps: int = Field(10400, ge=1, description="optimizer steps; 10,400 for R1-Zero, 1,700 for R1's last stage")
     questions_per_step: int = Field(32, ge=1, description="questions behind one optimizer step; the paper's 32")
     group_size: int = Field(16, ge=2, description="completions per question; the paper's 16")
-    mini_batches: int = Field(16, ge=1, description="optimizer steps per rollout batch, one inner epoch; the paper's 16")
+    mini_batches: int = Field(
+        16, ge=1, description="optimizer steps per rollout batch, one epoch; the paper's 16"
+    )
     reference_every: int = Field(400, ge=1, description="steps after which the reference becomes the current policy")
     general_from_share: float = Field(
         0.0,

@@ -101,7 +101,7 @@ def _sequence(prompt_ids: list[int], completion, advantage: float) -> TrainingSe
 
 
 def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Rewards by part and by domain, accuracy, lengths and truncation of a rollout batch. Unscorable ones are left out."""
+    """Rewards by part and domain, pass rate, lengths and truncation of a rollout batch, without the unscorable."""
     scores = [(scored.problem, score) for scored in groups for score in scored.scores if score.value is not None]
     completions = [completion for scored in groups for completion in scored.group.completions]
     metrics = {

@@ -1,8 +1,8 @@
 """The GRPO stage. `train` reads like the algorithm box of DeepSeek-R1, section 2.1:
 
-    repeat: draw questions; sample a group of completions for each with pi_old; score them; compare within groups;
-            split the outputs at random into mini-batches; one optimizer step on each; pi_old <- pi_theta.
-            Every `reference_every` steps: pi_ref <- pi_theta.
+repeat: draw questions; sample a group of completions for each with pi_old; score them; compare within groups;
+        split the outputs at random into mini-batches; one optimizer step on each; pi_old <- pi_theta.
+        Every `reference_every` steps: pi_ref <- pi_theta.
 """
 
 import hashlib
@@ -165,8 +165,9 @@ class Session:
     def _check_mismatch(self, difference: float, step: int) -> None:
         if difference > self.config.mismatch_limit:
             raise StageError(
-                f"{self.context.name}: step {step + 1}: generator and trainer differ by {difference:.3g} nats per token, "
-                f"more than mismatch_limit {self.config.mismatch_limit}: the policy that samples is not the one that trains"
+                f"{self.context.name}: step {step + 1}: generator and trainer differ by {difference:.3g} nats per "
+                f"token, more than mismatch_limit {self.config.mismatch_limit}: the policy that samples is not the one "
+                "that trains"
             )
 
     def end_rollout(self, step: int) -> None:

@@ -84,6 +84,9 @@ class PolicyTrainer(Trainer):
             self.optimizer.zero_grad()
             raise NonFiniteLoss(str(error)) from None
         self.reference_is_policy = False
+        if self.load.counts:
+            metrics["moe/max_violation"] = self.load.max_violation()
+            self.load.reset()
         return metrics
 
     def save_state(self, folder: str) -> None:

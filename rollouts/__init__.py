@@ -1,0 +1,1 @@
+"""Sampling: records, the generator protocol, the embedded engine and its replicas."""

@@ -15,8 +15,10 @@ class GeneratorConfig(BaseModel, extra="forbid", frozen=True):
         "transformers", description="the embedded engine: no extra install, continuous batching, CPU or GPU"
     )
     replicas: int = Field(2, ge=1, description="generator processes; one per core is fastest for tiny models on CPU")
-    threads: int = Field(1, ge=1, description="compute threads of each replica; replicas x threads should be the cores")
-    max_slots: int = Field(256, ge=1, description="completions that one replica extends at a time; bounded by KV memory")
+    threads: int = Field(1, ge=1, description="compute threads of each replica; replicas x threads = cores is best")
+    max_slots: int = Field(
+        256, ge=1, description="completions one replica extends at a time; bounded by memory"
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="precision of sampling; float32 is the fast one on CPUs and equals the trainer's"
     )

@@ -1,8 +1,8 @@
 """Keys and values of running completions, and the attention that reads and writes them.
 
-The cache works underneath transformers' models, not through their `past_key_values`: a model is called on the new tokens
-alone, and its attention (registered as `r1_generate`) finds the rest here. For MLA this keeps the expanded keys and
-values, where transformers would expand the whole latent cache again for every token.
+The cache works underneath transformers' models, not through their `past_key_values`: a model is called on the new
+tokens alone, and its attention (registered as `r1_generate`) finds the rest here. For MLA this keeps the expanded keys
+and values, where transformers would expand the whole latent cache again for every token.
 """
 
 from dataclasses import dataclass

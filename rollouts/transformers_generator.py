@@ -1,8 +1,8 @@
 """The embedded generator: continuous batching over any transformers causal LM.
 
-Sequences run in slots. A free slot takes the next completion; prompts are prefilled once per group in a packed row, then
-every step extends all running completions by one token. Slots in use are always the first ones: when a completion ends,
-the last one moves into its place, so a step never computes a row that nobody reads.
+Sequences run in slots. A free slot takes the next completion; prompts are prefilled once per group in a packed row,
+then every step extends all running completions by one token. Slots in use are always the first ones: when a completion
+ends, the last one moves into its place, so a step never computes a row that nobody reads.
 """
 
 from collections import deque

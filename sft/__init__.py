@@ -1,0 +1,1 @@
+"""Supervised stages: pre-training of tiny models, cold start, rejection sampling, fine-tuning."""

@@ -1,6 +1,5 @@
 """Settings of the supervised stages. Free of torch, so that recipes load fast."""
 
-
 from typing import Literal
 
 from pydantic import BaseModel, Field
@@ -60,14 +59,14 @@ class CurationConfig(BaseModel, extra="forbid", frozen=True):
     filters: FilterConfig = Field(FilterConfig(), description="correct, readable, one language")
     max_rows: int | None = Field(None, ge=1, description="rows kept at most, chosen by seed; none keeps all")
     chunk_prompts: int = Field(
-        128, ge=1, description="prompts sampled and saved at a time: what a kill can cost; more keep the replicas busier"
+        128, ge=1, description="prompts sampled and saved at a time: what a kill can cost; more keep replicas busier"
     )
     held_out_sources: tuple[ProblemSource, ...] = Field(
         (), description="benchmarks to keep out: rows that share 10 words with one are dropped, as in the paper (D.1)"
     )
 
 
-class ColdStartConfig(CurationConfig):
+class ColdStartConfig(CurationConfig, extra="forbid", frozen=True):
     """Cold-start data: readable samples of R1-Zero (and few-shot or listed ones), re-formatted to think + summary."""
 
     rollout: RolloutConfig = Field(
@@ -77,13 +76,13 @@ class ColdStartConfig(CurationConfig):
         FilterConfig(layout="answer_tags", max_per_problem=1), description="correct, readable, one language"
     )
     few_shot: int = Field(
-        0, ge=0, description="worked examples before each prompt, for a second set of samples; 0: zero-shot alone (B.3.2)"
+        0, ge=0, description="worked examples put before each prompt for a second set of samples; 0: none, as B.3.2"
     )
-    dataset: str | None = Field(None, description="JSONL or parquet of conversations to add as they are; none by default")
+    dataset: str | None = Field(None, description="JSONL or parquet of conversations, added as they are; or none")
 
 
-class RejectionSamplingConfig(CurationConfig):
-    """The curated set: several samples per prompt, verified, filtered, mixed with non-reasoning data (paper 2.4, B.3.3)."""
+class RejectionSamplingConfig(CurationConfig, extra="forbid", frozen=True):
+    """The curated set: several samples per prompt, verified, filtered, plus non-reasoning data (B.3.3)."""
 
     rewards: tuple[RewardSpec, ...] = Field(
         (RewardSpec(use="rewards.accuracy:Accuracy"),), description="what a completion must pass"

@@ -41,7 +41,7 @@ def read_conversations(path: Path, source: str = "listed") -> Iterator[dict[str,
 
 
 def checked_messages(value: Any, place: str) -> list[dict[str, str]]:
-    """The turns of one conversation. Raises StageError unless every assistant turn answers a user and one is the last."""
+    """The turns of one conversation. Raises StageError unless all answers follow a user turn and one is last."""
     expected = "expected a list of {role, content} whose assistant turns each answer a user turn, the last one too"
     try:
         messages = [{"role": turn["role"], "content": turn["content"]} for turn in value]

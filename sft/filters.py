@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -69,6 +70,9 @@ class Trace:
     truncated: bool = False  # stopped by the length limit
 
 
+AnyTrace = TypeVar("AnyTrace", bound=Trace)
+
+
 class Filters:
     """Applies every filter, first reason wins, and counts what was dropped and why in `reasons`.
 
@@ -113,7 +117,7 @@ class Filters:
             or summary_language(final, trace.language, self.consistency, config.min_language_share)
         )
 
-    def limit_per_problem(self, traces: Iterable[Trace]) -> list[Trace]:
+    def limit_per_problem(self, traces: Iterable[AnyTrace]) -> list[AnyTrace]:
         """Keep at most `max_per_problem` traces of each problem, chosen at random by seed; order is kept.
 
         Random, because the shortest (or the longest) would shift the length distribution of the set. The choice

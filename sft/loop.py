@@ -26,7 +26,7 @@ def train(
     context: StageContext,
     save_dtype: str = "float32",
 ) -> None:
-    """Take `steps` optimizer steps with a SupervisedTrainer actor and leave the final checkpoint in the stage's folder."""
+    """Take `steps` optimizer steps with a SupervisedTrainer actor and leave the checkpoint in the stage's folder."""
     store, log = CheckpointStore(context.output / "checkpoints"), RunLog(context.output)
     first = resume(trainer, store, log, settings)
     rows = batches(first) if first < steps else []

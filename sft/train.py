@@ -26,7 +26,7 @@ def run(config: SFTConfig, context: StageContext) -> None:
 
 
 def fine_tune(config: SFTConfig, context: StageContext, *, checkpoint: Path, dataset: Path) -> None:
-    """Train `checkpoint` on the conversations of the artifact `dataset` and leave a checkpoint in the stage's folder."""
+    """Train `checkpoint` on the conversations of the artifact `dataset`; the result is left in the stage's folder."""
     samples, dropped = load_samples(config, checkpoint, dataset)
     steps_per_epoch = math.ceil(len(samples) / config.batch_size)
     steps = steps_per_epoch * config.epochs
@@ -80,7 +80,7 @@ def load_samples(config: SFTConfig, checkpoint: Path, dataset: Path) -> tuple[li
         else:
             dropped += 1
     if not samples and dropped:
-        raise StageError(f"{file}: all {dropped} conversations are longer than {limit} tokens; raise trainer.row_tokens")
+        raise StageError(f"{file}: all {dropped} rows are longer than {limit} tokens; raise trainer.row_tokens")
     if not samples:
         raise StageError(f"{file} has no rows: there is nothing to train on; make the dataset again")
     return samples, dropped

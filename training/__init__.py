@@ -1,0 +1,1 @@
+"""What every training stage shares: the trainer rank, optimizer, logprobs, checkpoints, logs."""

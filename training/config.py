@@ -7,11 +7,9 @@ from pydantic import BaseModel, Field
 
 
 class OptimizerConfig(BaseModel, extra="forbid", frozen=True):
-    """AdamW. The R1 paper does not state betas, decay or clipping of its RL and SFT runs: these are V3's (section 4.2)."""
+    """AdamW. The R1 paper does not state betas, decay or clipping of RL and SFT: these are V3's (section 4.2)."""
 
-    lr: float = Field(
-        3e-6, gt=0, description="peak learning rate; 3e-6 is the paper's for RL on 671B, tiny models need ~1e-4"
-    )
+    lr: float = Field(3e-6, gt=0, description="peak learning rate; 3e-6 is the paper's for RL, tiny models need ~1e-4")
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="constant (RL) or cosine down to final_lr_share (SFT, as the paper)"
     )

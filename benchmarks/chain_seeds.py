@@ -1,0 +1,89 @@
+"""The gains of the chain over several seeds, from finished runs: `python benchmarks/chain_seeds.py RUN... --json FILE`.
+
+Each run is one `r1 run recipes/tiny/pipeline.yaml seed=S output=RUN`. Prints per seed the pass@1 of every checkpoint
+with its 95 % interval, and the paired differences that the README states; writes the same to FILE.
+"""
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.findings import Measurements
+from pipeline.statistics import paired_difference
+
+GAINS = (("zero", "base", 0.25), ("dev2", "dev1", 0.10), ("r1", "dev1", 0.10), ("student", "student_rl", 0.0))
+
+
+def read(run: Path) -> dict:
+    """Scores, gains and wall time of one run."""
+    results = json.loads((run / "evaluate" / "results.json").read_text(encoding="utf-8"))["checkpoints"]
+    rows = pq.read_table(run / "evaluate" / "completions.parquet").to_pylist()
+    measured = Measurements(tuple(row for row in rows if row["domain"] != "general"))
+    gains = {}
+    for higher, lower, target in GAINS:
+        difference = paired_difference(measured.of(higher, "pass@1"), measured.of(lower, "pass@1"))
+        gains[f"{higher} - {lower}"] = difference.as_row() | {
+            "target": target, "met": difference.mean >= target and difference.low > 0,
+        }  # fmt: skip
+    manifests = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.glob("*/manifest.json"))]
+    return {
+        "run": run.name,
+        "checkpoints": {name: scores["overall"] for name, scores in results.items()},
+        "general": {name: scores["by_domain"].get("general") for name, scores in results.items()},
+        "gains": gains,
+        "wall_time_s": sum(manifest["wall_time_s"] for manifest in manifests),
+    }
+
+
+def show(runs: list[dict]) -> None:
+    console = Console()
+    scores = Table(title="pass@1, % (95 % interval)")
+    scores.add_column("checkpoint")
+    for run in runs:
+        scores.add_column(run["run"], justify="right")
+    for name in runs[0]["checkpoints"]:
+        cells = [run["checkpoints"][name]["pass@1"] for run in runs]
+        scores.add_row(name, *(f"{100 * c['mean']:.1f} ({100 * c['low']:.1f}-{100 * c['high']:.1f})" for c in cells))
+    for name in ("zero", "dev1", "dev2", "r1"):
+        cells = [run["checkpoints"][name]["language_consistency"]["mean"] for run in runs]
+        scores.add_row(f"{name}: language consistency", *(f"{100 * cell:.1f}" for cell in cells))
+    console.print(scores)
+    gains = Table(title="gain in points (95 % interval), and whether the target is met outside it")
+    gains.add_column("comparison")
+    for run in runs:
+        gains.add_column(run["run"], justify="right")
+    for name in runs[0]["gains"]:
+        cells = [run["gains"][name] for run in runs]
+        texts = [f"{100 * c['mean']:+.1f} ({100 * c['low']:+.1f} to {100 * c['high']:+.1f})" for c in cells]
+        marks = ["met" if cell["met"] else "missed" for cell in cells]
+        gains.add_row(name, *(f"{text} {mark}" for text, mark in zip(texts, marks, strict=True)))
+    console.print(gains)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    runs = [read(run) for run in arguments.runs]
+    show(runs)
+    if arguments.json:
+        machine = {
+            "cores": psutil.cpu_count(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+            "python": platform.python_version(),
+        }
+        command = f"python benchmarks/chain_seeds.py {' '.join(map(str, arguments.runs))} --json {arguments.json}"
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        result = {"command": command, "machine": machine, "runs": runs}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

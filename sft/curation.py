@@ -1,0 +1,257 @@
+"""From problems to accepted completions, and from rows to a dataset artifact with its card.
+
+What cold start and rejection sampling have in common: sample, verify, filter, keep held-out text out, count everything.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from transformers import AutoConfig
+
+from data.chat import render_prompt
+from data.decontaminate import decontaminate, problem_texts
+from data.instructions import instructions
+from data.problem_pool import ProblemPool, ProblemsConfig
+from data.problems import Problem
+from data.sources import read_problems
+from data.write import DataCard, count_by, write_dataset
+from models.checkpoint import load_tokenizer
+from rewards.config import RewardSpec
+from rewards.language import SCRIPTS, language_consistency
+from sft.config import CurationConfig
+from sft.filters import Filters, Trace, normalize
+from sft.sampling import Prompt, Sampled, sampled_chunks
+from training.stage import StageContext, StageError
+
+HELD_OUT_PROBLEMS = 2000  # procedural held-out problems that the rows are compared with
+Row = dict[str, Any]
+Item = TypeVar("Item")
+Render = Callable[[Any, Problem, int], list[int]]  # (tokenizer, problem, its index) -> prompt ids
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate(Trace):
+    """A completion and where it came from. `problem_id` is the question: problems that ask the same share a limit."""
+
+    problem: Problem
+    source: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Curated:
+    """Accepted candidates, in the order of the prompts, and the counts for the card."""
+
+    kept: list[Candidate]
+    filters: Filters
+    prompts: int
+    prompts_too_long: int
+    sampled_by: dict[str, Counter[str]]  # domain | language -> value -> completions sampled
+    notes: dict[str, Any] = field(default_factory=dict)  # more for the card
+
+
+def curate(
+    config: CurationConfig,
+    rewards: Sequence[RewardSpec],
+    context: StageContext,
+    renderings: Mapping[str, Render] | None = None,
+) -> Curated:
+    """Sample completions for `config.prompts` problems, verify and filter them.
+
+    renderings: source name -> how it puts a problem to the policy; one pass over the problems for each.
+    Raises StageError, with the commonest reasons, when no completion passes.
+    """
+    policy = context.inputs["policy"]
+    filters = Filters(config.filters, script_consistency, context.seed)
+    prompts, too_long = _prompts(config, context, renderings or {"zero_shot": zero_shot(config)})
+    sampled_by = {"domain": Counter[str](), "language": Counter[str]()}
+    curated = Curated(kept=[], filters=filters, prompts=len(prompts), prompts_too_long=too_long, sampled_by=sampled_by)
+    chunks = sampled_chunks(
+        prompts,
+        policy=policy,
+        params=config.rollout.params(config.samples_per_prompt, context.seed),
+        generator=config.generator,
+        rewards=rewards,
+        chunk_prompts=config.chunk_prompts,
+        work=context.output / ".work",
+        on_group=lambda done: context.report(_progress(done, len(prompts), filters)),
+    )
+    for chunk in chunks:
+        for prompt, completions in chunk:
+            sampled_by["domain"][prompt.problem.domain] += len(completions)
+            sampled_by["language"][prompt.problem.language] += len(completions)
+            candidates = (candidate_of(prompt.problem, c, prompt.source) for c in completions)
+            curated.kept += [candidate for candidate in candidates if filters.accept(candidate)]
+    if not curated.kept:
+        raise StageError(_nothing_accepted(context.name, curated))
+    return curated
+
+
+def zero_shot(config: CurationConfig) -> Render:
+    return lambda tokenizer, problem, _: render_prompt(tokenizer, problem.messages, config.rollout.template)
+
+
+def _prompts(
+    config: CurationConfig, context: StageContext, renderings: Mapping[str, Render]
+) -> tuple[list[Prompt], int]:
+    """The prompts that leave the policy room to answer, and how many do not."""
+    policy = context.inputs["policy"]
+    tokenizer = load_tokenizer(policy)
+    room = getattr(AutoConfig.from_pretrained(policy), "max_position_embeddings", float("inf"))
+    problems = ProblemPool(config.problems, "train", context.seed).draw(0, config.prompts)
+    prompts = [
+        Prompt(key=f"{source}:{i}:{p.id}", problem=p, prompt_ids=render(tokenizer, p, i), source=source)
+        for source, render in renderings.items()
+        for i, p in enumerate(problems)
+    ]
+    fitting = [prompt for prompt in prompts if len(prompt.prompt_ids) < room]
+    return fitting, len(prompts) - len(fitting)
+
+
+def candidate_of(problem: Problem, sampled: Sampled, source: str) -> Candidate:
+    return Candidate(
+        problem_id=normalize(problem.question),
+        question=problem.question,
+        language=problem.language,
+        completion=sampled.text,
+        n_tokens=sampled.n_tokens,
+        verdict=sampled.verdict,
+        truncated=sampled.truncated,
+        problem=problem,
+        source=source,
+    )
+
+
+def script_consistency(text: str, language: str) -> float | None:
+    """Languages without a script of their own here cannot be told apart, so they pass."""
+    return language_consistency(text, language) if language in SCRIPTS else None
+
+
+def _progress(done: int, total: int, filters: Filters) -> dict[str, Any]:
+    event: dict[str, Any] = {"step": done, "total_steps": total, "phase": "sampling"}
+    return event | {"accuracy": filters.kept / filters.seen} if filters.seen else event
+
+
+def _nothing_accepted(stage: str, curated: Curated) -> str:
+    if not curated.filters.seen:
+        return f"{stage}: all {curated.prompts_too_long} prompts are longer than the policy's context; use shorter ones"
+    reasons = ", ".join(f"{reason} {count}" for reason, count in curated.filters.reasons.most_common(4))
+    return (
+        f"{stage}: none of {curated.filters.seen} completions passed the filters ({reasons}); "
+        "sample from a better policy, with more prompts, or change `filters`"
+    )
+
+
+# --- rows and the dataset ----------------------------------------------------------------------------------------
+
+
+def rows_of(candidates: Iterable[Candidate]) -> list[Row]:
+    """SFT rows; ids are the problem's id and a count, so that they are unique and stay the same."""
+    seen: Counter[str] = Counter()
+    rows = []
+    for candidate in candidates:
+        problem = candidate.problem
+        seen[problem.id] += 1
+        rows.append(
+            {
+                "id": f"{problem.id}-{seen[problem.id]}",
+                "messages": [*map(dict, problem.messages), {"role": "assistant", "content": candidate.completion}],
+                "domain": problem.domain,
+                "language": problem.language,
+                "source": candidate.source,
+            }
+        )
+    return rows
+
+
+def chosen(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
+    """`count` of the items, chosen by seed, in their order; all of them when there are no more, or for None."""
+    if count is None or len(items) <= count:
+        return list(items)
+    places = np.random.default_rng(seed).choice(len(items), size=count, replace=False)
+    return [items[place] for place in sorted(places)]
+
+
+def without_held_out(rows: Sequence[Row], config: CurationConfig, seed: int) -> tuple[list[Row], dict[str, Any]]:
+    """Rows free of held-out text, and what was looked for and found.
+
+    Benchmarks and held-out instructions by 10-grams; procedural problems by their exact question, since all problems of
+    one template share their words (their splits are disjoint by a hash of the task besides).
+    """
+    texts = [text for source in config.held_out_sources for p in read_problems(source) for text in problem_texts(p)]
+    texts += [i.question for language in ("en", "zh") for i in instructions("held_out", language)]
+    clean = decontaminate(rows, texts, lambda row: [message["content"] for message in row["messages"]])
+    families = ProblemsConfig(levels=config.problems.levels, families=config.problems.families)
+    held_out = {
+        normalize(problem.question) for problem in ProblemPool(families, "held_out", seed).draw(0, HELD_OUT_PROBLEMS)
+    }
+    kept = [row for row in clean.kept if not any(q in held_out for q in _questions(row))]
+    return kept, {
+        "n": 10,
+        "held_out_texts": len(texts),
+        "dropped": clean.dropped_count,
+        "examples": clean.examples,
+        "held_out_problems": len(held_out),
+        "dropped_equal_question": len(clean.kept) - len(kept),
+        "exact_overlaps": sum(q in held_out for row in kept for q in _questions(row)),
+        "note": "procedural train and held-out tasks are disjoint by content hash; their questions are compared whole",
+    }
+
+
+def _questions(row: Row) -> list[str]:
+    return [normalize(message["content"]) for message in row["messages"] if message["role"] == "user"]
+
+
+def write(
+    candidates: Sequence[Candidate],
+    listed: Sequence[Row],
+    curated: Curated,
+    config: CurationConfig,
+    context: StageContext,
+) -> None:
+    """The dataset artifact: the chosen candidates and listed rows that hold no held-out text, and the data card."""
+    rows, decontamination = without_held_out([*rows_of(candidates), *listed], config, context.seed)
+    if not rows:
+        raise StageError(f"{context.name}: all {decontamination['dropped']} rows hold held-out text; use other prompts")
+    card = DataCard(
+        n_rows=len(rows),
+        by_domain=count_by(rows, "domain"),
+        by_language=count_by(rows, "language"),
+        by_source=count_by(rows, "source"),
+        n_candidates=curated.filters.seen,
+        accept_rate=len(curated.kept) / curated.filters.seen,
+        rejected=dict(sorted(curated.filters.reasons.items())),
+        decontamination=decontamination,
+        tokens=_token_stats(load_tokenizer(context.inputs["policy"]), rows),
+        sampling={
+            "prompts": curated.prompts,
+            "prompts_too_long": curated.prompts_too_long,
+            "samples_per_prompt": config.samples_per_prompt,
+            "seed": context.seed,
+            **config.rollout.model_dump(),
+            "accept_rate_by_domain": _rates(curated.sampled_by["domain"], (c.problem.domain for c in curated.kept)),
+            "accept_rate_by_language": _rates(curated.sampled_by["language"], (c.language for c in curated.kept)),
+            **curated.notes,
+        },
+    )
+    write_dataset(context.output, rows, card)
+
+
+def _rates(sampled: Counter[str], accepted: Iterable[str]) -> dict[str, float]:
+    counts = Counter(accepted)
+    return {name: counts[name] / total for name, total in sorted(sampled.items())}
+
+
+def _token_stats(tokenizer: Any, rows: Sequence[Row]) -> dict[str, float]:
+    """Lengths of the assistant's turns in the policy's tokens, EOS not counted."""
+    texts = [m["content"] for row in rows for m in row["messages"] if m["role"] == "assistant"]
+    lengths = np.array([len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]])
+    return {
+        "total": float(lengths.sum()),
+        "mean": float(lengths.mean()),
+        "p50": float(np.percentile(lengths, 50)),
+        "p95": float(np.percentile(lengths, 95)),
+        "max": float(lengths.max()),
+    }

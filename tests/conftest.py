@@ -1,0 +1,60 @@
+"""Very small models with every part of the real ones, and one Ray for the tests that need processes."""
+
+import os
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+def make_checkpoint(folder: Path, **shape) -> Path:
+    """A checkpoint of random weights, strong enough that attention is peaked and the next token is far from uniform."""
+    import torch
+
+    from data.corpus import documents
+    from models.checkpoint import save_model
+    from models.config import TinyModelConfig
+    from models.tiny import build_model, build_tokenizer
+
+    config = TinyModelConfig(
+        vocab_size=340, hidden_size=64, num_layers=3, intermediate_size=96, expert_size=16, max_length=128, **shape
+    )
+    texts = [document.prompt + document.completion for document in islice(documents("tests"), 60)]
+    tokenizer = build_tokenizer(texts, config)
+    model, mtp = build_model(config, tokenizer, seed=0)
+    with torch.no_grad():
+        for module in (model, mtp) if mtp is not None else (model,):
+            for name, parameter in module.named_parameters():
+                if parameter.ndim > 1:
+                    parameter *= 25 if ".q_" in name else 5
+    save_model(folder, model, tokenizer, mtp)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """DeepSeek-V3: MLA, one dense and two MoE layers, MTP."""
+    return make_checkpoint(tmp_path_factory.mktemp("deepseek") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def llama_checkpoint(tmp_path_factory) -> Path:
+    """A dense Llama of the same size."""
+    return make_checkpoint(tmp_path_factory.mktemp("llama") / "checkpoint", architecture="llama")
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """One local Ray for all tests; its workers can import the modules in tests/."""
+    pytest.importorskip("ray")
+    from cluster.actors import start_ray, stop_ray
+
+    paths = [str(TESTS), str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    sys.path.append(str(TESTS))
+    start_ray()
+    yield
+    stop_ray()

@@ -1,0 +1,315 @@
+"""The evaluate stage, `r1 eval` and `r1 chat` on very small random checkpoints."""
+
+import itertools
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import typer
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+from data.instructions import instruction_problem
+from data.problem_pool import ProblemsConfig
+from data.problems import Problem
+from models.checkpoint import load_model, load_tokenizer, save_model
+from pipeline import evaluate as stage
+from pipeline.chat_command import chat
+from pipeline.checkpoint_paths import label_checkpoints
+from pipeline.checkpoint_pool import can_sync
+from pipeline.cli import plain_errors
+from pipeline.completions import GENERAL, completion_row, score_checkpoint
+from pipeline.errors import RecipeError
+from pipeline.eval_command import build_config, evaluate
+from pipeline.evaluate_config import EvaluateConfig, Prompting
+from pipeline.statistics import cons_at_k, mean_ci, pass_at_1, pass_at_k
+from rewards.canonical import canonical_answer
+from rewards.reward import Score, Verdict
+from rollouts.config import GeneratorConfig, RolloutConfig
+from rollouts.records import Completion
+from training.stage import StageContext, StageError
+
+CONFIG = EvaluateConfig(
+    problems=ProblemsConfig(families=("chain_sum", "logic"), levels=(1,)),
+    num_problems=8,
+    general_problems=2,
+    samples=2,
+    samples_for={"base": 4},
+    rollout=RolloutConfig(max_new_tokens=6, temperature=0.6, top_p=0.95),
+    generator=GeneratorConfig(replicas=1),
+)
+
+app = typer.Typer()
+app.command()(plain_errors()(chat))
+app.command("eval")(plain_errors()(evaluate))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tiny_checkpoint, tmp_path_factory):
+    """Two random models that differ in their weights alone, by label."""
+    dev1 = tmp_path_factory.mktemp("checkpoints") / "dev1"
+    shutil.copytree(tiny_checkpoint, dev1)
+    weights = load_file(dev1 / "model.safetensors")
+    save_file({name: weight * np.float32(0.5) for name, weight in weights.items()}, dev1 / "model.safetensors")
+    base = dev1.with_name("base")
+    shutil.copytree(tiny_checkpoint, base)
+    return {"base": base, "dev1": dev1}
+
+
+def context_for(output, checkpoints, events=None):
+    inputs = {f"checkpoints.{label}": path for label, path in checkpoints.items()}
+    report = (lambda event: None) if events is None else events.append
+    return StageContext(name="evaluate", inputs=inputs, output=output, seed=3, report=report)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory, checkpoints, ray_session):
+    """Output folder and progress events of one evaluation of both checkpoints."""
+    output, events = tmp_path_factory.mktemp("evaluate"), []
+    stage.run(CONFIG, context_for(output, checkpoints, events))
+    return output, events
+
+
+def rows_of(output):
+    return pq.read_table(output / "completions.parquet").to_pylist()
+
+
+def test_every_checkpoint_faces_the_same_problems_with_its_own_number_of_samples(evaluated):
+    rows = rows_of(evaluated[0])
+    problems = {label: {r["problem_id"] for r in rows if r["checkpoint"] == label} for label in ("base", "dev1")}
+    assert problems["base"] == problems["dev1"] and len(problems["base"]) == 10
+    counts = {label: sum(r["checkpoint"] == label for r in rows) for label in problems}
+    assert counts == {"base": 40, "dev1": 20}
+    assert {r["domain"] for r in rows} == {"chain_sum", "logic", GENERAL}
+    assert all("held_out" in r["problem_id"] for r in rows)
+
+
+def test_results_equal_the_statistics_of_the_completions(evaluated):
+    output, _ = evaluated
+    results = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    for label, k in (("base", 4), ("dev1", 2)):
+        rows = [r for r in rows_of(output) if r["checkpoint"] == label and r["domain"] != GENERAL]
+        ids = sorted({r["problem_id"] for r in rows})
+        groups = [[r for r in rows if r["problem_id"] == name] for name in ids]
+        correct = np.array([[float(r["correct"]) for r in group] for group in groups])
+        language = np.array([[r["language_consistency"] for r in group] for group in groups])
+        overall = results["checkpoints"][label]["overall"]
+        assert overall["n_problems"] == 8 and overall["k"] == k
+        assert overall["pass@1"] == pass_at_1(correct).as_row()
+        assert overall["pass@k"][str(k)] == pass_at_k(correct, k)
+        assert overall["cons@k"] == cons_at_k([[r["answer"] for r in group] for group in groups], correct.tolist())
+        assert overall["language_consistency"] == mean_ci(language).as_row()
+        assert overall["length_mean"] == np.mean([r["length"] for r in rows])
+        assert overall["truncated"] == sum(r["truncated"] for r in rows)
+    assert results["suite"]["samples"] == {"base": 4, "dev1": 2}
+    assert results["suite"]["prompting"]["base"] == {"template": "plain", "layout": "answer_tags"}
+
+
+def test_general_instructions_are_scored_apart(evaluated):
+    scores = json.loads((evaluated[0] / "results.json").read_text(encoding="utf-8"))["checkpoints"]["dev1"]
+    assert scores["by_domain"][GENERAL]["n_problems"] == 2
+    assert sum(row["n_problems"] for row in scores["by_language"].values()) == scores["overall"]["n_problems"] == 8
+
+
+def test_progress_counts_problems_over_all_checkpoints(evaluated):
+    events = evaluated[1]
+    assert events[-1]["step"] == events[-1]["total_steps"] == 20
+    assert [event["step"] for event in events] == sorted(event["step"] for event in events)
+    assert [name for name, _ in itertools.groupby(e["phase"] for e in events if "phase" in e)] == ["base", "dev1"]
+
+
+def test_resume_keeps_finished_checkpoints_and_ends_with_the_same_files(evaluated, checkpoints, tmp_path):
+    output, _ = evaluated
+    again = tmp_path / "again"
+    (again / "checkpoints").mkdir(parents=True)
+    shutil.copy(output / "checkpoints" / "0_base.parquet", again / "checkpoints")
+    events = []
+    # dev1 now starts a pool of its own instead of taking over base's: the completions must not depend on that.
+    stage.run(CONFIG, context_for(again, checkpoints, events))
+    assert {event["phase"] for event in events if "phase" in event} == {"dev1"}
+    for name in ("results.json", "completions.parquet"):
+        assert (again / name).read_bytes() == (output / name).read_bytes()
+
+
+def test_only_weights_of_the_same_model_are_synced(checkpoints, tmp_path):
+    base, other = checkpoints["base"], tmp_path / "other"
+    assert can_sync(base, checkpoints["dev1"])
+    model, tokenizer = load_model(base, attention="sdpa"), load_tokenizer(base)
+    save_model(other, model, tokenizer, dtype=torch.bfloat16)
+    assert not can_sync(base, other) and not can_sync(other, other)  # numpy cannot read bfloat16
+    shutil.rmtree(other)
+    shutil.copytree(base, other)
+    (other / "tokenizer.json").write_text("{}", encoding="utf-8")
+    assert not can_sync(base, other)
+
+
+def test_a_stage_without_checkpoints_or_with_an_unknown_one_says_so(tmp_path, checkpoints):
+    with pytest.raises(StageError, match="no checkpoints"):
+        stage.run(CONFIG, context_for(tmp_path, {}))
+    config = CONFIG.model_copy(update={"samples_for": {"bsae": 4}})
+    with pytest.raises(StageError, match=r"'bsae'; did you mean 'base'"):
+        stage.run(config, context_for(tmp_path, checkpoints))
+
+
+def test_a_prompt_too_long_for_the_model_is_one_sentence(tmp_path, checkpoints, ray_session):
+    long = tmp_path / "problems.jsonl"
+    long.write_text(json.dumps({"question": "1 + " * 400 + "1?", "answer": "401"}) + "\n", encoding="utf-8")
+    source = {"path": str(long), "row_schema": "columns"}
+    config = EvaluateConfig.model_validate(
+        {"problems": {"sources": [source]}, "general_problems": 0, "generator": {"replicas": 1}}
+    )
+    with pytest.raises(StageError, match=r"prompt '.*' has \d+ tokens"):
+        stage.run(config, context_for(tmp_path / "out", {"base": checkpoints["base"]}))
+
+
+def test_held_out_problems_do_not_depend_on_checkpoints_or_stage_seed():
+    first, second = stage.held_out_problems(CONFIG), stage.held_out_problems(CONFIG)
+    assert first == second
+    moved = stage.held_out_problems(CONFIG.model_copy(update={"problem_seed": 1}))
+    assert not {p.id for p in first} & {p.id for p in moved}
+
+
+def test_a_short_file_is_used_up_once(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    lines = [json.dumps({"question": f"{i} + 1?", "answer": str(i + 1)}) for i in range(3)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    source = {"path": str(path), "row_schema": "columns"}
+    config = EvaluateConfig.model_validate({"problems": {"sources": [source]}, "general_problems": 0})
+    assert sorted(p.ground_truth for p in stage.held_out_problems(config)) == ["1", "2", "3"]
+
+
+def problem(checker, truth="6"):
+    messages = ({"role": "user", "content": "?"},)
+    return Problem(id="p", messages=messages, ground_truth=truth, checker=checker, domain="d", language="en")
+
+
+@pytest.mark.parametrize(
+    ("checker", "left", "right"),
+    [
+        ("math", "<answer>0.50</answer>", "<think>a</think>\nSo \\boxed{\\frac{1}{2}}."),
+        ("list", "<answer>[3, 5]</answer>", "\\boxed{3 < 5}"),
+        ("choice", "<answer>Yes</answer>", "\\boxed{真}"),
+        ("countdown", "<answer>(1 + 2)*3</answer>", "\\boxed{(1+2)*3 = 9}"),
+    ],
+)
+def test_equal_answers_have_one_spelling(checker, left, right):
+    answer = canonical_answer(problem(checker), left)
+    assert answer and answer == canonical_answer(problem(checker), right)
+
+
+@pytest.mark.parametrize("checker", ["math", "list", "choice", "countdown"])
+def test_no_single_answer_is_none_and_an_unreadable_one_is_kept(checker):
+    assert canonical_answer(problem(checker), "<think>6") is None
+    assert canonical_answer(problem(checker), "\\boxed{1} or \\boxed{2}") is None
+    assert canonical_answer(problem(checker), "<answer>no idea</answer>")
+
+
+def test_the_answer_to_an_instruction_is_its_final_part():
+    instruction = instruction_problem(0, "held_out", "en", 0)
+    assert canonical_answer(instruction, "<think>hm</think>\nA red fox.") == "A red fox."
+    assert canonical_answer(instruction, "<think>hm") is None
+
+
+def test_an_unscorable_completion_has_no_values_and_leaves_every_mean():
+    made = Completion(
+        token_ids=np.arange(5, dtype=np.int32),
+        sampling_logprobs=np.zeros(5, np.float32),
+        policy_version=0,
+        finish_reason="length",
+        text="<think>a b</think> <answer>6</answer>",
+    )
+    parts = {"accuracy": 1.0, "format": 1.0, "language": 0.5}
+    good = completion_row("r1", problem("math"), 0, made, Score(verdict=Verdict.PASS, value=2.5, parts=parts))
+    bad = completion_row("r1", replace(problem("math"), id="q"), 0, made, Score.error("the grader died"))
+    assert (good["correct"], good["format"], good["language_consistency"]) == (True, True, 0.5)
+    assert (good["answer"], good["length"], good["truncated"]) == ("6", 5, True)
+    assert bad["correct"] is bad["format"] is bad["language_consistency"] is None
+    overall = score_checkpoint([good, bad])["overall"]
+    assert overall["pass@1"]["mean"] == 1.0 and overall["unscorable"] == 1
+
+
+def test_settings_without_effect_are_refused():
+    with pytest.raises(ValueError, match=r"prompting\.<checkpoint>\.template"):
+        EvaluateConfig(rollout=RolloutConfig(template="plain"))
+    with pytest.raises(ValueError, match="general_problems"):
+        EvaluateConfig(problems=ProblemsConfig(instruction_share=0.5))
+    assert EvaluateConfig(prompting={}).prompting_of("r1") == Prompting(template="chat", layout="summary")
+
+
+# --- r1 eval ---------------------------------------------------------------------------------------------------------
+
+
+def test_eval_prints_a_table_and_writes_both_files(checkpoints, tmp_path, ray_session):
+    output = tmp_path / "scores.json"
+    arguments = ["eval", str(checkpoints["base"]), "--problems", "4", "--samples", "2", "--template", "plain"]
+    settings = ["--output", str(output), "general_problems=0", "rollout.max_new_tokens=4", "generator.replicas=1"]
+    result = CliRunner().invoke(app, [*arguments, *settings])
+    assert result.exit_code == 0, result.output
+    assert "pass@1" in result.output and "base" in result.output and "[0.0, " in result.output
+    scores = json.loads(output.read_text(encoding="utf-8"))
+    assert scores["checkpoints"]["base"]["overall"]["n_problems"] == 4
+    assert scores["suite"]["prompting"] == {"base": {"template": "plain", "layout": "answer_tags"}}
+    assert pq.read_table(output.with_suffix(".parquet")).num_rows == 8
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.json", "scores.parquet"]
+
+
+@pytest.mark.parametrize("command", ["eval", "chat"])
+def test_a_bad_path_is_one_sentence_and_exit_code_2(command, tmp_path):
+    missing = CliRunner().invoke(app, [command, str(tmp_path / "nowhere")])
+    assert missing.exit_code == 2 and "there is no such checkpoint folder" in missing.stderr
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    empty = CliRunner().invoke(app, [command, str(tmp_path)])
+    assert empty.exit_code == 2 and "it has no weights" in empty.stderr
+
+
+def test_bad_settings_are_found_before_anything_starts(checkpoints):
+    result = CliRunner().invoke(app, ["eval", str(checkpoints["base"]), "rolout.top_p=0.9"])
+    assert result.exit_code == 2 and "did you mean 'rollout'" in result.stderr
+    result = CliRunner().invoke(app, ["eval", str(checkpoints["base"]), "--problems", "0"])
+    assert result.exit_code == 2 and "num_problems of evaluate must be at least 1" in result.stderr
+    result = CliRunner().invoke(app, ["eval", "problem_seed=1"])
+    assert result.exit_code == 2 and "name at least one checkpoint" in result.stderr
+
+
+def test_settings_and_options_make_one_config():
+    config = build_config(["rollout.top_p=0.9", "samples=3"], {"samples": 5})
+    assert (config.rollout.top_p, config.rollout.temperature, config.samples) == (0.9, 0.6, 5)
+    with pytest.raises(RecipeError):
+        build_config(["samples=many"], {})
+
+
+def test_labels_are_as_short_as_they_can_be(tmp_path):
+    a, b = tmp_path / "one" / "zero", tmp_path / "two" / "zero"
+    assert list(label_checkpoints([a, tmp_path / "base"])) == ["zero", "base"]
+    assert label_checkpoints([a, b, a]) == {"one/zero": a, "two/zero": b}
+
+
+# --- r1 chat ---------------------------------------------------------------------------------------------------------
+
+
+def test_chat_answers_each_piped_line_the_same_way_every_time(checkpoints):
+    arguments = ["chat", str(checkpoints["base"]), "--max-new-tokens", "5"]
+    result = CliRunner().invoke(app, arguments, input="What is 3 + 4?\n\n计算 3 + 8\n")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("(cut off after 5 tokens)") == 2
+    assert result.stdout == CliRunner().invoke(app, arguments, input="What is 3 + 4?\n\n计算 3 + 8\n").stdout
+
+
+def test_chat_goes_on_after_a_question_too_long(checkpoints):
+    arguments = ["chat", str(checkpoints["base"]), "--template", "plain", "--max-new-tokens", "2"]
+    result = CliRunner().invoke(app, arguments, input="1 + " * 400 + "\nshort\n")
+    assert result.exit_code == 0
+    assert "question 1" in result.stderr and "(cut off after 2 tokens)" in result.stdout
+
+
+def test_chat_shows_reasoning_and_answer_without_control_characters(capsys):
+    from rich.console import Console
+
+    from pipeline.chat_command import _print_completion
+
+    _print_completion(Console(), "<think>\nFirst\x1b[2J [bold]add[/bold].\n</think>\n<answer>7\x07</answer>")
+    assert capsys.readouterr().out == "First[2J [bold]add[/bold].\n7\n"

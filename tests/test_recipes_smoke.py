@@ -1,0 +1,79 @@
+"""The whole chain, small, as a user runs it: `r1 run recipes/tiny/smoke.yaml`."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+R1 = [sys.executable, "-m", "pipeline.cli", "run", str(ROOT / "recipes/tiny/smoke.yaml")]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+STAGES = ("zero", "cold_start_data", "cold_start_sft", "reasoning_rl", "rejection_sampling", "curated_sft")
+STAGES += ("general_rl", "distill", "student_rl", "evaluate")
+
+
+def content_hashes(run: Path) -> dict[str, str]:
+    return {stage: json.loads((run / stage / "manifest.json").read_text())["content_hash"] for stage in STAGES}
+
+
+def run_chain(output: Path, *args: str) -> subprocess.CompletedProcess:
+    return subprocess.run([*R1, f"output={output}", *args], cwd=ROOT, capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """An undisturbed run of the chain."""
+    output = tmp_path_factory.mktemp("smoke") / "run"
+    result = run_chain(output)
+    assert result.returncode == 0, result.stderr
+    return output
+
+
+@pytest.mark.slow
+def test_the_chain_leaves_every_artifact_and_a_report(finished):
+    assert set(content_hashes(finished)) == set(STAGES)
+    scores = json.loads((finished / "evaluate" / "results.json").read_text())["checkpoints"]
+    assert list(scores) == ["base", "zero", "dev1", "dev2", "dev3", "r1", "student_base", "student", "student_rl"]
+    assert "<html" in (finished / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_second_run_makes_nothing(finished):
+    before = content_hashes(finished)
+    stamps = {stage: (finished / stage / "manifest.json").stat().st_mtime_ns for stage in STAGES}
+    result = run_chain(finished)
+    assert result.returncode == 0, result.stderr
+    assert content_hashes(finished) == before
+    assert {stage: (finished / stage / "manifest.json").stat().st_mtime_ns for stage in STAGES} == stamps
+
+
+@pytest.mark.slow
+def test_a_chain_killed_several_times_ends_bit_identical(finished, tmp_path):
+    rng, output = random.Random(5), tmp_path / "run"
+    for _ in range(3):
+        driver = subprocess.Popen(
+            [*R1, f"output={output}"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(rng.uniform(15, 40))
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    result = run_chain(output)
+    assert result.returncode == 0, result.stderr
+    assert content_hashes(output) == content_hashes(finished)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
+def test_every_recipe_is_valid(recipe, tmp_path):
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(recipe), "--dry-run"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
+def test_recipes_are_short():
+    for recipe in RECIPES:
+        assert len(recipe.read_text(encoding="utf-8").splitlines()) <= 40, recipe
