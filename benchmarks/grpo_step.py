@@ -195,7 +195,9 @@ def show(console: Console, record: dict[str, Any]) -> None:
         f"\nGRPO step: {shape['prompts']} prompts x {shape['group_size']}, at most {shape['max_new_tokens']} new tokens, "
         f"{shape['updates']} updates of {shape['mini_batch']}; {shape['steps']} timed steps per process, n = {record['n']}"
     )
-    console.print(f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB; load {where['load_average_before']:.1f}")
+    console.print(
+        f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB; load {where['load_average_before']:.1f}"
+    )
     console.print(", ".join(f"{name} {version}" for name, version in record["versions"].items()))
     table = Table("min / median / max", "ours", "trl", "ours / trl, per pair")
     for name in numbers["ours"]:

@@ -42,7 +42,7 @@ def load_model(path: Path | str, attention: str = PACKED, dtype: torch.dtype = t
     """The causal LM at `path` (folder or hub name), in `dtype`, with our packed attention unless told otherwise."""
     with _quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
-    if hasattr(model, "set_experts_implementation"):
+    if model._can_set_experts_implementation():  # dense models refuse
         model.set_experts_implementation("grouped_mm")
     return model
 
@@ -97,23 +97,24 @@ def load_hub_state_dict(model: PreTrainedModel, tensors: Mapping[str, np.ndarray
     """
     if model.config.tie_word_embeddings:
         tensors = {"lm_head.weight": tensors["model.embed_tokens.weight"], **tensors}
-    found = {name: _gather(name, tensors) for name in model.state_dict()}
-    for name, target in model.state_dict().items():
+    state = model.state_dict()
+    found = {name: _gather(name, len(target) if target.ndim else 0, tensors) for name, target in state.items()}
+    for name, target in state.items():
+        if found[name].shape != target.shape:  # copy_ would broadcast
+            raise ValueError(f"weight {name} has shape {tuple(found[name].shape)}, the model {tuple(target.shape)}")
+    for name, target in state.items():
         target.copy_(found[name])
 
 
-def _gather(name: str, tensors: Mapping[str, np.ndarray | torch.Tensor]) -> torch.Tensor:
-    """The tensor called `name` in the model, from checkpoint names: fused experts are stored one by one."""
+def _gather(name: str, experts: int, tensors: Mapping[str, np.ndarray | torch.Tensor]) -> torch.Tensor:
+    """The tensor called `name` in the model, from checkpoint names: its `experts` fused experts are stored one by one."""
     if name in tensors:
         return torch.as_tensor(tensors[name])
     stem, _, leaf = name.rpartition(".")
     parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(leaf)
     if parts is None:
         raise KeyError(f"weights lack {name}")
-    experts = []
-    while f"{stem}.{len(experts)}.{parts[0]}.weight" in tensors:
-        pieces = [torch.as_tensor(tensors[f"{stem}.{len(experts)}.{part}.weight"]) for part in parts]
-        experts.append(torch.cat(pieces) if len(pieces) > 1 else pieces[0])
-    if not experts:
-        raise KeyError(f"weights lack {name}")
-    return torch.stack(experts)
+    names = [[f"{stem}.{expert}.{part}.weight" for part in parts] for expert in range(experts)]
+    if missing := [stored for pieces in names for stored in pieces if stored not in tensors]:
+        raise KeyError(f"weights lack {missing[0]}")
+    return torch.stack([torch.cat([torch.as_tensor(tensors[stored]) for stored in pieces]) for pieces in names])

@@ -106,6 +106,8 @@ class Filters:
         config = self.config
         parsed = parse_completion(trace.completion)
         reasoning, final = parsed.reasoning or "", parsed.final
+        if config.layout == "answer_tags":  # the tags themselves are English words
+            final = parsed.answer or ""
         return (
             incorrect(trace.verdict)
             or too_long(trace.completion, trace.n_tokens, trace.truncated, config.max_tokens, config.max_characters)

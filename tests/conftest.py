@@ -47,6 +47,13 @@ def llama_checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tied_checkpoint(tmp_path_factory) -> Path:
+    """A Llama whose input and output embeddings are one tensor."""
+    folder = tmp_path_factory.mktemp("tied") / "checkpoint"
+    return make_checkpoint(folder, architecture="llama", tie_embeddings=True)
+
+
+@pytest.fixture(scope="session")
 def ray_session():
     """One local Ray for all tests; its workers can import the modules in tests/."""
     pytest.importorskip("ray")

@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import make_checkpoint
 from models.attention import PackedLayout
 from models.checkpoint import hub_state_dict, load_hub_state_dict, load_model, load_tokenizer, save_model
 
@@ -36,11 +35,6 @@ def shuffled(checkpoint):
 @pytest.fixture(params=["tiny_checkpoint", "llama_checkpoint"])
 def checkpoint(request):
     return request.getfixturevalue(request.param)
-
-
-@pytest.fixture(scope="module")
-def tied_checkpoint(tmp_path_factory):
-    return make_checkpoint(tmp_path_factory.mktemp("tied") / "c", architecture="llama", tie_embeddings=True)
 
 
 def test_plain_transformers_reads_it_with_the_same_logits(checkpoint):

@@ -122,6 +122,7 @@ def test_progress_counts_problems_over_all_checkpoints(evaluated):
     assert [name for name, _ in itertools.groupby(e["phase"] for e in events if "phase" in e)] == ["base", "dev1"]
 
 
+@pytest.mark.slow
 def test_resume_keeps_finished_checkpoints_and_ends_with_the_same_files(evaluated, checkpoints, tmp_path):
     output, _ = evaluated
     again = tmp_path / "again"
@@ -155,22 +156,28 @@ def test_a_stage_without_checkpoints_or_with_an_unknown_one_says_so(tmp_path, ch
         stage.run(config, context_for(tmp_path, checkpoints))
 
 
-def test_a_prompt_too_long_for_the_model_is_one_sentence(tmp_path, checkpoints, ray_session):
-    long = tmp_path / "problems.jsonl"
-    long.write_text(json.dumps({"question": "1 + " * 400 + "1?", "answer": "401"}) + "\n", encoding="utf-8")
-    source = {"path": str(long), "row_schema": "columns"}
-    config = EvaluateConfig.model_validate(
-        {"problems": {"sources": [source]}, "general_problems": 0, "generator": {"replicas": 1}}
-    )
-    with pytest.raises(StageError, match=r"prompt '.*' has \d+ tokens"):
-        stage.run(config, context_for(tmp_path / "out", {"base": checkpoints["base"]}))
+def test_a_prompt_too_long_for_the_model_is_one_sentence(tmp_path, checkpoints, ray_session, monkeypatch):
+    class Pool:
+        def __init__(self, config):
+            self.close = lambda: None
+
+        def at(self, folder):
+            return self
+
+        def stream(self, requests, params):
+            raise ValueError("prompt 'p' has 700 tokens; this model takes 1 to 127")
+
+    monkeypatch.setattr(stage, "CheckpointPool", Pool)
+    with pytest.raises(StageError, match=r"evaluating .*base: prompt 'p' has 700 tokens"):
+        stage.run(CONFIG, context_for(tmp_path, {"base": checkpoints["base"]}))
+    assert not list(tmp_path.iterdir())
 
 
-def test_held_out_problems_do_not_depend_on_checkpoints_or_stage_seed():
-    first, second = stage.held_out_problems(CONFIG), stage.held_out_problems(CONFIG)
-    assert first == second
+def test_held_out_problems_depend_on_their_own_seed_alone():
+    first = stage.held_out_problems(CONFIG)
+    assert first == stage.held_out_problems(CONFIG)
     moved = stage.held_out_problems(CONFIG.model_copy(update={"problem_seed": 1}))
-    assert not {p.id for p in first} & {p.id for p in moved}
+    assert [p.question for p in first] != [p.question for p in moved]
 
 
 def test_a_short_file_is_used_up_once(tmp_path):
@@ -243,6 +250,7 @@ def test_settings_without_effect_are_refused():
 # --- r1 eval ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_eval_prints_a_table_and_writes_both_files(checkpoints, tmp_path, ray_session):
     output = tmp_path / "scores.json"
     arguments = ["eval", str(checkpoints["base"]), "--problems", "4", "--samples", "2", "--template", "plain"]

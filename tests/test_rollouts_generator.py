@@ -1,0 +1,311 @@
+"""What every generator must do, whatever engine is inside. A new engine is one more factory in FACTORIES."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from models.checkpoint import hub_state_dict, load_model, load_tokenizer
+from rollouts.records import Request, SamplingParams
+from rollouts.sampling import truncate, uniforms
+from rollouts.transformers_generator import TransformersGenerator
+
+MAX_LENGTH = 128  # of the test models
+
+
+def transformers_generator(checkpoint, max_slots=256):
+    return TransformersGenerator(str(checkpoint), max_slots=max_slots, device="cpu")
+
+
+# name: (checkpoint, max_slots) -> Generator
+FACTORIES = {"transformers": transformers_generator}
+
+
+@pytest.fixture(scope="module", params=sorted(FACTORIES))
+def factory(request):
+    return FACTORIES[request.param]
+
+
+@pytest.fixture(scope="module", params=["tiny_checkpoint", "llama_checkpoint"])
+def checkpoint(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def generator(factory, checkpoint):
+    return factory(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint):
+    """transformers' own model with its own attention, float32."""
+    return AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager").eval()
+
+
+def prompts(count, seed=0, longest=30) -> list[Request]:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, longest + 1, count)
+    return [Request(key=f"p{i}", prompt_ids=rng.integers(8, 300, n).tolist()) for i, n in enumerate(sizes)]
+
+
+def params(**kwargs) -> SamplingParams:
+    return SamplingParams(**({"max_new_tokens": 20, "seed": 1} | kwargs))
+
+
+def tokens_of(groups):
+    return {group.key: [c.token_ids.tolist() for c in group.completions] for group in groups}
+
+
+@torch.no_grad()
+def logits_after(model, prompt_ids, completion_ids) -> torch.Tensor:
+    """float64 [C, V]: the logits from which each completion token was drawn."""
+    ids = torch.tensor([*prompt_ids, *completion_ids])[None]
+    return model(ids).logits[0, len(prompt_ids) - 1 : -1].double()
+
+
+def naive_truncate(logits: np.ndarray, top_k: int, top_p: float) -> set[int]:
+    """Indices kept, by the definitions: the k most probable; then the smallest set that reaches p."""
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    if top_k:
+        order = order[:top_k]
+    weights = np.exp(logits[order] - logits.max())
+    weights /= weights.sum()
+    kept, mass = set(), 0.0
+    for index, weight in zip(order, weights, strict=True):
+        if mass >= top_p:
+            break
+        kept.add(index)
+        mass += weight
+    return kept
+
+
+# --- logprobs ---
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 0.6}, {"temperature": 1.7}, {"top_k": 5}, {"top_p": 0.7}, {"temperature": 1.3, "top_k": 9, "top_p": 0.8}],
+    ids=str,
+)  # fmt: skip
+def test_logprobs_are_those_of_the_distribution_drawn_from(generator, reference, settings):
+    used = params(group_size=2, **settings)
+    for group in generator.sample(prompts(6), used):
+        for completion in group.completions:
+            logits = logits_after(reference, group.prompt_ids, completion.token_ids) / used.temperature
+            expected = []
+            for row, token in zip(logits.numpy(), completion.token_ids, strict=True):
+                kept = sorted(naive_truncate(row, used.top_k, used.top_p))
+                assert token in kept
+                expected.append(row[token] - np.log(np.exp(row[kept] - row.max()).sum()) - row.max())
+            np.testing.assert_allclose(completion.sampling_logprobs, expected, atol=2e-5)
+
+
+def test_greedy_takes_the_most_probable_token(generator, reference):
+    for group in generator.sample(prompts(8), params(temperature=0.0)):
+        (completion,) = group.completions
+        logits = logits_after(reference, group.prompt_ids, completion.token_ids)
+        assert completion.token_ids.tolist() == logits.argmax(-1).tolist()
+        assert (completion.sampling_logprobs == 0).all()
+
+
+def test_greedy_equals_transformers_generate(generator, reference):
+    for group in generator.sample(prompts(4), params(temperature=0.0)):
+        ids = torch.tensor(group.prompt_ids)[None]
+        out = reference.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, use_cache=False
+        )
+        assert group.completions[0].token_ids.tolist() == out[0, ids.shape[1] :].tolist()
+
+
+def test_first_tokens_follow_the_softmax(generator, reference):
+    """Chi-square of 3,000 draws over the tokens expected at least 5 times; its 99.9 % point by Wilson-Hilferty."""
+    request, draws = prompts(1, seed=4)[0], 3000
+    (group,) = generator.sample([request], params(max_new_tokens=1, group_size=draws, seed=3))
+    seen = np.bincount([c.token_ids[0] for c in group.completions], minlength=340)
+    probabilities = torch.softmax(logits_after(reference, request.prompt_ids, [0])[0], -1).numpy()
+    common = probabilities * draws >= 5
+    observed = np.append(seen[common], seen[~common].sum())
+    expected = np.append(probabilities[common], probabilities[~common].sum())[: len(observed)] * draws
+    assert common.sum() > 5
+    statistic, freedom = ((observed - expected) ** 2 / expected).sum(), len(observed) - 1
+    assert statistic < freedom * (1 - 2 / (9 * freedom) + 3.09 * np.sqrt(2 / (9 * freedom))) ** 3
+
+
+# --- seeds and independence ---
+
+
+def test_same_seed_same_tokens_other_seed_others(generator):
+    first, again = (tokens_of(generator.sample(prompts(5), params(group_size=3))) for _ in range(2))
+    other = tokens_of(generator.sample(prompts(5), params(group_size=3, seed=2)))
+    assert first == again
+    assert all(first[key] != other[key] for key in first)
+
+
+def test_completions_of_a_group_differ(generator):
+    (group,) = generator.sample(prompts(1), params(group_size=8))
+    assert len({tuple(c.token_ids.tolist()) for c in group.completions}) == 8
+
+
+def test_tokens_do_not_depend_on_what_else_is_sampled(factory, checkpoint, generator):
+    """Alone, in another order, with few slots (waiting, taking over slots), as part of a smaller group."""
+    requests, used = prompts(9), params(group_size=3)
+    expected = tokens_of(generator.sample(requests, used))
+    assert tokens_of(generator.sample(requests[::-1], used)) == expected
+    assert tokens_of(generator.sample(requests[4:5], used)) == {"p4": expected["p4"]}
+    smaller = tokens_of(generator.sample(requests, params(group_size=2)))
+    assert smaller == {key: tokens[:2] for key, tokens in expected.items()}
+    for slots in (1, 4, 7):
+        assert tokens_of(factory(checkpoint, max_slots=slots).sample(requests, used)) == expected
+
+
+def test_groups_come_in_the_order_of_the_requests(generator):
+    requests = prompts(7)[::-1]
+    assert [group.key for group in generator.sample(requests, params())] == [r.key for r in requests]
+
+
+def test_a_call_leaves_nothing_behind(generator):
+    before = tokens_of(generator.sample(prompts(3), params()))
+    generator.sample(prompts(5, seed=9, longest=60), params(max_new_tokens=40))
+    assert tokens_of(generator.sample(prompts(3), params())) == before
+
+
+def test_abandoned_stream_leaves_nothing_behind(generator):
+    before = tokens_of(generator.sample(prompts(3), params()))
+    next(iter(generator.stream(prompts(8), params(group_size=2))))
+    assert tokens_of(generator.sample(prompts(3), params())) == before
+
+
+# --- how completions end ---
+
+
+def test_eos_ends_a_completion_and_is_its_last_token(generator, checkpoint):
+    eos = load_tokenizer(checkpoint).eos_token_id
+    weights = hub_state_dict(load_model(checkpoint))
+    pushed = {name: tensor.clone() for name, tensor in weights.items()}
+    # EOS likely but not certain: its output row becomes a mean of others, scaled up.
+    pushed["lm_head.weight"][eos] = 1.5 * pushed["lm_head.weight"][20:23].mean(0)
+    try:
+        generator.load_weights({name: t.numpy() for name, t in pushed.items()}, version=1)
+        groups = generator.sample(prompts(30), params(group_size=4, max_new_tokens=60))
+    finally:
+        generator.load_weights({name: t.numpy() for name, t in weights.items()}, version=0)
+    completions = [completion for group in groups for completion in group.completions]
+    reasons = [completion.finish_reason for completion in completions]
+    assert "stop" in reasons
+    for completion in completions:
+        ids = completion.token_ids.tolist()
+        assert (ids[-1] == eos) == (completion.finish_reason == "stop")
+        assert eos not in ids[:-1]
+        assert completion.finish_reason == "stop" or len(ids) == 60
+        assert len(completion.sampling_logprobs) == len(ids)
+        assert "end▁of▁sentence" not in completion.text
+
+
+def test_the_models_length_is_a_limit_too(generator):
+    request = Request(key="long", prompt_ids=[9] * (MAX_LENGTH - 3))
+    (group,) = generator.sample([request], params(max_new_tokens=50, group_size=4))
+    for completion in group.completions:
+        assert len(completion.token_ids) <= 3
+        assert completion.finish_reason == "length" or len(completion.token_ids) < 4
+
+
+@pytest.mark.parametrize("length", [0, MAX_LENGTH, MAX_LENGTH + 5])
+def test_a_prompt_without_room_is_named(generator, length):
+    requests = [*prompts(2), Request(key="culprit", prompt_ids=[9] * length)]
+    with pytest.raises(ValueError, match=f"'culprit' has {length} tokens"):
+        generator.sample(requests, params())
+
+
+def test_two_requests_with_one_key_are_refused(generator):
+    request = prompts(1)[0]
+    with pytest.raises(ValueError, match="share a key"):
+        generator.sample([request, request], params())
+
+
+def test_no_requests_no_groups(generator):
+    assert generator.sample([], params()) == []
+
+
+def test_unicode_prompts_and_text(generator, checkpoint):
+    tokenizer = load_tokenizer(checkpoint)
+    prompt = tokenizer("计算 3+8 — naïve 🙂")["input_ids"]
+    (group,) = generator.sample([Request(key="u", prompt_ids=prompt)], params(group_size=4))
+    for completion in group.completions:
+        assert completion.text == tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        completion.text.encode("utf-8")
+
+
+def test_record_types(generator):
+    (group,) = generator.sample(prompts(1), params())
+    (completion,) = group.completions
+    assert completion.token_ids.dtype == np.int32
+    assert completion.sampling_logprobs.dtype == np.float32
+    assert group.prompt_ids == prompts(1)[0].prompt_ids
+
+
+# --- weights ---
+
+
+def test_load_weights_changes_what_is_sampled_and_stamps_the_version(factory, checkpoint):
+    generator, model = factory(checkpoint), AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager")
+    assert generator.policy_version == 0
+    before = tokens_of(generator.sample(prompts(4), params()))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * parameter.abs().mean() * torch.sign(parameter).roll(1)
+        model.lm_head.weight.copy_(model.lm_head.weight.roll(1, 0))
+    generator.load_weights({name: t.numpy() for name, t in hub_state_dict(model).items()}, version=7)
+    groups = generator.sample(prompts(4), params())
+    assert tokens_of(groups) != before
+    assert generator.policy_version == 7
+    for group in groups:
+        (completion,) = group.completions
+        assert completion.policy_version == 7
+        expected = torch.log_softmax(logits_after(model.eval(), group.prompt_ids, completion.token_ids), -1)
+        chosen = expected[range(len(completion.token_ids)), completion.token_ids]
+        np.testing.assert_allclose(completion.sampling_logprobs, chosen, atol=2e-5)
+
+
+def test_incomplete_weights_change_nothing(factory, checkpoint):
+    generator = factory(checkpoint)
+    before = tokens_of(generator.sample(prompts(3), params()))
+    weights = {name: 2 * t.numpy() for name, t in hub_state_dict(load_model(checkpoint)).items()}
+    del weights["model.norm.weight"]
+    with pytest.raises(KeyError):
+        generator.load_weights(weights, version=3)
+    assert generator.policy_version == 0
+    assert tokens_of(generator.sample(prompts(3), params())) == before
+
+
+# --- the drawing itself ---
+
+few_logits = st.lists(st.floats(-8, 8).map(lambda x: round(x, 3)), min_size=1, max_size=12, unique=True)
+
+
+@given(few_logits, st.integers(0, 14), st.floats(0.01, 1.0))
+def test_truncate_against_the_definition(logits, top_k, top_p):
+    values = np.array(logits)
+    out = truncate(torch.tensor(logits, dtype=torch.float64)[None], top_k, top_p)[0].numpy()
+    kept = set(np.flatnonzero(out > -np.inf).tolist())
+    # Where the mass lands on top_p within rounding, either choice is right.
+    assert kept in (naive_truncate(values, top_k, top_p - 1e-9), naive_truncate(values, top_k, top_p + 1e-9))
+    assert (out[sorted(kept)] == values[sorted(kept)]).all()
+    assert int(values.argmax()) in kept
+
+
+def test_uniforms_depend_on_seed_key_and_sample_alone():
+    base = uniforms(1, "a", 0, 50)
+    assert (uniforms(1, "a", 0, 20) == base[:20]).all()  # not on how many are asked for
+    for other in (uniforms(2, "a", 0, 50), uniforms(1, "b", 0, 50), uniforms(1, "a", 1, 50)):
+        assert not (other == base).any()
+    assert ((base >= 0) & (base < 1)).all()
+
+
+def test_uniforms_of_neighbours_are_uncorrelated():
+    rows = np.stack([uniforms(0, f"k{i // 8}", i % 8, 400) for i in range(64)])
+    correlation = np.corrcoef(rows) - np.eye(64)
+    assert abs(correlation).max() < 5 / np.sqrt(400)
+    counts, _ = np.histogram(rows, bins=16, range=(0, 1))
+    assert abs(counts - counts.mean()).max() < 5 * np.sqrt(counts.mean())

@@ -1,0 +1,220 @@
+"""SFT and distillation: what is trained on, what a packed batch costs, and that a cut-off run goes on bit for bit."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.write import DataCard, write_dataset
+from models.checkpoint import load_model, load_mtp_module, load_tokenizer
+from models.tokenizer import BOS, EOS
+from sft.batch import Example, pack_examples
+from sft.config import SFTConfig
+from sft.conversations import checked_messages, conversation_examples
+from sft.train import epoch_order, load_samples
+from sft.train import run as run_sft
+from sft.trainer import SupervisedTrainer
+from training.config import OptimizerConfig, TrainerConfig
+from training.stage import StageContext, StageError
+
+ANSWER = "<think>\nStart with 3. Then 3+8=11.\n</think>\n\nThe answer is \\boxed{11}."
+
+
+def row(number: int, *turns: str) -> dict:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[place % 2], "content": text} for place, text in enumerate(turns)]
+    return {"id": f"row-{number}", "messages": messages, "domain": "chain_sum", "language": "en", "source": "test"}
+
+
+def save_rows(folder: Path, rows: list[dict]) -> Path:
+    write_dataset(folder, rows, DataCard(n_rows=len(rows)))
+    return folder
+
+
+ROWS = [row(i, f"What is {i}+{i + 1}?", ANSWER.replace("11", str(2 * i + 1))) for i in range(7)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_checkpoint):
+    return load_tokenizer(tiny_checkpoint)
+
+
+def trained_text(tokenizer, example: Example) -> str:
+    return tokenizer.decode(example.token_ids[example.loss_mask])
+
+
+# --- what is trained on ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("chat", f"{BOS}<｜User｜>What is 3+8?<｜Assistant｜>"),
+        ("plain", f"{BOS}User: What is 3+8?\nAssistant:"),
+    ],
+)
+def test_loss_is_on_the_answer_and_its_end_alone(tokenizer, template, prompt):
+    (example,) = conversation_examples(tokenizer, row(0, "What is 3+8?", ANSWER)["messages"], template)
+    assert trained_text(tokenizer, example) == ANSWER + EOS
+    assert tokenizer.decode(example.token_ids[~example.loss_mask]).replace(f"{BOS} ", BOS) == prompt
+    assert example.token_ids[-1] == tokenizer.eos_token_id and example.loss_mask[-1]
+    first = int(np.argmax(example.loss_mask))  # the mask is one block: nothing of the prompt, all of the answer
+    assert not example.loss_mask[:first].any() and example.loss_mask[first:].all()
+
+
+def test_every_assistant_turn_is_trained_on_in_one_pass(tokenizer):
+    (example,) = conversation_examples(tokenizer, row(0, "Say hello.", "Hello!", "Again.", "Hi.")["messages"], "chat")
+    assert trained_text(tokenizer, example) == f"Hello!{EOS}Hi.{EOS}"
+    assert tokenizer.decode(example.token_ids).count("Hello!") == 1
+
+
+def test_a_template_that_drops_earlier_reasoning_is_followed(tokenizer):
+    rewriting = load_tokenizer(tokenizer.name_or_path)
+    rewriting.chat_template = tokenizer.chat_template.replace(
+        "message['content'] + eos_token", "message['content'].split('</think>')[-1] + eos_token"
+    )
+    first, second = conversation_examples(rewriting, row(0, "One?", ANSWER, "Two?", "Two.")["messages"], "chat")
+    assert trained_text(tokenizer, first) == ANSWER + EOS
+    assert trained_text(tokenizer, second) == f"Two.{EOS}"
+    assert "<think>" not in tokenizer.decode(second.token_ids)
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        (None, "missing or malformed"),
+        ([], "not the assistant's"),
+        ([{"role": "user", "content": "hello"}], "not the assistant's"),
+        ([{"role": "user", "content": "hello"}, {"role": "assistant", "content": " "}], "has no text"),
+        ([{"role": "assistant", "content": "hello"}], "answers no user turn"),
+        ([{"role": "tool", "content": "hello"}], "role 'tool'"),
+    ],
+)
+def test_bad_conversations_are_refused_with_their_place(messages, said):
+    with pytest.raises(StageError, match="data.jsonl line 3") as error:
+        checked_messages(messages, "data.jsonl line 3")
+    assert said in str(error.value)
+
+
+def test_long_conversations_are_dropped_whole_and_counted(tiny_checkpoint, tmp_path):
+    long = row(9, "What is 1+1?", "one " * 200)
+    samples, dropped = load_samples(SFTConfig(), tiny_checkpoint, save_rows(tmp_path, [*ROWS, long]))
+    assert (len(samples), dropped) == (len(ROWS), 1)
+    with pytest.raises(StageError, match="all 1 rows are longer"):
+        load_samples(SFTConfig(), tiny_checkpoint, save_rows(tmp_path, [long]))
+    with pytest.raises(StageError, match="nothing to train on"):
+        load_samples(SFTConfig(), tiny_checkpoint, save_rows(tmp_path, []))
+
+
+def test_every_epoch_has_every_sample_once_in_its_own_order():
+    orders = [epoch_order(50, seed, epoch).tolist() for seed, epoch in [(0, 0), (0, 1), (1, 0)]]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert orders[0] != orders[1] != orders[2] and orders[0] == epoch_order(50, 0, 0).tolist()
+
+
+# --- what it costs -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trainer(tiny_checkpoint):
+    return SupervisedTrainer(str(tiny_checkpoint), OptimizerConfig(lr=3e-3), mtp=True, device="cpu")
+
+
+def examples_of(tokenizer) -> list[Example]:
+    return [e for r in ROWS[:4] for e in conversation_examples(tokenizer, r["messages"], "chat")]
+
+
+def reference_nll(checkpoint: Path, example: Example) -> float:
+    """One sequence alone, by plain transformers without packing, in float64."""
+    model = load_model(checkpoint, attention="eager").eval().double()
+    ids = torch.from_numpy(example.token_ids)
+    with torch.no_grad():
+        logprobs = model(ids[None]).logits[0].log_softmax(-1)
+    targets = [p for p in range(1, len(ids)) if example.loss_mask[p]]
+    return -sum(logprobs[p - 1, ids[p]].item() for p in targets)
+
+
+def test_packed_loss_is_the_sum_over_the_samples_alone(trainer, tokenizer, tiny_checkpoint):
+    examples = examples_of(tokenizer)
+    (packed,) = pack_examples(examples, 4096)
+    with torch.no_grad():
+        nll, mtp_nll = trainer.next_token_losses(packed)
+        alone = [trainer.next_token_losses(pack_examples([e], 4096)[0]) for e in examples]
+    assert nll.item() == pytest.approx(sum(reference_nll(tiny_checkpoint, e) for e in examples), rel=1e-4)
+    assert mtp_nll.item() == pytest.approx(sum(m.item() for _, m in alone), rel=1e-4)
+
+
+def test_mtp_loss_equals_a_loop_over_one_sequence(trainer, tokenizer, tiny_checkpoint):
+    """h'_i from (h_i, Emb(t_{i+1})) predicts t_{i+2}: written out for one unpacked sequence."""
+    from models.attention import PackedLayout
+
+    example = examples_of(tokenizer)[0]
+    (alone,) = pack_examples([example], 4096)
+    with torch.no_grad():
+        _, mtp_nll = trainer.next_token_losses(alone)
+        model, ids = load_model(tiny_checkpoint).eval(), torch.from_numpy(example.token_ids)
+        mtp = load_mtp_module(tiny_checkpoint, model.config)
+        packing = PackedLayout.from_lengths([len(ids)], torch.device("cpu"))
+        positions = torch.arange(len(ids))[None]
+        hidden = model.model(
+            input_ids=ids[None], position_ids=positions, use_cache=False, packing=packing
+        ).last_hidden_state
+        following = model.model.embed_tokens(torch.cat([ids[1:], ids[:1]]))[None]
+        deeper = mtp(hidden, following, model.model.rotary_emb(hidden, positions), packing)[0]
+        logprobs = model.lm_head(deeper).log_softmax(-1)
+    targets = [p for p in range(2, len(ids)) if example.loss_mask[p]]
+    assert mtp_nll.item() == pytest.approx(-sum(logprobs[p - 2, ids[p]].item() for p in targets), rel=1e-4)
+
+
+def test_a_batch_is_learned_by_heart(tiny_checkpoint, tokenizer):
+    trainer = SupervisedTrainer(str(tiny_checkpoint), OptimizerConfig(lr=3e-3), mtp=True, device="cpu")
+    rows = pack_examples(examples_of(tokenizer), 4096)
+    losses = [trainer.step(rows, 3e-3, 0.1, 0.001)["loss/nll"] for _ in range(40)]
+    assert losses[-1] < 0.1 < losses[0]
+
+
+# --- the stages --------------------------------------------------------------------------------------------------
+
+
+def sft_config(**keys) -> SFTConfig:
+    trainer = TrainerConfig(device="cpu", threads=1, row_tokens=256, checkpoint_every=2)
+    return SFTConfig(
+        batch_size=3, epochs=2, optimizer=OptimizerConfig(lr=1e-3, schedule="cosine"), trainer=trainer, **keys
+    )
+
+
+class Cut(Exception):
+    """The stage is killed from outside."""
+
+
+def test_a_run_cut_off_and_resumed_equals_an_uncut_one(ray_session, tiny_checkpoint, tmp_path):
+    inputs = {"policy": tiny_checkpoint, "dataset": save_rows(tmp_path / "data", ROWS)}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+
+    def kill_after_step_3(event):
+        if event["step"] == 3:
+            raise Cut
+
+    run_sft(sft_config(), StageContext(name="sft", inputs=inputs, output=whole, seed=5))
+    with pytest.raises(Cut):
+        run_sft(sft_config(), StageContext(name="sft", inputs=inputs, output=cut, seed=5, report=kill_after_step_3))
+    assert not (cut / "model.safetensors").exists()
+    run_sft(sft_config(), StageContext(name="sft", inputs=inputs, output=cut, seed=5))
+    for name in ("model.safetensors", "metrics.jsonl", "stats.json"):
+        assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+    stats = json.loads((whole / "stats.json").read_text())
+    assert stats["samples"] == 7 and stats["steps"] == 6 == len((whole / "metrics.jsonl").read_text().splitlines())
+
+
+def test_a_dense_student_is_distilled_with_its_own_tokenizer(ray_session, llama_checkpoint, tmp_path):
+    from distill.config import DistillConfig
+    from distill.train import run
+
+    config = DistillConfig(epochs=6, batch_size=4, optimizer=OptimizerConfig(lr=5e-3), trainer=sft_config().trainer)
+    inputs = {"student": llama_checkpoint, "dataset": save_rows(tmp_path / "data", ROWS)}
+    run(config, StageContext(name="distill", inputs=inputs, output=tmp_path / "out", seed=0))
+    losses = [json.loads(line)["loss/nll"] for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.5 * losses[0]
+    assert load_model(tmp_path / "out").config.architectures == ["LlamaForCausalLM"]
