@@ -32,7 +32,7 @@ from rich.table import Table
 SIDES = ("ours", "trl")
 REPO = Path(__file__).parents[1]
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "ray", "numpy")
-TUNABLE = ("prompts", "group_size", "max_new_tokens", "updates", "steps", "threads", "seed")
+TUNABLE = ("prompts", "group_size", "max_new_tokens", "updates", "steps", "threads", "seed", "trl_experts")
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=REPO / "docs" / "results" / "grpo_step.json")
     for name in TUNABLE:
         default = Workload.__dataclass_fields__[name].default
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=f"default {default}")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"{default}")
     return parser
 
 
@@ -110,8 +110,8 @@ def _fresh_process(side: str, workload: Workload, scratch: Path) -> dict[str, An
     command = [sys.executable, __file__, side, "--json", "--checkpoint", workload.checkpoint]
     command += [f"--{name.replace('_', '-')}={getattr(workload, name)}" for name in TUNABLE]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "TMPDIR": str(scratch)}
-    # Idle OpenMP threads sleep instead of spinning. Ours does so by itself; without it TRL loses most of its time as soon
-    # as anything else runs on the machine. Set the variable yourself to measure otherwise.
+    # Idle OpenMP threads sleep instead of spinning. Ours does so by itself; without it TRL loses most of its time as
+    # soon as anything else runs on the machine. Set the variable yourself to measure otherwise.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     output, errors = scratch / "stdout", scratch / "stderr"
     with output.open("w") as out, errors.open("w") as err:
@@ -192,12 +192,12 @@ def _cpu_model() -> str:
 def show(console: Console, record: dict[str, Any]) -> None:
     shape, where, numbers = record["workload"], record["machine"], record["summary"]
     console.print(
-        f"\nGRPO step: {shape['prompts']} prompts x {shape['group_size']}, at most {shape['max_new_tokens']} new tokens, "
-        f"{shape['updates']} updates of {shape['mini_batch']}; {shape['steps']} timed steps per process, n = {record['n']}"
+        f"\nGRPO step: {shape['prompts']} prompts x {shape['group_size']} completions of at most "
+        f"{shape['max_new_tokens']} tokens, {shape['updates']} updates of {shape['mini_batch']}\n"
+        f"{shape['steps']} timed steps per process, n = {record['n']}"
     )
-    console.print(
-        f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB; load {where['load_average_before']:.1f}"
-    )
+    console.print(f"{where['cpu']}, {where['cores']} cores, {where['memory_gib']} GiB")
+    console.print(f"load average before the start: {where['load_average_before']:.1f}")
     console.print(", ".join(f"{name} {version}" for name, version in record["versions"].items()))
     table = Table("min / median / max", "ours", "trl", "ours / trl, per pair")
     for name in numbers["ours"]:

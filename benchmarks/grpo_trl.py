@@ -1,11 +1,13 @@
 """TRL's half: GRPOTrainer with transformers generation, in its best reasonable CPU settings.
 
-One generation batch of prompts x group_size completions per GRPO step, then `updates` optimizer steps on it, each on one
-micro-batch (no gradient accumulation): per_device_train_batch_size = mini-batch, steps_per_generation = updates. TRL
-then computes old logprobs too, because the weights move between generation and the last update.
+One generation batch of prompts x group_size completions per GRPO step, then `updates` optimizer steps on it, each on
+one micro-batch (no gradient accumulation): per_device_train_batch_size = mini-batch, steps_per_generation = updates.
+TRL then computes old logprobs too, because the weights move between generation and the last update.
 """
 
+import os
 import warnings
+from typing import Any
 
 from grpo_workload import REWARDS, Stopwatch, UnitResult, Workload, prompt_texts
 
@@ -46,20 +48,22 @@ def run(workload: Workload, scratch: str) -> UnitResult:
         trainer.train()
     finally:
         reward.close()
+    model: Any = trainer.model
     return stopwatch.result(
         {
-            "attention": trainer.model.config._attn_implementation,
-            "experts": trainer.model.config._experts_implementation,
-            "dtype": str(trainer.model.dtype).removeprefix("torch."),
-            "optimizer": trainer.args.optim.value,
+            "attention": model.config._attn_implementation,
+            "experts": model.config._experts_implementation,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "optimizer": str(getattr(trainer.args.optim, "value", trainer.args.optim)),
             "threads": torch.get_num_threads(),
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "not set"),
         },
         rest="update",  # forward, backward, optimizer, and the trainer's own loop
     )
 
 
 def _config(workload: Workload, scratch: str):
-    from trl import GRPOConfig
+    from trl.trainer.grpo_config import GRPOConfig
 
     return GRPOConfig(
         output_dir=scratch,
@@ -94,7 +98,7 @@ def _config(workload: Workload, scratch: str):
 def _timed_trainer(stopwatch: Stopwatch, workload: Workload):
     """GRPOTrainer with a stopwatch around its phases; every override only calls its parent."""
     import torch
-    from trl import GRPOTrainer
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
     class TimedTrainer(GRPOTrainer):
         def _generate_and_score_completions(self, inputs):

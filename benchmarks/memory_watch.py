@@ -1,4 +1,4 @@
-"""Memory of a command and everything it started, sampled from outside, so that the measured processes do not pay for it.
+"""Memory of a command and everything it started, sampled from outside, so that the measured process does not pay.
 
 RSS counts a page once for every process that maps it; PSS divides it by the number of those processes. For a command
 with several processes, PSS is the memory it really takes, RSS an upper bound. Linux only (PSS comes from the kernel).
@@ -66,7 +66,7 @@ class MemoryWatch:
         for process in processes:
             try:
                 info = process.memory_full_info()
-                label = f"{process.pid} {process.name()}"
+                label = f"{process.pid} {process.name().split('.')[0]}"  # Ray appends the running method
             except psutil.Error:
                 continue  # it ended meanwhile
             pss, rss, counted = pss + info.pss, rss + info.rss, counted + 1

@@ -6,6 +6,7 @@ from typing import Any
 
 # Ray has its own uv and signal handling; none of it is needed for local actors.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private, local cluster; a real one sets its own mode
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
@@ -17,6 +18,8 @@ class PhaseTimeout(Exception):
 
 class ActorDied(Exception):
     """A process of the run was killed or crashed while a phase waited for it."""
+
+    key: Any = None  # which one, where the call that raised it was given keys
 
 
 def start_ray() -> None:
@@ -56,9 +59,15 @@ def wait(refs: Any, *, phase: str, deadline_s: float) -> Any:
     except GetTimeoutError:
         raise PhaseTimeout(f"{phase}: no answer within {deadline_s:.0f} s") from None
     except RayActorError as error:
-        raise ActorDied(f"{phase}: a worker process died ({str(error).splitlines()[0]})") from None
+        raise ActorDied(f"{phase}: a worker process died ({_reason(error)})") from None
     except RayTaskError as error:
         raise error.cause from error
+
+
+def _reason(error: RayActorError) -> str:
+    """First and last line of Ray's account: what happened, and the exception behind it when there is one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if len(lines) < 2 else f"{lines[0]} {lines[-1]}"
 
 
 def share(value: Any) -> Any:
@@ -73,7 +82,8 @@ def kill(actor: Any) -> None:
 def next_item(streams: Mapping[Any, Any], *, phase: str, deadline_s: float) -> tuple[Any, Any]:
     """(key, item) of the first of several streaming calls that has an item; (key, None) when a stream has ended.
 
-    Raises ActorDied or PhaseTimeout as `wait` does; errors raised inside the actor come back as themselves.
+    Raises ActorDied (with `key`) or PhaseTimeout as `wait` does; errors raised inside the actor come back as
+    themselves.
     """
     keys = {id(stream): key for key, stream in streams.items()}
     ready, _ = ray.wait(list(streams.values()), num_returns=1, timeout=deadline_s)
@@ -81,6 +91,9 @@ def next_item(streams: Mapping[Any, Any], *, phase: str, deadline_s: float) -> t
         raise PhaseTimeout(f"{phase}: no answer within {deadline_s:.0f} s")
     key = keys[id(ready[0])]
     try:
-        return key, wait(next(ready[0]), phase=phase, deadline_s=deadline_s)
+        return key, wait(next(streams[key]), phase=phase, deadline_s=deadline_s)
     except StopIteration:
         return key, None
+    except ActorDied as error:
+        error.key = key
+        raise

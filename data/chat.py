@@ -49,8 +49,8 @@ def parse_completion(text: str) -> ParsedCompletion:
     """
     opens, closes = text.count(THINK_OPEN), text.count(THINK_CLOSE)
     reasoning = None
-    without_tags = "" if opens else text
-    final = text.rpartition(THINK_CLOSE)[2] if closes else without_tags
+    never_closed = text.rfind(THINK_OPEN) > text.rfind(THINK_CLOSE)
+    final = "" if never_closed else text.rpartition(THINK_CLOSE)[2]
     if opens == closes == 1 and text.lstrip().startswith(THINK_OPEN):
         reasoning = text.lstrip()[len(THINK_OPEN) :].partition(THINK_CLOSE)[0].strip()
     answer = None

@@ -67,7 +67,7 @@ def instruction_problem(index: int, split: Split, language: str, seed: int) -> P
     random.Random(f"{seed} {split} {language} {turn}").shuffle(order)
     chosen = pool[order[position]]
     return Problem(
-        id=f"instruction-{split}-{index}-{language}",
+        id=f"instruction-{split}-{seed}-{index}-{language}",
         messages=({"role": "user", "content": chosen.question},),
         ground_truth=json.dumps({"checks": list(chosen.checks)}, ensure_ascii=False),
         checker="instruction",

@@ -1,8 +1,9 @@
 """The problems a stage draws from: procedural families, general instructions, your own files, in stated shares."""
 
 import random
+from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from data.config import ProblemSource
 from data.families import FAMILIES, LANGUAGES, LEVELS, Split
@@ -13,22 +14,32 @@ from data.sources import read_problems
 
 
 class ProblemsConfig(BaseModel, extra="forbid", frozen=True):
-    families: tuple[str, ...] = Field(FAMILIES, description="procedural families to draw from; all of them")
-    levels: tuple[int, ...] = Field(LEVELS, description="difficulty levels, 1 (easy) to 3, in equal shares")
-    languages: tuple[str, ...] = Field(LANGUAGES, description="languages of the prompts, in equal shares")
+    families: tuple[str, ...] = Field(default=FAMILIES, description="procedural families to draw from; all of them")
+    levels: tuple[int, ...] = Field(default=LEVELS, description="difficulty levels, 1 (easy) to 3, in equal shares")
+    languages: tuple[str, ...] = Field(default=LANGUAGES, description="languages of the prompts, in equal shares")
     instruction_share: float = Field(
-        0.0, ge=0, le=1, description="share of general instructions with verifiable checks (domain 'general')"
+        default=0.0, ge=0, le=1, description="share of general instructions with verifiable checks (domain 'general')"
     )
     sources: tuple[ProblemSource, ...] = Field(
-        (), description="files or datasets; when given, they replace the procedural families"
+        default=(), description="files or datasets; when given, they replace the procedural families"
     )
+
+    @field_validator("families", "levels", "languages")
+    @classmethod
+    def _there_is_data(cls, chosen: tuple[Any, ...], info: Any) -> tuple[Any, ...]:
+        known = {"families": FAMILIES, "levels": LEVELS, "languages": LANGUAGES}[info.field_name]
+        if not chosen or set(chosen) - set(known):
+            raise ValueError(f"{info.field_name}: choose one or more of {', '.join(map(str, known))}")
+        return chosen
 
 
 class ProblemPool:
     """An endless, reproducible sequence of problems: number i is always the same one."""
 
     def __init__(self, config: ProblemsConfig, split: Split, seed: int):
-        self.config, self.split, self.seed = config, split, seed
+        self.config, self.seed = config, seed
+        self.split: Split = split
+        self._orders: dict[int, list[int]] = {}  # of the last epoch drawn from
         self._listed = [problem for source in config.sources for problem in read_problems(source)]
         if config.sources and not self._listed:
             raise ValueError(f"no problems in {', '.join(source.path for source in config.sources)}")
@@ -51,6 +62,8 @@ class ProblemPool:
 
     def _shuffled(self, index: int) -> Problem:
         epoch, place = divmod(index, len(self._listed))
-        order = list(range(len(self._listed)))
-        random.Random(f"{self.seed}-epoch-{epoch}").shuffle(order)
-        return self._listed[order[place]]
+        if epoch not in self._orders:
+            order = list(range(len(self._listed)))
+            random.Random(f"{self.seed}-epoch-{epoch}").shuffle(order)
+            self._orders = {epoch: order}
+        return self._listed[self._orders[epoch][place]]

@@ -38,13 +38,18 @@ def load_tokenizer(path: Path | str):
     return AutoTokenizer.from_pretrained(path)
 
 
-def load_model(path: Path | str, attention: str = PACKED, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(
+    path: Path | str,
+    attention: str = PACKED,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> PreTrainedModel:
     """The causal LM at `path` (folder or hub name), in `dtype`, with our packed attention unless told otherwise."""
     with _quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
     if model._can_set_experts_implementation():  # dense models refuse
         model.set_experts_implementation("grouped_mm")
-    return model
+    return nn.Module.to(model, device)
 
 
 def load_mtp_module(path: Path | str, config) -> MTPModule | None:
@@ -107,7 +112,7 @@ def load_hub_state_dict(model: PreTrainedModel, tensors: Mapping[str, np.ndarray
 
 
 def _gather(name: str, experts: int, tensors: Mapping[str, np.ndarray | torch.Tensor]) -> torch.Tensor:
-    """The tensor called `name` in the model, from checkpoint names: its `experts` fused experts are stored one by one."""
+    """The tensor called `name` in the model, from checkpoint names, which hold `experts` fused ones one by one."""
     if name in tensors:
         return torch.as_tensor(tensors[name])
     stem, _, leaf = name.rpartition(".")

@@ -1,12 +1,13 @@
 """Aux-loss-free load balance of MoE routers (DeepSeek-V3, arXiv:2412.19437, section 2.1.2)."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
 
-def routers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def routers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The routers of a model, in layer order: modules that carry a selection bias."""
     for name, module in model.named_modules():
         if hasattr(module, "e_score_correction_bias") and hasattr(module, "top_k"):
@@ -18,7 +19,9 @@ class LoadCounter:
 
     def __init__(self, model: nn.Module):
         self._routers = dict(routers(model))
-        self.counts = {name: torch.zeros(r.num_experts, dtype=torch.int64) for name, r in self._routers.items()}
+        self.counts = {
+            name: torch.zeros(len(r.e_score_correction_bias), dtype=torch.int64) for name, r in self._routers.items()
+        }
         self._hooks = [r.register_forward_hook(self._hook(name)) for name, r in self._routers.items()]
 
     def _hook(self, name: str):

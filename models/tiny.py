@@ -36,7 +36,7 @@ def build_config(shape: TinyModelConfig, *, vocab_size: int, bos_id: int, eos_id
         moe_intermediate_size=shape.expert_size, n_shared_experts=1, n_group=4, topk_group=2,
         norm_topk_prob=True, routed_scaling_factor=2.5, num_mtp_layers=1,
         # read by vLLM, not written by transformers
-        topk_method="noaux_tc", scoring_func="sigmoid",
+        **{"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
         **common,
     )  # fmt: skip
 

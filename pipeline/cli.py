@@ -12,7 +12,9 @@ from typing import Annotated
 
 import typer
 
+from pipeline.chat_command import chat
 from pipeline.errors import RecipeError
+from pipeline.eval_command import evaluate
 from training.stage import StageError
 
 main = typer.Typer(
@@ -107,6 +109,10 @@ def explain(key: Annotated[str, typer.Argument(help="e.g. grpo.optimizer.lr, or 
             show.print_meanings(meanings(key))
         else:
             show.print_kinds()
+
+
+main.command()(plain_errors()(chat))
+main.command("eval")(plain_errors()(evaluate))
 
 
 if __name__ == "__main__":

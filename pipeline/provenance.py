@@ -18,7 +18,6 @@ _PACKAGES = (
     "accelerate",
     "datasets",
     "math-verify",
-    "reasoning-gym",
     "pydantic",
     "vllm",
 )

@@ -2,7 +2,7 @@
 
 from data.chat import parse_completion
 from data.problems import Problem
-from rewards.checkers import _read_choice, _read_list
+from rewards.checkers import read_choice, read_list
 from rewards.exact import parse_number, widen
 from rewards.math_answer import extract_answer, normalise
 
@@ -21,10 +21,10 @@ def canonical_answer(problem: Problem, completion: str) -> str | None:
     if text is None:
         return None
     if problem.checker == "list":
-        numbers = _read_list(text)
+        numbers = read_list(text)
         return text if numbers is None else ", ".join(map(str, numbers)) or "[]"
     if problem.checker == "choice":
-        return _read_choice(text) or text
+        return read_choice(text) or text
     if problem.checker == "countdown":
         return "".join(widen(text).partition("=")[0].split()) or text
     plain = normalise(text)

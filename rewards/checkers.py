@@ -36,7 +36,7 @@ def check_list(problem: Problem, text: str) -> Score:
     gold = _read_gold_list(problem.ground_truth)
     if gold is None:
         return Score.error(f"The ground truth of problem {problem.id} is not a list of numbers.")
-    answer = _read_list(text)
+    answer = read_list(text)
     if answer is None:
         return Score.failed(detail=f"not a list of numbers: {text[:80]!r}")
     return Score.passed(detail="same list") if answer == gold else Score.failed(detail=f"other list: {text[:80]!r}")
@@ -44,10 +44,10 @@ def check_list(problem: Problem, text: str) -> Score:
 
 def check_choice(problem: Problem, text: str) -> Score:
     """One word of true/false, yes/no, 真/假, 是/否, 对/错 (by meaning), or one letter A to H."""
-    gold = _read_choice(problem.ground_truth)
+    gold = read_choice(problem.ground_truth)
     if gold is None:
         return Score.error(f"The ground truth of problem {problem.id} is not one choice.")
-    answer = _read_choice(text)
+    answer = read_choice(text)
     if answer is None:
         return Score.failed(detail=f"not one choice: {text[:80]!r}")
     return Score.passed(detail="same choice") if answer == gold else Score.failed(detail=f"other choice: {answer}")
@@ -87,14 +87,14 @@ def _read_gold_list(text: str) -> list[Fraction] | None:
     try:
         items = json.loads(text)
     except ValueError:
-        return _read_list(text)
+        return read_list(text)
     if isinstance(items, list):
         numbers = [None if isinstance(item, bool) else parse_number(str(item)) for item in items]
         return [number for number in numbers if number is not None] if None not in numbers else None
-    return _read_list(text)
+    return read_list(text)
 
 
-def _read_list(text: str) -> list[Fraction] | None:
+def read_list(text: str) -> list[Fraction] | None:
     """Numbers between commas, or between `<` or `>` when the chain holds; None when it is neither."""
     if len(text) > MAX_LIST_CHARS:
         return None
@@ -117,7 +117,7 @@ def _read_list(text: str) -> list[Fraction] | None:
     return values
 
 
-def _read_choice(text: str) -> str | None:
+def read_choice(text: str) -> str | None:
     text = widen(text.strip().strip("$*").strip())
     if wrapped := _WRAPPED.fullmatch(text):
         text = wrapped[1]

@@ -14,36 +14,42 @@ from training.config import OptimizerConfig, TrainerConfig
 class GRPOConfig(BaseModel, extra="forbid", frozen=True):
     """GRPO as DeepSeek-R1 runs it (section 2.1): sample a rollout batch, split it into mini-batches, one step each."""
 
-    problems: ProblemsConfig = Field(ProblemsConfig(), description="prompts to sample on")
+    problems: ProblemsConfig = Field(default=ProblemsConfig(), description="prompts to sample on")
     rewards: tuple[RewardSpec, ...] = Field(
-        (RewardSpec(use="rewards.accuracy:Accuracy"), RewardSpec(use="rewards.format:Format")),
+        default=(RewardSpec(use="rewards.accuracy:Accuracy"), RewardSpec(use="rewards.format:Format")),
         description="reward terms; accuracy and format with the same weight are R1-Zero's (Eq. 4)",
     )
-    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="preset and overrides; r1 by default")
-    steps: int = Field(10400, ge=1, description="optimizer steps; 10,400 for R1-Zero, 1,700 for R1's last stage")
-    questions_per_step: int = Field(32, ge=1, description="questions behind one optimizer step; the paper's 32")
-    group_size: int = Field(16, ge=2, description="completions per question; the paper's 16")
-    mini_batches: int = Field(
-        16, ge=1, description="optimizer steps per rollout batch, one epoch; the paper's 16"
+    objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="preset and overrides; r1 by default")
+    steps: int = Field(
+        default=10400, ge=1, description="optimizer steps; 10,400 for R1-Zero, 1,700 for R1's last stage"
     )
-    reference_every: int = Field(400, ge=1, description="steps after which the reference becomes the current policy")
+    questions_per_step: int = Field(default=32, ge=1, description="questions behind one optimizer step; the paper's 32")
+    group_size: int = Field(default=16, ge=2, description="completions per question; the paper's 16")
+    mini_batches: int = Field(
+        default=16, ge=1, description="optimizer steps per rollout batch, one epoch; the paper's 16"
+    )
+    reference_every: int = Field(
+        default=400, ge=1, description="steps after which the reference becomes the current policy"
+    )
     general_from_share: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1,
         description="share of the steps after which general problems enter; R1's last stage: 0.765 (1,300 of 1,700)",
     )
-    rollout: RolloutConfig = Field(RolloutConfig(), description="how completions are drawn")
-    generator: GeneratorConfig = Field(GeneratorConfig(), description="the sampling processes")
-    optimizer: OptimizerConfig = Field(OptimizerConfig(), description="constant 3e-6 as the paper; schedule not stated")
-    trainer: TrainerConfig = Field(TrainerConfig(), description="the training process")
+    rollout: RolloutConfig = Field(default=RolloutConfig(), description="how completions are drawn")
+    generator: GeneratorConfig = Field(default=GeneratorConfig(), description="the sampling processes")
+    optimizer: OptimizerConfig = Field(
+        default=OptimizerConfig(), description="constant 3e-6 as the paper; schedule not stated"
+    )
+    trainer: TrainerConfig = Field(default=TrainerConfig(), description="the training process")
     mismatch_limit: float = Field(
-        0.05,
+        default=0.05,
         gt=0,
         description="nats; the run stops when generator and trainer disagree more than this per token on average: then "
         "the policy that samples is not the policy that trains",
     )
-    log_samples: int = Field(8, ge=0, description="completions kept in samples.jsonl per rollout batch")
+    log_samples: int = Field(default=8, ge=0, description="completions kept in samples.jsonl per rollout batch")
 
     @model_validator(mode="after")
     def _whole_rollouts(self) -> Self:

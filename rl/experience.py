@@ -107,7 +107,7 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     metrics = {
         "rollout/length_mean": _mean([len(c.token_ids) for c in completions]),
         "rollout/truncated": _mean([c.finish_reason == "length" for c in completions]),
-        "reward/mean": _mean([score.value for _, score in scores]),
+        "reward/mean": _mean([score.value for _, score in scores if score.value is not None]),
         "reward/pass_rate": _mean([score.verdict is Verdict.PASS for _, score in scores]),
     }
     for name in sorted({part for _, score in scores for part in score.parts}):

@@ -106,12 +106,12 @@ class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
     """A preset and what differs from it. A field left null takes the preset's value."""
 
     preset: Preset = Field(
-        "r1",
+        default="r1",
         description="Named objective that fills every field left null: r1 (DeepSeek-R1's GRPO), v3_2 (DeepSeek-V3.2), "
         "dapo, dr_grpo, gspo; r1 because this is the pipeline being reproduced.",
     )
     clip_low: float | None = Field(
-        None,
+        default=None,
         ge=0,
         description="The importance ratio is kept above 1 - clip_low where the advantage is negative. r1: 10, as "
         "printed (section 3.2.1: a small value cuts the gradient of many tokens); the interval is [-9, 11] and ratios "
@@ -120,7 +120,7 @@ class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
         "sequence ratio.",
     )
     clip_high: float | None = Field(
-        None,
+        default=None,
         ge=0,
         description="The importance ratio is kept below 1 + clip_high where the advantage is positive. r1: 10, as "
         "printed: the gradient of a token is cut once it is 11 times likelier than when sampled. v3_2: not stated, "
@@ -128,62 +128,62 @@ class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
         "(ours). gspo: 4e-4.",
     )
     kl_coef: float | None = Field(
-        None,
+        default=None,
         ge=0,
         description="Weight of the KL to the reference policy in the loss; 0 needs no reference. r1: 0.001, as "
         "printed. v3_2: not stated, R1's (ours). dapo, dr_grpo: 0, as printed. gspo: 0 (ours: the paper leaves the "
         "term out).",
     )
     kl_estimator: KLEstimator | None = Field(
-        None,
+        default=None,
         description="Per-token estimate, with log_r = ref - policy: k1 = -log_r, k2 = log_r^2 / 2, "
         "k3 = exp(log_r) - log_r - 1. All presets: k3, as in GRPO; never negative. In a loss, k1 has no pull towards "
         "the reference on average.",
     )
     unbiased_kl: bool | None = Field(
-        None,
+        default=None,
         description="Multiply k3 by the importance ratio, gradient included (DeepSeek-V3.2 eq. 7), which makes the KL "
         "gradient unbiased when completions come from the old policy. v3_2: true. Others: false, as printed.",
     )
     advantage_std: bool | None = Field(
-        None,
+        default=None,
         description="Divide reward minus group mean by the group's standard deviation (population; the papers do not "
         "say which, ours). r1, dapo, gspo: true. v3_2, dr_grpo: false, as printed: dividing weighs very easy and very "
         "hard problems up.",
     )
     ratio_level: RatioLevel | None = Field(
-        None,
+        default=None,
         description="token: one importance ratio per token. sequence: their geometric mean over the completion, "
         "shared by its tokens. gspo: sequence. Others: token (R1's formula writes whole outputs, its text clips "
         "tokens).",
     )
     aggregation: Aggregation | None = Field(
-        None,
+        default=None,
         description="How tokens become one number. sequence_mean: mean over sequences of each one's token mean. "
         "token_mean: one mean over all tokens of the mini-batch. sequence_sum: mean over sequences of the token sum "
         "divided by the maximum completion length, a constant. r1: not stated, sequence_mean (ours, DeepSeekMath's "
         "1/|o_i|); v3_2, gspo: sequence_mean. dapo: token_mean. dr_grpo: sequence_sum.",
     )
     sequence_mask_delta: Annotated[float, Field(ge=0)] | Literal["none"] | None = Field(
-        None,
+        default=None,
         description="Off-policy sequence mask (DeepSeek-V3.2 eq. 8-9), nats per token, or none: a completion with "
         "negative advantage whose mean (sampling - policy logprob) exceeds it loses its policy term. v3_2: 0.5 (ours, "
         "the paper prints no value: far above the 1e-3 of numerical mismatch between generator and trainer). Others: "
         "none.",
     )
     dynamic_sampling: bool | None = Field(
-        None,
+        default=None,
         description="Leave groups without signal (all rewards equal) out of training altogether. dapo: true. Others: "
         "false: they have zero advantage but still count in the denominators and keep their KL term.",
     )
     overlong: Overlong | None = Field(
-        None,
+        default=None,
         description="Completions near the length limit. soft: lower the reward linearly down to -1 over the last "
         "tokens (DAPO eq. 13). mask: leave truncated completions out of the loss. none: no treatment. dapo: soft. "
         "Others: none (R1 does not say how truncated answers are treated).",
     )
     overlong_buffer: float | None = Field(
-        None,
+        default=None,
         gt=0,
         le=1,
         description="Where `overlong: soft` starts, as the last share of the maximum completion length. All presets: "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from rl.batch import MicroBatch, TrainingSequence, pack
 from rl.loss import policy_loss
@@ -27,7 +28,10 @@ class PolicyTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.objective, self.temperature = objective, temperature
         self.max_new_tokens, self.row_tokens = max_new_tokens, row_tokens
-        self.reference = deepcopy(self.model).requires_grad_(False) if objective.needs_reference else None
+        self.reference: nn.Module | None = None
+        if objective.needs_reference:
+            self.reference = deepcopy(self.model)
+            self.reference.requires_grad_(False)
         self.reference_is_policy = True  # until the first step: then its logprobs need no second pass
 
     def refresh_reference(self) -> None:
@@ -63,6 +67,7 @@ class PolicyTrainer(Trainer):
         parts, losses, entropy = [], 0.0, 0.0
         for row in pack(mini_batch, self.row_tokens):
             policy_T, entropy_T = self.completion_logprobs(row, self.temperature)
+            assert row.old_logprobs is not None and row.sampling_logprobs is not None  # annotated, and sampled by us
             old_T, sampling_T = self._tensor(row.old_logprobs), self._tensor(row.sampling_logprobs)
             ref_T = None if row.ref_logprobs is None else self._tensor(row.ref_logprobs)
             advantages_N, sequence_T = self._tensor(row.advantages), self._tensor(row.sequence_of_token)

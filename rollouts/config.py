@@ -12,18 +12,22 @@ class GeneratorConfig(BaseModel, extra="forbid", frozen=True):
     """Which engine samples, and how many of it."""
 
     engine: Literal["transformers"] = Field(
-        "transformers", description="the embedded engine: no extra install, continuous batching, CPU or GPU"
+        default="transformers", description="the embedded engine: no extra install, continuous batching, CPU or GPU"
     )
-    replicas: int = Field(2, ge=1, description="generator processes; one per core is fastest for tiny models on CPU")
-    threads: int = Field(1, ge=1, description="compute threads of each replica; replicas x threads = cores is best")
+    replicas: int = Field(
+        default=2, ge=1, description="generator processes; one per core is fastest for tiny models on CPU"
+    )
+    threads: int = Field(
+        default=1, ge=1, description="compute threads of each replica; replicas x threads = cores is best"
+    )
     max_slots: int = Field(
-        256, ge=1, description="completions one replica extends at a time; bounded by memory"
+        default=256, ge=1, description="completions one replica extends at a time; bounded by memory"
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="precision of sampling; float32 is the fast one on CPUs and equals the trainer's"
+        default="float32", description="precision of sampling; float32 is the fast one on CPUs and equals the trainer's"
     )
     deadline_s: float = Field(
-        1800.0, gt=0, description="seconds that one batch of prompts may take before the run stops and says so"
+        default=1800.0, gt=0, description="seconds that one batch of prompts may take before the run stops and says so"
     )
 
 
@@ -31,14 +35,17 @@ class RolloutConfig(BaseModel, extra="forbid", frozen=True):
     """How completions are drawn."""
 
     template: Template = Field(
-        "chat", description="how a prompt is rendered: chat (the tokenizer's), r1_zero (the paper's Table 1) or plain"
+        default="chat",
+        description="how a prompt is rendered: chat (the tokenizer's), r1_zero (the paper's Table 1) or plain",
     )
     max_new_tokens: int = Field(
-        32768, ge=1, description="longest completion, tokens; the paper's 32,768, far less for tiny models"
+        default=32768, ge=1, description="longest completion, tokens; the paper's 32,768, far less for tiny models"
     )
-    temperature: float = Field(1.0, ge=0, description="1.0 is the paper's for reasoning RL; 0.7 for general RL")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus; 1.0 keeps all: truncation would bias importance ratios")
-    top_k: int = Field(0, ge=0, description="0 keeps all, for the same reason")
+    temperature: float = Field(default=1.0, ge=0, description="1.0 is the paper's for reasoning RL; 0.7 for general RL")
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="nucleus; 1.0 keeps all: truncation would bias importance ratios"
+    )
+    top_k: int = Field(default=0, ge=0, description="0 keeps all, for the same reason")
 
     def params(self, group_size: int, seed: int) -> SamplingParams:
         return SamplingParams(

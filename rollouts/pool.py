@@ -47,7 +47,8 @@ class GeneratorPool:
             wait(loads, phase=f"weight sync to version {version}", deadline_s=self.config.deadline_s)
         except ActorDied:
             for index in range(len(self._replicas)):
-                self._ensure_alive(index)
+                if self._is_dead(index):
+                    self._restart(index)
 
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Group]:
         """Groups of all requests, each once, in the order they finish. See `Generator.sample` for what they hold.
@@ -67,9 +68,8 @@ class GeneratorPool:
                 if restarts > _MAX_RESTARTS:
                     raise
                 logger.warning("%s; starting it again and sampling its share again", error)
-                for index in self._dead(streams):
-                    self._ensure_alive(index)
-                    streams[index] = self._open(index, work[index], params)
+                self._restart(error.key)
+                streams[error.key] = self._open(error.key, work[error.key], params)
                 continue
             if group is None:
                 del streams[replica]
@@ -97,18 +97,15 @@ class GeneratorPool:
             raise PhaseTimeout(f"sampling: no group finished within {self.config.deadline_s:.0f} s")
         return left
 
-    def _dead(self, indices) -> list[int]:
-        dead = []
-        for index in list(indices):
-            try:
-                wait(self._replicas[index].ready.remote(), phase="checking a generator", deadline_s=60)
-            except (ActorDied, PhaseTimeout):
-                dead.append(index)
-        return dead
+    def _is_dead(self, index: int) -> bool:
+        ready = self._replicas[index].ready.remote()
+        try:
+            wait(ready, phase="checking a generator", deadline_s=self.config.deadline_s)
+        except ActorDied:
+            return True
+        return False
 
-    def _ensure_alive(self, index: int) -> None:
-        if not self._dead([index]):
-            return
+    def _restart(self, index: int) -> None:
         self._replicas[index] = self._start()
         if self._weights_at is not None:
             load = self._replicas[index].load_weights.remote(*self._weights_at)

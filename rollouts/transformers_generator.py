@@ -46,7 +46,7 @@ class TransformersGenerator:
         device: str = "auto",
     ):
         self.device = resolve_device(device)
-        self.model = load_model(checkpoint, attention=NAME, dtype=getattr(torch, dtype)).to(self.device).eval()
+        self.model = load_model(checkpoint, attention=NAME, dtype=getattr(torch, dtype), device=self.device).eval()
         self.tokenizer = load_tokenizer(checkpoint)
         self.max_slots = max_slots
         self.max_length = self.model.config.max_position_embeddings

@@ -17,52 +17,64 @@ from training.config import OptimizerConfig, TrainerConfig
 class PretrainConfig(BaseModel, extra="forbid", frozen=True):
     """A tiny base model from scratch, on procedural text of uneven quality."""
 
-    model: TinyModelConfig = Field(TinyModelConfig(), description="shape of the model")
-    corpus_seed: int = Field(0, description="seed of text and tokenizer; equal seeds share a tokenizer")
-    tokenizer_documents: int = Field(8000, ge=100, description="documents the tokenizer is trained on")
-    steps: int = Field(2000, ge=1, description="optimizer steps; more make a better base")
-    documents_per_step: int = Field(96, ge=1, description="documents per optimizer step, about 40 tokens each")
+    model: TinyModelConfig = Field(default=TinyModelConfig(), description="shape of the model")
+    corpus_seed: int = Field(default=0, description="seed of text and tokenizer; equal seeds share a tokenizer")
+    tokenizer_documents: int = Field(default=8000, ge=100, description="documents the tokenizer is trained on")
+    steps: int = Field(default=2000, ge=1, description="optimizer steps; more make a better base")
+    documents_per_step: int = Field(default=96, ge=1, description="documents per optimizer step, about 40 tokens each")
     optimizer: OptimizerConfig = Field(
-        OptimizerConfig(lr=2e-3, schedule="cosine", warmup_steps=50, weight_decay=0.1),
+        default=OptimizerConfig(lr=2e-3, schedule="cosine", warmup_steps=50, weight_decay=0.1),
         description="from-scratch training of a small model wants a high rate and decay",
     )
-    trainer: TrainerConfig = Field(TrainerConfig(), description="the training process")
-    mtp_weight: float = Field(0.1, ge=0, description="weight of the multi-token-prediction loss; V3's late value")
-    save_dtype: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="precision of the checkpoint; bfloat16 halves what is committed or shipped"
+    trainer: TrainerConfig = Field(default=TrainerConfig(), description="the training process")
+    mtp_weight: float = Field(
+        default=0.1, ge=0, description="weight of the multi-token-prediction loss; V3's late value"
     )
-    bias_speed: float = Field(0.001, ge=0, description="speed of aux-loss-free balance; V3's")
+    save_dtype: Literal["float32", "bfloat16"] = Field(
+        default="bfloat16", description="precision of the checkpoint; bfloat16 halves what is committed or shipped"
+    )
+    bias_speed: float = Field(default=0.001, ge=0, description="speed of aux-loss-free balance; V3's")
 
 
 class SFTConfig(BaseModel, extra="forbid", frozen=True):
     """Supervised fine-tuning on conversations; loss on assistant tokens only."""
 
-    template: Template = Field("chat", description="how prompts are rendered; R1's chat template from Dev1 on")
-    epochs: int = Field(2, ge=1, description="passes over the data; 2-3 in the paper (B.4.2)")
-    batch_size: int = Field(128, ge=1, description="samples per optimizer step; 128 in the paper (B.4.2)")
+    template: Template = Field(default="chat", description="how prompts are rendered; R1's chat template from Dev1 on")
+    epochs: int = Field(default=2, ge=1, description="passes over the data; 2-3 in the paper (B.4.2)")
+    batch_size: int = Field(default=128, ge=1, description="samples per optimizer step; 128 in the paper (B.4.2)")
     optimizer: OptimizerConfig = Field(
-        OptimizerConfig(lr=5e-5, schedule="cosine"), description="cosine from 5e-5 to 10 %, as the paper (B.4.2)"
+        default=OptimizerConfig(lr=5e-5, schedule="cosine"),
+        description="cosine from 5e-5 to 10 %, as the paper (B.4.2)",
     )
-    trainer: TrainerConfig = Field(TrainerConfig(), description="the training process")
-    mtp_weight: float = Field(0.1, ge=0, description="weight of the multi-token-prediction loss; not stated for SFT")
-    bias_speed: float = Field(0.0, ge=0, description="speed of aux-loss-free balance; not stated for SFT, 0 is ours")
+    trainer: TrainerConfig = Field(default=TrainerConfig(), description="the training process")
+    mtp_weight: float = Field(
+        default=0.1, ge=0, description="weight of the multi-token-prediction loss; not stated for SFT"
+    )
+    bias_speed: float = Field(
+        default=0.0, ge=0, description="speed of aux-loss-free balance; not stated for SFT, 0 is ours"
+    )
 
 
 class CurationConfig(BaseModel, extra="forbid", frozen=True):
     """What cold start and rejection sampling share: sample on problems, verify, filter."""
 
-    problems: ProblemsConfig = Field(ProblemsConfig(), description="prompts to sample on")
-    prompts: int = Field(1000, ge=1, description="prompts to sample on; the paper says 'thousands' (B.3.2)")
-    samples_per_prompt: int = Field(4, ge=1, description="completions per prompt; 'several' in the paper")
-    rollout: RolloutConfig = Field(RolloutConfig(), description="temperature 1: diversity, the verifier does the rest")
-    generator: GeneratorConfig = Field(GeneratorConfig(), description="the sampling processes")
-    filters: FilterConfig = Field(FilterConfig(), description="correct, readable, one language")
-    max_rows: int | None = Field(None, ge=1, description="rows kept at most, chosen by seed; none keeps all")
+    problems: ProblemsConfig = Field(default=ProblemsConfig(), description="prompts to sample on")
+    prompts: int = Field(default=1000, ge=1, description="prompts to sample on; the paper says 'thousands' (B.3.2)")
+    samples_per_prompt: int = Field(default=4, ge=1, description="completions per prompt; 'several' in the paper")
+    rollout: RolloutConfig = Field(
+        default=RolloutConfig(), description="temperature 1: diversity, the verifier does the rest"
+    )
+    generator: GeneratorConfig = Field(default=GeneratorConfig(), description="the sampling processes")
+    filters: FilterConfig = Field(default=FilterConfig(), description="correct, readable, one language")
+    max_rows: int | None = Field(default=None, ge=1, description="rows kept at most, chosen by seed; none keeps all")
     chunk_prompts: int = Field(
-        128, ge=1, description="prompts sampled and saved at a time: what a kill can cost; more keep replicas busier"
+        default=128,
+        ge=1,
+        description="prompts sampled and saved at a time: what a kill can cost; more keep replicas busier",
     )
     held_out_sources: tuple[ProblemSource, ...] = Field(
-        (), description="benchmarks to keep out: rows that share 10 words with one are dropped, as in the paper (D.1)"
+        default=(),
+        description="benchmarks to keep out: rows that share 10 words with one are dropped, as in the paper (D.1)",
     )
 
 
@@ -70,24 +82,29 @@ class ColdStartConfig(CurationConfig, extra="forbid", frozen=True):
     """Cold-start data: readable samples of R1-Zero (and few-shot or listed ones), re-formatted to think + summary."""
 
     rollout: RolloutConfig = Field(
-        RolloutConfig(template="r1_zero", temperature=1.0), description="R1-Zero's own template, temperature 1 (B.3.2)"
+        default=RolloutConfig(template="r1_zero", temperature=1.0),
+        description="R1-Zero's own template, temperature 1 (B.3.2)",
     )
     filters: FilterConfig = Field(
-        FilterConfig(layout="answer_tags", max_per_problem=1), description="correct, readable, one language"
+        default=FilterConfig(layout="answer_tags", max_per_problem=1), description="correct, readable, one language"
     )
     few_shot: int = Field(
-        0, ge=0, description="worked examples put before each prompt for a second set of samples; 0: none, as B.3.2"
+        default=0,
+        ge=0,
+        description="worked examples put before each prompt for a second set of samples; 0: none, as B.3.2",
     )
-    dataset: str | None = Field(None, description="JSONL or parquet of conversations, added as they are; or none")
+    dataset: str | None = Field(
+        default=None, description="JSONL or parquet of conversations, added as they are; or none"
+    )
 
 
 class RejectionSamplingConfig(CurationConfig, extra="forbid", frozen=True):
     """The curated set: several samples per prompt, verified, filtered, plus non-reasoning data (B.3.3)."""
 
     rewards: tuple[RewardSpec, ...] = Field(
-        (RewardSpec(use="rewards.accuracy:Accuracy"),), description="what a completion must pass"
+        default=(RewardSpec(use="rewards.accuracy:Accuracy"),), description="what a completion must pass"
     )
-    filters: FilterConfig = Field(FilterConfig(max_per_problem=2), description="readability filters")
+    filters: FilterConfig = Field(default=FilterConfig(max_per_problem=2), description="readability filters")
     general_share: float = Field(
-        0.25, ge=0, lt=1, description="share of non-reasoning rows in the result; 200k of 800k in the paper"
+        default=0.25, ge=0, lt=1, description="share of non-reasoning rows in the result; 200k of 800k in the paper"
     )

@@ -81,9 +81,7 @@ def reference_mtp_loss(trainer, sequences, masks) -> float:
         n = len(ids) - 1  # the last position has no next token to look at
         mixed = torch.cat([mtp.enorm(model.model.embed_tokens(ids[1:])), mtp.hnorm(hidden[0, :n])], dim=-1)
         rotary = model.model.rotary_emb(hidden[:, :n], positions[:, :n])
-        out = mtp.block(
-            mtp.eh_proj(mixed)[None], position_embeddings=rotary, packing=PackedLayout.from_lengths([n])
-        )
+        out = mtp.block(mtp.eh_proj(mixed)[None], position_embeddings=rotary, packing=PackedLayout.from_lengths([n]))
         logprobs = torch.log_softmax(model.lm_head(mtp.norm(out))[0].double(), dim=-1)
         for i in range(len(ids) - 2):
             if mask[i + 2]:
@@ -108,7 +106,9 @@ def test_packed_loss_equals_one_sequence_at_a_time(tiny_checkpoint, masked):
 
 def test_without_mtp_training_its_weights_stay_and_are_saved(tiny_checkpoint, tmp_path):
     trainer = Trainer(str(tiny_checkpoint), OptimizerConfig(lr=1e-2), mtp=False, device="cpu")
-    (row,) = pack_examples([Example(token_ids=torch.arange(10, 30).numpy(), loss_mask=torch.ones(20).bool().numpy())], 64)
+    (row,) = pack_examples(
+        [Example(token_ids=torch.arange(10, 30).numpy(), loss_mask=torch.ones(20).bool().numpy())], 64
+    )
     nll, mtp_nll = trainer.next_token_losses(row)
     assert mtp_nll is None
     nll.backward()

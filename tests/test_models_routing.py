@@ -5,9 +5,9 @@ import torch
 
 from models.checkpoint import load_model
 from models.routing import LoadCounter, routers
-from training.trainer import Trainer
-from training.config import OptimizerConfig
 from sft.batch import Example, pack_examples
+from training.config import OptimizerConfig
+from training.trainer import Trainer
 
 SPEED = 0.01
 
@@ -83,7 +83,9 @@ def test_the_bias_is_no_parameter(tiny_checkpoint):
     assert len(biases) == 2
     before = {name: bias.clone() for name, bias in biases.items()}
     assert not any("e_score_correction_bias" in name for name in trainer.optimizer.parameters)
-    (row,) = pack_examples([Example(token_ids=torch.arange(8, 60).numpy(), loss_mask=torch.ones(52).bool().numpy())], 64)
+    (row,) = pack_examples(
+        [Example(token_ids=torch.arange(8, 60).numpy(), loss_mask=torch.ones(52).bool().numpy())], 64
+    )
     trainer.next_token_losses(row)[0].backward()
     trainer.optimizer.step(1e-2)
     for name, gate in routers(trainer.model):

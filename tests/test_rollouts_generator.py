@@ -86,7 +86,10 @@ def naive_truncate(logits: np.ndarray, top_k: int, top_p: float) -> set[int]:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"temperature": 0.6}, {"temperature": 1.7}, {"top_k": 5}, {"top_p": 0.7}, {"temperature": 1.3, "top_k": 9, "top_p": 0.8}],
+    [
+        {}, {"temperature": 0.6}, {"temperature": 1.7}, {"top_k": 5}, {"top_p": 0.7},
+        {"temperature": 1.3, "top_k": 9, "top_p": 0.8},
+    ],
     ids=str,
 )  # fmt: skip
 def test_logprobs_are_those_of_the_distribution_drawn_from(generator, reference, settings):
@@ -249,7 +252,10 @@ def test_record_types(generator):
 
 
 def test_load_weights_changes_what_is_sampled_and_stamps_the_version(factory, checkpoint):
-    generator, model = factory(checkpoint), AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager")
+    generator, model = (
+        factory(checkpoint),
+        AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager"),
+    )
     assert generator.policy_version == 0
     before = tokens_of(generator.sample(prompts(4), params()))
     with torch.no_grad():

@@ -9,16 +9,22 @@ from pydantic import BaseModel, Field
 class OptimizerConfig(BaseModel, extra="forbid", frozen=True):
     """AdamW. The R1 paper does not state betas, decay or clipping of RL and SFT: these are V3's (section 4.2)."""
 
-    lr: float = Field(3e-6, gt=0, description="peak learning rate; 3e-6 is the paper's for RL, tiny models need ~1e-4")
-    schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="constant (RL) or cosine down to final_lr_share (SFT, as the paper)"
+    lr: float = Field(
+        default=3e-6, gt=0, description="peak learning rate; 3e-6 is the paper's for RL, tiny models need ~1e-4"
     )
-    final_lr_share: float = Field(0.1, ge=0, le=1, description="share of lr at the end of a cosine; 0.1 is the paper's")
-    warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up; not stated in the paper")
-    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment; V3's")
-    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the second moment; V3's")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled decay of matrices; 0 because fine-tuning is short")
-    clip_norm: float = Field(1.0, gt=0, description="largest global gradient norm; V3's")
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="constant (RL) or cosine down to final_lr_share (SFT, as the paper)"
+    )
+    final_lr_share: float = Field(
+        default=0.1, ge=0, le=1, description="share of lr at the end of a cosine; 0.1 is the paper's"
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="optimizer steps of linear warm-up; not stated in the paper")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment; V3's")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="decay of the second moment; V3's")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="decoupled decay of matrices; 0 because fine-tuning is short"
+    )
+    clip_norm: float = Field(default=1.0, gt=0, description="largest global gradient norm; V3's")
 
     def lr_at(self, step: int, total_steps: int) -> float:
         """Learning rate of optimizer step `step` (0-based) of `total_steps`."""
@@ -34,8 +40,14 @@ class OptimizerConfig(BaseModel, extra="forbid", frozen=True):
 class TrainerConfig(BaseModel, extra="forbid", frozen=True):
     """The process that trains."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU when there is one")
-    threads: int = Field(2, ge=1, description="compute threads on CPU; part of what makes a run reproducible")
-    row_tokens: int = Field(4096, ge=64, description="tokens of a packed row: one forward pass; bounded by memory")
-    checkpoint_every: int = Field(50, ge=1, description="optimizer steps between checkpoints; what a kill can cost")
-    deadline_s: float = Field(1800.0, gt=0, description="seconds one call to the trainer may take before the run stops")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU when there is one")
+    threads: int = Field(default=2, ge=1, description="compute threads on CPU; part of what makes a run reproducible")
+    row_tokens: int = Field(
+        default=4096, ge=64, description="tokens of a packed row: one forward pass; bounded by memory"
+    )
+    checkpoint_every: int = Field(
+        default=50, ge=1, description="optimizer steps between checkpoints; what a kill can cost"
+    )
+    deadline_s: float = Field(
+        default=1800.0, gt=0, description="seconds one call to the trainer may take before the run stops"
+    )

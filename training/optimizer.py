@@ -52,5 +52,7 @@ class Optimizer:
         tensors = load_file(file)
         self.steps = int(tensors.pop("steps"))
         for name, tensor in tensors.items():
-            parameter, _, key = name.rpartition("/")
-            self.adamw.state[self.parameters[parameter]][key] = tensor
+            owner, _, key = name.rpartition("/")
+            parameter = self.parameters[owner]
+            # AdamW counts its steps on the CPU; the moments live with the weights.
+            self.adamw.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)

@@ -19,11 +19,16 @@ from training.optimizer import Optimizer
 class PackedRow(Protocol):
     """Several sequences in one row of T tokens, of which C are predicted (see rl.batch.MicroBatch)."""
 
-    input_ids: np.ndarray  # [T] int64
-    position_ids: np.ndarray  # [T] int64, from 0 in every sequence
-    cu_seqlens: np.ndarray  # [S + 1] int32
-    predicting_positions: np.ndarray  # [C] int64: the state there predicts target_ids[j]
-    target_ids: np.ndarray  # [C] int64
+    @property
+    def input_ids(self) -> np.ndarray: ...  # [T] int64
+    @property
+    def position_ids(self) -> np.ndarray: ...  # [T] int64, from 0 in every sequence
+    @property
+    def cu_seqlens(self) -> np.ndarray: ...  # [S + 1] int32
+    @property
+    def predicting_positions(self) -> np.ndarray: ...  # [C] int64: the state there predicts target_ids[j]
+    @property
+    def target_ids(self) -> np.ndarray: ...  # [C] int64
 
 
 class Trainer:
@@ -31,9 +36,9 @@ class Trainer:
 
     def __init__(self, checkpoint: str, optimizer: OptimizerConfig, *, mtp: bool = False, device: str = "auto"):
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs a tenth of a step
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 a debugging aid that costs a tenth of a step
         self.device = resolve_device(device)
-        self.model = load_model(checkpoint).to(self.device).train()
+        self.model = load_model(checkpoint, device=self.device).train()
         self.tokenizer = load_tokenizer(checkpoint)
         self.mtp = load_mtp_module(checkpoint, self.model.config)
         if self.mtp is not None:
@@ -72,7 +77,7 @@ class Trainer:
         positions = self._tensor(row.predicting_positions)
         head = self.model.lm_head.weight
         logprobs, _ = token_logprobs(hidden[0, positions], head, self._tensor(row.target_ids))
-        if not self.train_mtp:
+        if self.mtp is None or not self.train_mtp:
             return -logprobs.sum(), None
         # The token two ahead of position i is a target when i + 1 predicts one in the same sequence.
         ids, position_ids = self._tensor(row.input_ids)[None], self._tensor(row.position_ids)[None]

@@ -1,0 +1,231 @@
+"""The GRPO stage with its real processes, on a very small model."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.problem_pool import ProblemsConfig
+from rewards.config import RewardSpec
+from rl.config import GRPOConfig
+from rollouts.config import GeneratorConfig, RolloutConfig
+from training.config import OptimizerConfig, TrainerConfig
+from training.run_log import read_log
+from training.stage import StageContext, StageError
+
+CONFIG = GRPOConfig(
+    problems=ProblemsConfig(families=("chain_sum",), levels=(1,), instruction_share=0.5),
+    rewards=(RewardSpec(use="toy_rewards:Digits"),),
+    steps=12,
+    questions_per_step=3,
+    group_size=8,
+    mini_batches=2,
+    reference_every=6,
+    general_from_share=0.5,
+    rollout=RolloutConfig(template="plain", max_new_tokens=10),
+    generator=GeneratorConfig(replicas=1, max_slots=64),
+    optimizer=OptimizerConfig(lr=5e-3),
+    trainer=TrainerConfig(device="cpu", threads=1, row_tokens=512, checkpoint_every=4),
+)
+DETERMINISTIC = ("model.safetensors", "config.json", "metrics.jsonl", "samples.jsonl")
+# Reports take a while, so that a kill hits the middle of the run.
+DRIVER = """
+import sys
+import time
+from pathlib import Path
+from rl.config import GRPOConfig
+from rl.train import run
+from training.stage import StageContext
+config, policy, output = sys.argv[1:]
+context = StageContext(name="rl", inputs={"policy": Path(policy)}, output=Path(output), seed=5,
+    report=lambda event: time.sleep(0.1))
+run(GRPOConfig.model_validate_json(config), context)
+"""
+
+
+def context_for(checkpoint: Path, output: Path, **kwargs) -> StageContext:
+    output.mkdir(parents=True, exist_ok=True)
+    return StageContext(name="rl", inputs={"policy": checkpoint}, output=output, seed=5, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_session, tiny_checkpoint, tmp_path_factory):
+    """(run folder, its events) of a run that nothing happened to."""
+    from rl.train import run
+
+    events: list[dict] = []
+    output = tmp_path_factory.mktemp("undisturbed")
+    run(CONFIG, context_for(tiny_checkpoint, output, report=events.append))
+    return output, events
+
+
+def assert_same_files(a: Path, b: Path):
+    for name in DETERMINISTIC:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+# --- a run that nothing happens to ---
+
+
+@pytest.mark.slow
+def test_reward_rises(undisturbed):
+    rewards = [row["reward/mean"] for row in read_log(undisturbed[0] / "metrics.jsonl") if "reward/mean" in row]
+    assert len(rewards) == CONFIG.rollouts
+    assert np.mean(rewards[-2:]) > 2 * np.mean(rewards[:2]) + 0.05
+
+
+@pytest.mark.slow
+def test_trainer_and_generator_agree(undisturbed):
+    rows = read_log(undisturbed[0] / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, CONFIG.steps + 1))
+    assert all(row["mismatch/abs_mean"] < 1e-5 for row in rows)
+    for row in rows[:: CONFIG.mini_batches]:  # the policy that samples is the one that trains
+        assert row["loss/importance_ratio_mean"] == pytest.approx(1, abs=1e-6)
+        assert row["loss/importance_ratio_max"] == pytest.approx(1, abs=1e-5)
+        assert row["kl/old_k3"] == pytest.approx(0, abs=1e-8)
+    assert any(abs(row["loss/importance_ratio_max"] - 1) > 1e-3 for row in rows[1 :: CONFIG.mini_batches])
+
+
+@pytest.mark.slow
+def test_reference_becomes_the_policy_at_the_boundary(undisturbed):
+    divergence = {row["step"]: row["kl/reference_k3"] for row in read_log(undisturbed[0] / "metrics.jsonl")}
+    for first_step in (1, 7):  # reference_every = 6
+        assert divergence[first_step] == pytest.approx(0, abs=1e-8)
+        assert all(divergence[step] > 1e-6 for step in range(first_step + 1, first_step + 6))
+
+
+@pytest.mark.slow
+def test_general_problems_enter_at_their_share_of_the_steps(undisturbed):
+    rows = [row for row in read_log(undisturbed[0] / "metrics.jsonl") if "reward/mean" in row]
+    with_general = [row["step"] for row in rows if "domain/general" in row]
+    assert with_general == [row["step"] for row in rows if row["step"] > CONFIG.steps / 2]
+
+
+@pytest.mark.slow
+def test_counters_account_for_every_completion(undisturbed):
+    rows = [row for row in read_log(undisturbed[0] / "metrics.jsonl") if "reward/mean" in row]
+    for row in rows:
+        assert row["experience/sampled"] == CONFIG.questions_per_step * CONFIG.mini_batches * CONFIG.group_size
+        parts = [row[f"experience/{name}"] for name in ("trained", "unscorable", "dropped")]
+        assert sum(parts) == row["experience/sampled"]
+
+
+@pytest.mark.slow
+def test_progress_reaches_the_end(undisturbed):
+    steps = [event["step"] for event in undisturbed[1]]
+    assert steps == sorted(steps)
+    assert steps[-1] == CONFIG.steps
+    assert all(event["total_steps"] == CONFIG.steps for event in undisturbed[1])
+
+
+# --- kills ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at_row", [3, 7])
+def test_a_killed_driver_resumes_bit_for_bit(undisturbed, tiny_checkpoint, tmp_path, at_row):
+    import ray
+
+    from rl.train import run
+
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-c", DRIVER, CONFIG.model_dump_json(), str(tiny_checkpoint), str(tmp_path)]
+    driver = subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": address}, cwd=Path(__file__).parents[1])
+    deadline = time.monotonic() + 180
+    while driver.poll() is None and len(read_log(tmp_path / "metrics.jsonl")) < at_row:
+        assert time.monotonic() < deadline, "the driver made no progress"
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.5))
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert not (tmp_path / "model.safetensors").exists(), "killed too late to prove anything"
+    run(CONFIG, context_for(tiny_checkpoint, tmp_path))
+    assert_same_files(tmp_path, undisturbed[0])
+
+
+@pytest.mark.slow
+def test_a_killed_trainer_stops_the_stage_which_then_resumes_bit_for_bit(undisturbed, tiny_checkpoint, tmp_path):
+    from cluster.actors import ActorDied, kill
+    from rl.train import Session, run, train
+
+    def kill_at_step_7(event):
+        if event["step"] == 7:
+            kill(session.trainer)
+
+    session = Session(CONFIG, context_for(tiny_checkpoint, tmp_path, report=kill_at_step_7))
+    try:
+        with pytest.raises(ActorDied, match="rl: step 8"):
+            train(session)
+    finally:
+        session.close()
+    run(CONFIG, context_for(tiny_checkpoint, tmp_path))
+    assert_same_files(tmp_path, undisturbed[0])
+
+
+@pytest.mark.slow
+def test_a_killed_generator_changes_nothing(undisturbed, tiny_checkpoint, tmp_path):
+    from cluster.actors import kill
+    from rl.train import Session, train
+
+    def kill_while_sampling(event):
+        if event["step"] == 4 and event.get("phase") == "sampling":
+            kill(session.pool._replicas[0])
+
+    session = Session(CONFIG, context_for(tiny_checkpoint, tmp_path, report=kill_while_sampling))
+    try:
+        train(session)
+    finally:
+        session.close()
+    assert_same_files(tmp_path, undisturbed[0])
+
+
+# --- what must not go on ---
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_the_stage_and_keeps_weights_and_batch(ray_session, tiny_checkpoint, tmp_path):
+    from cluster.actors import wait
+    from rl.train import Session, train
+
+    session = Session(CONFIG, context_for(tiny_checkpoint, tmp_path))
+    annotate = session.annotate
+    session.annotate = lambda sequences: [  # as a broken kernel would
+        replace(s, old_logprobs=np.full_like(s.old_logprobs, -np.inf)) for s in annotate(sequences)
+    ]
+    try:
+        before = wait(session.trainer.weights.remote(), phase="test", deadline_s=60)
+        with pytest.raises(StageError, match=r"rl: step 1: .*the batch is in .*nonfinite_step_1\.npz"):
+            train(session)
+        after = wait(session.trainer.weights.remote(), phase="test", deadline_s=60)
+    finally:
+        session.close()
+    assert all((before[name] == after[name]).all() for name in before)
+    arrays = np.load(tmp_path / "checkpoints" / "nonfinite_step_1.npz")
+    assert {name.partition("/")[2] for name in arrays.files} >= {"prompt_ids", "completion_ids", "advantage"}
+    assert np.isneginf(arrays["0/old_logprobs"]).all()
+    assert read_log(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.slow
+def test_a_broken_reward_stops_the_stage_with_its_reason(ray_session, tiny_checkpoint, tmp_path):
+    from rl.train import run
+
+    config = CONFIG.model_copy(update={"rewards": (RewardSpec(use="toy_rewards:Broken"),)})
+    with pytest.raises(StageError, match=r"none of 48 completions can be trained on: .*the grader is out of order"):
+        run(config, context_for(tiny_checkpoint, tmp_path))
+
+
+@pytest.mark.slow
+def test_a_reward_that_is_not_there_is_named(ray_session, tiny_checkpoint, tmp_path):
+    from rl.train import run
+
+    config = CONFIG.model_copy(update={"rewards": (RewardSpec(use="toy_rewards:Digit"),)})
+    with pytest.raises(Exception, match="no reward class at 'toy_rewards:Digit'"):
+        run(config, context_for(tiny_checkpoint, tmp_path))

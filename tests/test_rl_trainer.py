@@ -1,0 +1,129 @@
+"""One GRPO trainer rank, in this process."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from rl.batch import TrainingSequence
+from rl.objective import ObjectiveConfig
+from rl.trainer import NonFiniteLoss, PolicyTrainer
+from training.config import OptimizerConfig
+
+
+def make_trainer(checkpoint, row_tokens=128, **objective) -> PolicyTrainer:
+    return PolicyTrainer(
+        str(checkpoint), OptimizerConfig(lr=1e-3), objective=ObjectiveConfig(**objective).resolve(), temperature=0.8,
+        max_new_tokens=20, row_tokens=row_tokens, device="cpu",
+    )  # fmt: skip
+
+
+def sequences(count=6):
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(count):
+        prompt, completion = rng.integers(8, 300, rng.integers(2, 9)), rng.integers(8, 300, rng.integers(1, 20))
+        made.append(
+            TrainingSequence(
+                prompt_ids=prompt, completion_ids=completion, advantage=float(rng.choice([-1, 1])),
+                sampling_logprobs=np.full(len(completion), -5.8, dtype=np.float32),
+            )
+        )  # fmt: skip
+    return made
+
+
+def weights(trainer):
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@torch.no_grad()
+def expected_logprobs(trainer, sequence) -> np.ndarray:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(trainer.tokenizer.name_or_path, attn_implementation="eager").eval()
+    ids = torch.tensor([*sequence.prompt_ids, *sequence.completion_ids])[None]
+    logits = model(ids).logits[0, len(sequence.prompt_ids) - 1 : -1].double() / 0.8
+    return torch.log_softmax(logits, -1)[range(len(sequence.completion_ids)), sequence.completion_ids].numpy()
+
+
+def test_old_logprobs_are_tempered_and_in_the_order_given(tiny_checkpoint):
+    trainer = make_trainer(tiny_checkpoint, row_tokens=40)
+    for sequence in trainer.annotate(sequences()):
+        np.testing.assert_allclose(sequence.old_logprobs, expected_logprobs(trainer, sequence), atol=2e-5)
+        np.testing.assert_array_equal(sequence.ref_logprobs, sequence.old_logprobs)  # no step yet
+
+
+def test_the_reference_stays_while_the_policy_moves(tiny_checkpoint):
+    trainer = make_trainer(tiny_checkpoint)
+    first = trainer.annotate(sequences())
+    trainer.update(first, lr=1e-2)
+    second = trainer.annotate(sequences())
+    for before, after in zip(first, second, strict=True):
+        np.testing.assert_allclose(after.ref_logprobs, before.old_logprobs, atol=1e-5)
+        assert not np.allclose(after.old_logprobs, before.old_logprobs, atol=1e-3)
+    trainer.refresh_reference()
+    for sequence in trainer.annotate(sequences()):
+        np.testing.assert_array_equal(sequence.ref_logprobs, sequence.old_logprobs)
+
+
+def test_an_objective_without_kl_keeps_no_reference(tiny_checkpoint):
+    trainer = make_trainer(tiny_checkpoint, preset="dr_grpo")
+    assert trainer.reference is None
+    assert all(s.ref_logprobs is None for s in trainer.annotate(sequences()))
+
+
+def test_rows_change_nothing(tiny_checkpoint):
+    """Loss, gradient norm and every metric of a step over many short rows equal those over a single long row."""
+    short, long = (
+        trainer.update(trainer.annotate(sequences()), lr=1e-3)
+        for trainer in (make_trainer(tiny_checkpoint, row_tokens=tokens) for tokens in (30, 1000))
+    )
+    assert short == pytest.approx(long, rel=1e-4, abs=1e-6)
+
+
+def test_a_step_raises_what_was_good_and_lowers_what_was_bad(tiny_checkpoint):
+    trainer = make_trainer(tiny_checkpoint)
+    before = trainer.annotate(sequences())
+    trainer.update(before, lr=1e-3)
+    for old, new in zip(before, trainer.annotate(sequences()), strict=True):
+        assert np.sign((new.old_logprobs - old.old_logprobs).mean()) == old.advantage
+
+
+def test_a_resumed_trainer_goes_on_bit_for_bit(tiny_checkpoint, tmp_path):
+    whole = make_trainer(tiny_checkpoint)
+    for _ in range(2):
+        whole.update(whole.annotate(sequences()), lr=1e-3)
+    whole.save_state(str(tmp_path))
+    whole.update(whole.annotate(sequences()), lr=1e-3)
+    resumed = make_trainer(tiny_checkpoint)
+    resumed.load_state(str(tmp_path))
+    resumed.update(resumed.annotate(sequences()), lr=1e-3)
+    assert same(weights(whole), weights(resumed))
+    assert same(whole.reference.state_dict(), resumed.reference.state_dict())
+
+
+@pytest.mark.parametrize("broken", ["old_logprobs", "ref_logprobs", "sampling_logprobs"])
+def test_a_step_on_garbage_is_refused(tiny_checkpoint, broken):
+    trainer = make_trainer(tiny_checkpoint, preset="v3_2")  # reads all three
+    trainer.update(trainer.annotate(sequences()), lr=1e-3)
+    batch = trainer.annotate(sequences())
+    before, steps = weights(trainer), trainer.optimizer.steps
+    values = getattr(batch[2], broken).copy()
+    values[0] = np.nan
+    with pytest.raises(NonFiniteLoss):
+        trainer.update([*batch[:2], replace(batch[2], **{broken: values}), *batch[3:]], lr=1e-3)
+    assert same(weights(trainer), before)
+    assert trainer.optimizer.steps == steps
+    assert all(p.grad is None for p in trainer.model.parameters())
+    assert np.isfinite(trainer.update(batch, lr=1e-3)["loss/policy"])  # and it can go on
+
+
+def test_a_completion_that_fits_no_row_is_an_error(tiny_checkpoint):
+    trainer = make_trainer(tiny_checkpoint, row_tokens=5)
+    with pytest.raises(ValueError, match="5"):
+        trainer.annotate(sequences())

@@ -1,0 +1,127 @@
+"""Generator replicas in real processes: many behave as one, and a killed one changes nothing."""
+
+import numpy as np
+import pytest
+
+from data.packing import deal
+from models.checkpoint import hub_state_dict, load_model
+from rollouts.config import GeneratorConfig
+from rollouts.records import Request, SamplingParams
+from rollouts.transformers_generator import TransformersGenerator
+
+PARAMS = SamplingParams(max_new_tokens=40, group_size=4, seed=3)
+CONFIG = GeneratorConfig(replicas=2, max_slots=8, deadline_s=120)
+
+
+def requests(count=12) -> list[Request]:
+    rng = np.random.default_rng(0)
+    return [Request(key=f"r{i}", prompt_ids=rng.integers(8, 300, rng.integers(2, 20)).tolist()) for i in range(count)]
+
+
+def content(groups):
+    return [
+        (g.key, [(c.token_ids.tolist(), c.sampling_logprobs.tobytes(), c.policy_version) for c in g.completions])
+        for g in groups
+    ]
+
+
+@pytest.fixture(scope="module")
+def weights(tiny_checkpoint):
+    """Other weights than the checkpoint's, so that a replica without them is noticed."""
+    return {name: (1.1 * t).numpy() for name, t in hub_state_dict(load_model(tiny_checkpoint)).items()}
+
+
+@pytest.fixture(scope="module")
+def pool(ray_session, tiny_checkpoint, weights):
+    from rollouts.pool import GeneratorPool
+
+    pool = GeneratorPool(str(tiny_checkpoint), CONFIG)
+    pool.sync(weights, version=5)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="module")
+def expected(pool):
+    return content(pool.sample(requests(), PARAMS))
+
+
+@pytest.mark.slow
+def test_the_same_as_one_generator_per_share(expected, tiny_checkpoint, weights):
+    generator = TransformersGenerator(str(tiny_checkpoint), max_slots=CONFIG.max_slots, device="cpu")
+    generator.load_weights(weights, version=5)
+    asked = requests()
+    alone = []
+    for share in deal([len(r.prompt_ids) for r in asked], CONFIG.replicas):
+        alone += content(generator.sample([asked[i] for i in sorted(share)], PARAMS))
+    by_key = dict(alone)
+    for key, completions in expected:
+        assert [tokens for tokens, _, _ in completions] == [tokens for tokens, _, _ in by_key[key]]
+        assert {version for _, _, version in completions} == {5}
+
+
+@pytest.mark.slow
+def test_a_second_call_gives_the_same(pool, expected):
+    assert content(pool.sample(requests(), PARAMS)) == expected
+
+
+@pytest.mark.slow
+def test_a_replica_killed_while_sampling_is_replaced_and_nothing_changes(pool, expected):
+    from cluster.actors import kill
+
+    victim, other = pool._replicas
+    arrived = []
+    for group in pool.stream(requests(), PARAMS):
+        arrived.append(group)
+        if len(arrived) == 2:
+            kill(victim)
+    assert len(arrived) == len({g.key for g in arrived}) == 12
+    by_key = {group.key: group for group in arrived}
+    assert content([by_key[r.key] for r in requests()]) == expected
+    assert pool._replicas[0] is not victim
+    assert pool._replicas[1] is other  # the busy one goes on
+
+
+@pytest.mark.slow
+def test_a_replica_killed_between_calls_gets_the_last_weights(pool, expected):
+    from cluster.actors import kill
+
+    kill(pool._replicas[1])
+    assert content(pool.sample(requests(), PARAMS)) == expected
+
+
+@pytest.mark.slow
+def test_a_replica_killed_before_a_sync_gets_its_weights(pool, weights, expected):
+    from cluster.actors import kill
+
+    kill(pool._replicas[0])
+    pool.sync(weights, version=6)
+    groups = pool.sample(requests(), PARAMS)
+    assert {c.policy_version for g in groups for c in g.completions} == {6}
+    tokens = [[t for t, _, _ in completions] for _, completions in content(groups)]
+    assert tokens == [[t for t, _, _ in completions] for _, completions in expected]
+
+
+@pytest.mark.slow
+def test_a_bad_prompt_comes_back_as_itself(pool):
+    with pytest.raises(ValueError, match="'long' has 500 tokens"):
+        pool.sample([*requests(3), Request(key="long", prompt_ids=[9] * 500)], PARAMS)
+
+
+@pytest.mark.slow
+def test_no_requests(pool):
+    assert pool.sample([], PARAMS) == []
+
+
+@pytest.mark.slow
+def test_a_deadline_names_its_phase(ray_session, tiny_checkpoint):
+    from cluster.actors import PhaseTimeout
+    from rollouts.pool import GeneratorPool
+
+    # A replica takes seconds to start.
+    pool = GeneratorPool(str(tiny_checkpoint), GeneratorConfig(replicas=1, deadline_s=0.2))
+    try:
+        with pytest.raises(PhaseTimeout, match="sampling: no answer within"):
+            pool.sample(requests(1), PARAMS)
+    finally:
+        pool.close()
