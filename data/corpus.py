@@ -16,9 +16,9 @@ LEVEL_WEIGHTS = (4, 3, 2)
 INSTRUCTION_SHARE = 0.12
 GOOD_INSTRUCTION_SHARE = 0.5
 # How the answer is laid out: share of documents.
-LAYOUTS = {"tagged": 0.45, "boxed": 0.15, "messy": 0.20, "direct": 0.15, "unclosed": 0.05}
-CARELESS_SHARE = 0.5  # documents whose author slips
-SLIP_RATE = 0.25  # share of a careless author's steps that are wrong
+LAYOUTS = {"tagged": 0.28, "boxed": 0.10, "messy": 0.36, "direct": 0.16, "unclosed": 0.10}
+CARELESS_SHARE = 0.4  # documents whose author slips
+SLIP_RATE = 0.2  # share of a careless author's steps that are wrong
 LANGUAGE_USE = {"matched": 0.65, "mixed": 0.2, "other": 0.15}
 
 

@@ -31,16 +31,9 @@ class Task:
     data: dict  # JSON-able; what the renderer and the solver need
 
 
-def split_of(task: Task) -> Split | None:
-    """The split of a task by its content; None for a sum that its two families place differently: nobody draws it."""
-    is_sum = task.family in ("chain_sum", "arithmetic") and "*" not in task.data["expression"]
-    families = ("chain_sum", "arithmetic") if is_sum else (task.family,)
-    splits = {_split_as(family, task.data) for family in families}
-    return splits.pop() if len(splits) == 1 else None
-
-
-def _split_as(family: str, data: dict) -> Split:
-    key = json.dumps([family, data], sort_keys=True)
+def split_of(task: Task) -> Split:
+    """The split of a task by its content. No two families can pose the same question, so neither can two splits."""
+    key = json.dumps([task.family, task.data], sort_keys=True)
     digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
     return "held_out" if int.from_bytes(digest, "big") / 2**32 < HELD_OUT_SHARE else "train"
 
@@ -49,12 +42,17 @@ def _split_as(family: str, data: dict) -> Split:
 
 
 def _draw_chain_sum(level: int, rng: random.Random) -> dict:
-    terms, low, high = [((2, 3), 0, 9), ((3, 4), 0, 9), ((2, 3), 10, 99)][level - 1]
-    return {"expression": _expression(rng.randint(*terms), "+-", low, high, rng)}
+    terms, high = [((2, 3), 20), ((3, 4), 9), ((2, 3), 50)][level - 1]
+    return {"expression": _expression(rng.randint(*terms), "+-", 0, high, rng)}
 
 
 def _draw_arithmetic(level: int, rng: random.Random) -> dict:
-    return {"expression": _expression(level + 1, "+-*", 0, 9, rng)}
+    """At least one product, which a chain of sums never has."""
+    terms, high = [(2, 12), (3, 9), (4, 9)][level - 1]
+    while True:
+        expression = _expression(terms, "+-*", 0, high, rng)
+        if "*" in expression:
+            return {"expression": expression}
 
 
 def _expression(terms: int, ops: str, low: int, high: int, rng: random.Random) -> str:
@@ -63,24 +61,24 @@ def _expression(terms: int, ops: str, low: int, high: int, rng: random.Random) -
 
 
 def _draw_sorting(level: int, rng: random.Random) -> dict:
-    count, top = [(3, 9), (4, 20), (5, 99)][level - 1]
+    count, top = [(3, 9), (4, 9), (4, 30)][level - 1]
     numbers = [rng.randint(0, top) for _ in range(count)]
     return {"numbers": numbers, "direction": rng.choice(["ascending", "descending"])}
 
 
 def _draw_comparison(level: int, rng: random.Random) -> dict:
-    top = [20, 99, 999][level - 1]
-    return {"numbers": rng.sample(range(top + 1), level + 2), "pick": rng.choice(["largest", "smallest"])}
+    count, top = [(3, 20), (3, 99), (4, 99)][level - 1]
+    return {"numbers": rng.sample(range(top + 1), count), "pick": rng.choice(["largest", "smallest"])}
 
 
 def _draw_logic(level: int, rng: random.Random) -> dict:
-    values = [rng.random() < 0.5 for _ in range(level + 2)]
+    values = [rng.random() < 0.5 for _ in range(level + 3)]
     return {"values": values, "connectives": [rng.choice(["and", "or"]) for _ in values[1:]]}
 
 
 def _draw_countdown(level: int, rng: random.Random) -> dict:
     """Solvable by construction: the target is the value of a chain over all the numbers, left to right."""
-    count, high, most = [(2, 9, 40), (3, 6, 40), (3, 9, 60)][level - 1]
+    count, high, most = [(2, 12, 60), (3, 6, 30), (3, 9, 40)][level - 1]
     while True:
         numbers = [rng.randint(1, high) for _ in range(count)]
         target = numbers[0]
@@ -276,7 +274,9 @@ def _solve_countdown(data: dict, speak: Speak, slip: Slip) -> tuple[list[str], s
     numbers, ops = _left_to_right(data["numbers"], data["target"]) or ([], [])
     total, steps, text = numbers[0], [], str(numbers[0])
     for index, (op, number) in enumerate(zip(ops, numbers[1:], strict=True)):
-        result = slip(_apply(total, op, number))
+        if slip(1) != 1:  # a careless author takes another operation, and misses the target
+            op = "-" if op == "+" else "+"
+        result = _apply(total, op, number)
         steps.append(_say("try" if index == 0 else "then", speak(), a=total, op=op, b=number, c=result))
         text = f"({text}){op}{number}" if op == "*" and index and ops[index - 1] != "*" else f"{text}{op}{number}"
         total = result
