@@ -4,9 +4,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-# Ray has its own uv and signal handling; none of it is needed for local actors.
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a private, local cluster; a real one sets its own mode
+# Read by Ray when it is imported or started; whoever sets them otherwise has their way.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors share the GPUs: none hides them
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the cluster started here is private
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves training on a shared machine
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
@@ -46,8 +47,12 @@ def spawn(cls: type, *args: Any, threads: int = 1, gpus: float = 0, **kwargs: An
     CPUs are not reserved: phases take turns on the same cores (colocated placement), so reservations would deadlock.
     """
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    limits["OMP_WAIT_POLICY"] = "PASSIVE"  # idle threads sleep: colocated processes share the cores
-    options = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": limits}}
+    environment = {
+        **limits,
+        "OMP_WAIT_POLICY": "PASSIVE",  # idle threads sleep: colocated processes share the cores
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic GEMMs on CUDA
+    }
+    options = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": environment}}
     return ray.remote(cls).options(**options).remote(*args, **kwargs)
 
 

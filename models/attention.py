@@ -1,19 +1,29 @@
-"""Attention over packed rows: many sequences in one row of tokens, none of them seeing another.
+"""Attention that asks a layout where its tokens stand: packed rows here, running completions in rollouts.kv_cache.
 
 Everything but attention works token by token, so a micro-batch is one flat row [1, T] without padding. For attention
 the sequences are laid out as [S, L] blocks of similar length, attended causally, and put back. Padding stands at the
-end of a block row, where causality hides it. Registered with transformers as `r1_packed`: any of its models can use it.
+end of a block row, where causality hides it. Registered with transformers as `r1_layout`: any of its models can use it,
+and one model object can train and sample.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
-NAME = "r1_packed"
+NAME = "r1_layout"
 _BUCKET_STEP = 1.25  # sequences in one block differ in length by at most this factor: at most 20 % padding
+
+
+class Layout(Protocol):
+    """Knows which keys each query of a model call may see."""
+
+    def attend(self, module: Any, query, key, value, scaling: float) -> torch.Tensor:
+        """query [B, H, T, Dqk], key [B, Hkv, T, Dqk], value [B, Hkv, T, Dv] of the new tokens -> [B, T, H, Dv]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +60,30 @@ class PackedLayout:
             base += gather.numel()
         return cls(gathers=gathers, restore=restore.to(device))
 
+    def attend(self, module: Any, query, key, value, scaling: float) -> torch.Tensor:
+        heads_first = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [T, H, D]
+        outputs = []
+        for gather in self.gathers:
+            q, k, v = (tensor[gather].transpose(1, 2) for tensor in heads_first)  # [S, H, L, D]
+            grouped = q.shape[1] != k.shape[1]
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+            outputs.append(out.transpose(1, 2).flatten(0, 1))  # [S * L, H, Dv]
+        return torch.cat(outputs)[self.restore].unsqueeze(0)
 
-def packed_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, packing=None, **_):
-    """transformers' attention interface: query [1, H, T, Dqk], key [1, Hkv, T, Dqk], value [1, Hkv, T, Dv].
 
-    Returns ([1, T, H, Dv], None). Raises ValueError when the model call passed no `packing`.
+def layout_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, layout=None, **_):
+    """transformers' attention interface; `layout` is passed through the model call. Dropout is not supported.
+
+    Raises ValueError without a layout, or with dropout.
     """
-    if packing is None:
-        raise ValueError(f"attention '{NAME}' needs packing=PackedLayout in the model call")
-    heads_first = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [T, H, D]
-    outputs = []
-    for gather in packing.gathers:
-        q, k, v = (tensor[gather].transpose(1, 2) for tensor in heads_first)  # [S, H, L, D]
-        out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        outputs.append(out.transpose(1, 2).flatten(0, 1))  # [S * L, H, Dv]
-    return torch.cat(outputs)[packing.restore].unsqueeze(0), None
+    if layout is None or dropout:
+        raise ValueError(f"attention '{NAME}' needs layout=... in the model call, and no dropout (got {dropout})")
+    return layout.attend(module, query, key, value, scaling), None
 
 
 def _no_mask(*args, **kwargs):
     return None
 
 
-AttentionInterface.register(NAME, packed_attention)
+AttentionInterface.register(NAME, layout_attention)
 AttentionMaskInterface.register(NAME, _no_mask)

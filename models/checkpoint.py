@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from models.attention import NAME as PACKED
+from models.attention import NAME as LAYOUT_ATTENTION
 from models.mtp import MTPModule, load_mtp, mtp_state_dict
 
 WEIGHTS = "model.safetensors"
@@ -40,11 +40,11 @@ def load_tokenizer(path: Path | str):
 
 def load_model(
     path: Path | str,
-    attention: str = PACKED,
+    attention: str = LAYOUT_ATTENTION,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> PreTrainedModel:
-    """The causal LM at `path` (folder or hub name), in `dtype`, with our packed attention unless told otherwise."""
+    """The causal LM at `path` (folder or hub name), in `dtype`, with our own attention unless told otherwise."""
     with _quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
     if model._can_set_experts_implementation():  # dense models refuse

@@ -32,7 +32,7 @@ class MTPModule(nn.Module):
     def forward(self, hidden_TD, next_embedding_TD, position_embeddings, packing: PackedLayout) -> torch.Tensor:
         """Hidden states [1, T, D] from which the shared head predicts the token after the next one."""
         mixed = self.eh_proj(torch.cat([self.enorm(next_embedding_TD), self.hnorm(hidden_TD)], dim=-1))
-        return self.norm(self.block(mixed, position_embeddings=position_embeddings, packing=packing))
+        return self.norm(self.block(mixed, position_embeddings=position_embeddings, layout=packing))
 
 
 def mtp_hidden(model, mtp: MTPModule, input_ids, hidden, position_ids, packing: PackedLayout) -> torch.Tensor:

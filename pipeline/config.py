@@ -21,6 +21,7 @@ from pipeline.inputs import Input, input_problems, order_stages
 from pipeline.schema import check, resolve_paths
 from pipeline.stages import KINDS, Many, StageKind
 from pipeline.yaml_source import Document, KeyPath, Place, parse_yaml, read_yaml
+from rewards.combine import check_rewards
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RESERVED = ("name", "seed", "output", "extends", "stages", "inputs")
@@ -260,6 +261,12 @@ def _build_stage(
     inputs = _inputs(name, entry, kind, document, folder, list(file.stages))
     if config is None:
         return None
+    if rewards := getattr(config, "rewards", None):
+        try:
+            check_rewards(rewards)
+        except ValueError as error:
+            problems.append(f"{written.place(('rewards',))}: {error}")
+            return None
     return Stage(
         name=name,
         kind=str(kind_name),

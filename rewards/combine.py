@@ -78,21 +78,28 @@ class CompositeReward:
 
 def build_reward(specs: Sequence[RewardSpec]) -> CompositeReward:
     """The reward of a recipe. Raises ValueError naming the recipe key, e.g. `rewards[1].options.layout`."""
-    if not specs:
-        raise ValueError("rewards: list at least one reward, e.g. {use: rewards.accuracy:Accuracy}.")
-    terms = []
-    for position, spec in enumerate(specs):
-        key = f"rewards[{position}]"
-        reward_class = _import_reward(spec.use, f"{key}.use")
-        terms.append(
+    return CompositeReward(
+        [
             Term(
-                reward=_build_one(reward_class, spec, f"{key}.options"),
+                reward=reward_class(*arguments),
                 weight=spec.weight,
                 domains=None if spec.domains is None else frozenset(spec.domains),
                 from_share=spec.from_share,
             )
-        )
-    return CompositeReward(terms)
+            for spec, (reward_class, arguments) in zip(specs, check_rewards(specs), strict=True)
+        ]
+    )
+
+
+def check_rewards(specs: Sequence[RewardSpec]) -> list[tuple[Any, tuple]]:
+    """(class, constructor arguments) of each spec, nothing built yet. Raises ValueError as `build_reward` does."""
+    if not specs:
+        raise ValueError("rewards: list at least one reward, e.g. {use: rewards.accuracy:Accuracy}.")
+    checked = []
+    for position, spec in enumerate(specs):
+        reward_class = _import_reward(spec.use, f"rewards[{position}].use")
+        checked.append((reward_class, _arguments(reward_class, spec, f"rewards[{position}].options")))
+    return checked
 
 
 def _judge(reward: Reward, pairs: list[tuple[Problem, str]]) -> list[Score]:
@@ -148,14 +155,14 @@ def _import_reward(path: str, key: str) -> Any:
         raise ValueError(f"{key}: no reward class at {path!r} ({error}).{hint}") from error
 
 
-def _build_one(reward_class: Any, spec: RewardSpec, key: str) -> Reward:
+def _arguments(reward_class: Any, spec: RewardSpec, key: str) -> tuple:
     options_class = getattr(reward_class, "Options", None)
     if options_class is None:
         if spec.options:
             raise ValueError(f"{key}: {spec.use} takes no options, got {', '.join(spec.options)}.")
-        return reward_class()
+        return ()
     try:
-        return reward_class(options_class(**spec.options))
+        return (options_class(**spec.options),)
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(map(str, first["loc"]))

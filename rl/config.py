@@ -37,6 +37,11 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
         le=1,
         description="share of the steps after which general problems enter; R1's last stage: 0.765 (1,300 of 1,700)",
     )
+    sample_in_trainer: bool = Field(
+        default=False,
+        description="the trainer's process samples with the very weights it trains: no copies, no weight sync, least "
+        "memory; false: separate generator processes, faster where they have cores or devices of their own",
+    )
     rollout: RolloutConfig = Field(default=RolloutConfig(), description="how completions are drawn")
     generator: GeneratorConfig = Field(default=GeneratorConfig(), description="the sampling processes")
     optimizer: OptimizerConfig = Field(

@@ -59,7 +59,6 @@ class Session:
         self.objective = config.objective.resolve()
         self.tokenizer = load_tokenizer(policy)
         self.problems = ProblemPool(config.problems, "train", context.seed)
-        self.pool = GeneratorPool(policy, config.generator)
         self.rewards = [spawn(RewardWorker, config.rewards)]
         self.trainer = spawn(
             PolicyTrainer,
@@ -69,9 +68,11 @@ class Session:
             temperature=config.rollout.temperature or 1.0,
             max_new_tokens=config.rollout.max_new_tokens,
             row_tokens=config.trainer.row_tokens,
+            max_slots=config.generator.max_slots,
             device=config.trainer.device,
             threads=config.trainer.threads,
         )
+        self.pool = GeneratorPool(policy, config.generator, shared=self.trainer if config.sample_in_trainer else None)
         self.store, self.log = CheckpointStore(context.output / "checkpoints"), RunLog(context.output)
         self.pending_metrics: dict[str, float] = {}  # of the rollout batch; logged with its first step
         self.seconds: dict[str, float] = {}
@@ -100,7 +101,10 @@ class Session:
 
     def sync_weights(self, step: int) -> None:
         started = time.monotonic()
-        self.pool.sync(self._wait(self.trainer.weights.remote(), "weight sync"), version=step)
+        if self.config.sample_in_trainer:
+            self._wait(self.trainer.set_version.remote(step), "weight sync")
+        else:
+            self.pool.sync(self._wait(self.trainer.weights.remote(), "weight sync"), version=step)
         self.seconds = {"time/sync_s": time.monotonic() - started}
 
     def sample_and_score(self, step: int) -> list[ScoredGroup]:
@@ -127,11 +131,11 @@ class Session:
     def compare(self, groups: Sequence[ScoredGroup]) -> list[TrainingSequence]:
         sequences, counters = training_sequences(groups, self.objective, self.config.rollout.max_new_tokens)
         self.pending_metrics = rollout_metrics(groups) | counters
-        if not sequences:
+        if counters["experience/unscorable"] == counters["experience/sampled"]:
             reasons = {score.detail for scored in groups for score in scored.scores if score.value is None}
             raise StageError(
-                f"{self.context.name}: none of {counters['experience/sampled']} completions can be trained on: "
-                f"{'; '.join(sorted(reasons)[:3]) or 'no group has a signal'}"
+                f"{self.context.name}: none of {counters['experience/sampled']} completions can be scored: "
+                f"{'; '.join(sorted(reasons)[:3])}"
             )
         return sequences
 
@@ -171,7 +175,10 @@ class Session:
             )
 
     def end_rollout(self, step: int) -> None:
+        """Log and save. `step` counts a whole rollout batch, also when its completions fill fewer mini-batches."""
         seconds = sum(self.seconds.values())
+        if self.pending_metrics:  # no completion had a signal, so no step was taken
+            self.log.log(step, self.pending_metrics)
         self.log.log_timing(step, self.seconds | {"throughput/tokens_per_s": self.tokens / seconds})
         self._report(step, tokens_per_s=self.tokens / seconds)
         every, last = self.config.trainer.checkpoint_every, step - self.config.mini_batches

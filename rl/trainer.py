@@ -1,6 +1,6 @@
 """The GRPO trainer rank: old and reference logprobs, then one optimizer step per mini-batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,8 @@ from rl.loss import policy_loss
 from rl.metrics import combine, mini_batch_metrics
 from rl.mismatch import mismatch_sums
 from rl.objective import Denominators, Objective
+from rollouts.records import Group, Request, SamplingParams
+from rollouts.transformers_generator import ModelSampler
 from training.trainer import Trainer
 
 REFERENCE = "reference.safetensors"
@@ -24,8 +26,18 @@ class NonFiniteLoss(FloatingPointError):
 
 
 class PolicyTrainer(Trainer):
-    def __init__(self, *args, objective: Objective, temperature: float, max_new_tokens: int, row_tokens: int, **kwargs):
+    def __init__(
+        self,
+        *args,
+        objective: Objective,
+        temperature: float,
+        max_new_tokens: int,
+        row_tokens: int,
+        max_slots: int = 256,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
+        self.sampler = ModelSampler(self.model, self.tokenizer, max_slots)
         self.objective, self.temperature = objective, temperature
         self.max_new_tokens, self.row_tokens = max_new_tokens, row_tokens
         self.reference: nn.Module | None = None
@@ -39,6 +51,18 @@ class PolicyTrainer(Trainer):
         if self.reference is not None:
             self.reference.load_state_dict(self.model.state_dict())
             self.reference_is_policy = True
+
+    def set_version(self, version: int) -> None:
+        """Stamp what `stream` samples from now on."""
+        self.sampler.policy_version = version
+
+    def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Group]:
+        """Groups as they finish, from the weights as they are (see rollouts.generator)."""
+        self.model.eval()
+        try:
+            yield from self.sampler.stream(requests, params)
+        finally:
+            self.model.train()
 
     @torch.no_grad()
     def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:

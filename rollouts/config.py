@@ -20,6 +20,7 @@ class GeneratorConfig(BaseModel, extra="forbid", frozen=True):
     threads: int = Field(
         default=1, ge=1, description="compute threads of each replica; replicas x threads = cores is best"
     )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU when there is one")
     max_slots: int = Field(
         default=256, ge=1, description="completions one replica extends at a time; bounded by memory"
     )

@@ -1,18 +1,15 @@
 """Keys and values of running completions, and the attention that reads and writes them.
 
 The cache works underneath transformers' models, not through their `past_key_values`: a model is called on the new
-tokens alone, and its attention (registered as `r1_generate`) finds the rest here. For MLA this keeps the expanded keys
-and values, where transformers would expand the whole latent cache again for every token.
+tokens alone, and its attention (models.attention) finds the rest here. For MLA this keeps the expanded keys and values,
+where transformers would expand the whole latent cache again for every token.
 """
 
 from dataclasses import dataclass
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
 
-from models.attention import PackedLayout, packed_attention
-
-NAME = "r1_generate"
+from models.attention import PackedLayout
 
 
 class KVCache:
@@ -40,7 +37,7 @@ class KVCache:
 
 @dataclass(slots=True)
 class Prefill:
-    """A packed row of prompts; prompt p is written to every slot of `slots[p]`."""
+    """A layout (models.attention): a packed row of prompts; prompt p is written to every slot of `slots[p]`."""
 
     cache: KVCache
     packing: PackedLayout
@@ -52,12 +49,12 @@ class Prefill:
         for (start, end), slots in zip(self.bounds, self.slots, strict=True):
             keys[slots, :, : end - start] = key[0, :, start:end]
             values[slots, :, : end - start] = value[0, :, start:end]
-        return packed_attention(module, query, key, value, None, scaling=scaling, packing=self.packing)
+        return self.packing.attend(module, query, key, value, scaling)
 
 
 @dataclass(slots=True)
 class Decode:
-    """One new token for each of the first B slots, at `positions` [B]."""
+    """A layout: one new token for each of the first B slots, at `positions` [B]."""
 
     cache: KVCache
     positions: torch.Tensor  # int64 [B]
@@ -80,19 +77,4 @@ class Decode:
         scores = torch.matmul(grouped, keys[:batch, :, :length].transpose(2, 3))
         weights = torch.softmax(scores.masked_fill(self.mask, float("-inf")), dim=-1)
         out = torch.matmul(weights, values[:batch, :, :length]).view(batch, query.shape[1], 1, -1)
-        return out.transpose(1, 2), None
-
-
-def generate_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, generating=None, **_):
-    """transformers' attention interface; `generating` (Prefill or Decode) is passed through the model call."""
-    if generating is None:
-        raise ValueError(f"attention '{NAME}' needs generating=Prefill(...) or Decode(...) in the model call")
-    return generating.attend(module, query, key, value, scaling)
-
-
-def _no_mask(*args, **kwargs):
-    return None
-
-
-AttentionInterface.register(NAME, generate_attention)
-AttentionMaskInterface.register(NAME, _no_mask)
+        return out.transpose(1, 2)

@@ -25,10 +25,11 @@ _MAX_RESTARTS = 3  # per call of `stream`; a replica that keeps dying is a fault
 class GeneratorPool:
     """All replicas of one policy. `weights_at` remembers the last sync, for replicas that are started later."""
 
-    def __init__(self, checkpoint: str, config: GeneratorConfig):
-        self.checkpoint, self.config = checkpoint, config
+    def __init__(self, checkpoint: str, config: GeneratorConfig, shared: Any = None):
+        """`shared`: an actor that samples from the weights it trains; then no other process is started."""
+        self.checkpoint, self.config, self.shared = checkpoint, config, shared
         self._weights_at: tuple[Any, int] | None = None
-        self._replicas = [self._start() for _ in range(config.replicas)]
+        self._replicas = [shared] if shared is not None else [self._start() for _ in range(config.replicas)]
 
     def _start(self) -> Any:
         return spawn(
@@ -36,6 +37,7 @@ class GeneratorPool:
             self.checkpoint,
             max_slots=self.config.max_slots,
             dtype=self.config.dtype,
+            device=self.config.device,
             threads=self.config.threads,
         )
 
@@ -65,7 +67,7 @@ class GeneratorPool:
                 replica, group = next_item(streams, phase="sampling", deadline_s=self._left(last))
             except ActorDied as error:
                 restarts += 1
-                if restarts > _MAX_RESTARTS:
+                if restarts > _MAX_RESTARTS or self.shared is not None:
                     raise
                 logger.warning("%s; starting it again and sampling its share again", error)
                 self._restart(error.key)
@@ -85,7 +87,8 @@ class GeneratorPool:
 
     def close(self) -> None:
         for replica in self._replicas:
-            kill(replica)
+            if replica is not self.shared:
+                kill(replica)
         self._replicas = []
 
     def _open(self, index: int, requests: list[Request], params: SamplingParams) -> Any:

@@ -8,13 +8,15 @@ ends, the last one moves into its place, so a step never computes a row that nob
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
-from models.attention import PackedLayout
+from models.attention import Layout, PackedLayout
 from models.checkpoint import load_hub_state_dict, load_model, load_tokenizer, resolve_device
-from rollouts.kv_cache import NAME, Decode, KVCache, Prefill
+from rollouts.kv_cache import Decode, KVCache, Prefill
 from rollouts.records import Completion, Group, Request, SamplingParams
 from rollouts.sampling import draw, uniforms
 
@@ -34,34 +36,17 @@ class _Running:
     logprobs: list[float]
 
 
-class TransformersGenerator:
-    """A Generator (see rollouts.generator) on one device."""
+class ModelSampler:
+    """Samples from a model object that it shares with its owner: weights are read where they are, never copied."""
 
-    def __init__(
-        self,
-        checkpoint: str,
-        *,
-        max_slots: int = 256,
-        dtype: str = "float32",
-        device: str = "auto",
-    ):
-        self.device = resolve_device(device)
-        self.model = load_model(checkpoint, attention=NAME, dtype=getattr(torch, dtype), device=self.device).eval()
-        self.tokenizer = load_tokenizer(checkpoint)
-        self.max_slots = max_slots
-        self.max_length = self.model.config.max_position_embeddings
-        eos = self.model.generation_config.eos_token_id
-        eos = self.tokenizer.eos_token_id if eos is None else eos
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, max_slots: int):
+        self.model, self.tokenizer, self.max_slots = model, tokenizer, max_slots
+        self.device = model.device
+        self.max_length = model.config.max_position_embeddings
+        eos = model.generation_config.eos_token_id if model.generation_config else None
+        eos = tokenizer.eos_token_id if eos is None else eos
         self.eos_ids = frozenset([eos] if isinstance(eos, int) else eos)
         self.policy_version = 0
-
-    def load_weights(self, tensors: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]], version: int) -> None:
-        load_hub_state_dict(self.model, dict(tensors))
-        self.policy_version = version
-
-    def ready(self) -> bool:
-        """Answers as soon as the model is loaded; used to tell a dead replica from a slow one."""
-        return True
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
         by_key = {group.key: group for group in self.stream(requests, params)}
@@ -109,14 +94,30 @@ class TransformersGenerator:
         )
 
 
+class TransformersGenerator(ModelSampler):
+    """A Generator (see rollouts.generator) with its own copy of the policy."""
+
+    def __init__(self, checkpoint: str, *, max_slots: int = 256, dtype: str = "float32", device: str = "auto"):
+        model = load_model(checkpoint, dtype=getattr(torch, dtype), device=resolve_device(device)).eval()
+        super().__init__(model, load_tokenizer(checkpoint), max_slots)
+
+    def load_weights(self, tensors: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]], version: int) -> None:
+        load_hub_state_dict(self.model, dict(tensors))
+        self.policy_version = version
+
+    def ready(self) -> bool:
+        """Answers as soon as the model is loaded; used to tell a dead replica from a slow one."""
+        return True
+
+
 class _Batch:
     """The slots of one `stream` call."""
 
-    def __init__(self, generator: TransformersGenerator, requests: Sequence[Request], params: SamplingParams):
-        self.model, self.device = generator.model, generator.device
-        self.eos_ids, self.max_length = generator.eos_ids, generator.max_length
+    def __init__(self, sampler: ModelSampler, requests: Sequence[Request], params: SamplingParams):
+        self.model, self.device = sampler.model, sampler.device
+        self.eos_ids, self.max_length = sampler.eos_ids, sampler.max_length
         self.requests, self.params = requests, params
-        self.slots = min(generator.max_slots, max(1, len(requests) * params.group_size))
+        self.slots = min(sampler.max_slots, max(1, len(requests) * params.group_size))
         longest = max((len(r.prompt_ids) for r in requests), default=0) + params.max_new_tokens
         self.cache = KVCache(self.slots, min(longest, self.max_length))
         self.running: list[_Running] = []  # running[i] sits in slot i
@@ -163,8 +164,8 @@ class _Batch:
         hidden = self._forward(ids[:, None], positions[:, None], Decode.at(self.cache, positions))
         self._draw(self.model.lm_head(hidden[:, 0]), 0)
 
-    def _forward(self, ids, positions, generating):
-        output = self.model.model(input_ids=ids, position_ids=positions, use_cache=False, generating=generating)
+    def _forward(self, ids, positions, layout: Layout):
+        output = self.model.model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
         return output.last_hidden_state
 
     def _draw(self, logits, first: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.actors import kill, spawn, start_ray, wait
 from data.problems import Problem
-from rewards.combine import build_reward
+from rewards.combine import check_rewards
 from rewards.config import RewardSpec
 from rewards.reward import Score, Verdict
 from rewards.workers import RewardWorker
@@ -124,7 +124,7 @@ def _scored(group: Group, scores: Sequence[Score]) -> list[Sampled]:
 def _check_rewards(specs: Sequence[RewardSpec]) -> None:
     """Build them once here: an actor that cannot start says nothing about a misspelt recipe key."""
     try:
-        build_reward(specs).close()
+        check_rewards(specs)
     except ValueError as error:
         raise StageError(str(error)) from None
 

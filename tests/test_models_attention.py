@@ -50,7 +50,7 @@ def packed_logits(model, sequences) -> torch.Tensor:
     packing = PackedLayout.from_lengths([len(s) for s in sequences])
     positions = torch.cat([torch.arange(len(s)) for s in sequences])
     return model(
-        input_ids=torch.cat(sequences)[None], position_ids=positions[None], use_cache=False, packing=packing
+        input_ids=torch.cat(sequences)[None], position_ids=positions[None], use_cache=False, layout=packing
     ).logits[0]
 
 
@@ -117,7 +117,7 @@ def test_a_token_does_not_see_later_ones(models):
 
 def test_forgetting_the_packing_says_so(models):
     packed, _ = models
-    with pytest.raises(ValueError, match="needs packing=PackedLayout"):
+    with pytest.raises(ValueError, match="needs layout="):
         packed(torch.tensor([[9, 10]]))
 
 

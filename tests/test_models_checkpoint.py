@@ -16,7 +16,7 @@ IDS = torch.randint(8, 300, (1, 30), generator=torch.Generator().manual_seed(0))
 def logits_of(model) -> torch.Tensor:
     packing = PackedLayout.from_lengths([IDS.shape[1]])
     with torch.no_grad():
-        return model.eval()(input_ids=IDS, use_cache=False, packing=packing).logits
+        return model.eval()(input_ids=IDS, use_cache=False, layout=packing).logits
 
 
 def snapshot(model):

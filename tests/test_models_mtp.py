@@ -76,12 +76,12 @@ def reference_mtp_loss(trainer, sequences, masks) -> float:
         packing = PackedLayout.from_lengths([len(ids)])
         positions = torch.arange(len(ids))[None]
         hidden = model.model(
-            input_ids=ids[None], position_ids=positions, use_cache=False, packing=packing
+            input_ids=ids[None], position_ids=positions, use_cache=False, layout=packing
         ).last_hidden_state
         n = len(ids) - 1  # the last position has no next token to look at
         mixed = torch.cat([mtp.enorm(model.model.embed_tokens(ids[1:])), mtp.hnorm(hidden[0, :n])], dim=-1)
         rotary = model.model.rotary_emb(hidden[:, :n], positions[:, :n])
-        out = mtp.block(mtp.eh_proj(mixed)[None], position_embeddings=rotary, packing=PackedLayout.from_lengths([n]))
+        out = mtp.block(mtp.eh_proj(mixed)[None], position_embeddings=rotary, layout=PackedLayout.from_lengths([n]))
         logprobs = torch.log_softmax(model.lm_head(mtp.norm(out))[0].double(), dim=-1)
         for i in range(len(ids) - 2):
             if mask[i + 2]:

@@ -94,6 +94,14 @@ def test_trainer_and_generator_agree(undisturbed):
 
 
 @pytest.mark.slow
+def test_sampling_in_the_trainer_trains_the_same_policy(undisturbed, tiny_checkpoint, tmp_path):
+    from rl.train import run
+
+    run(CONFIG.model_copy(update={"sample_in_trainer": True}), context_for(tiny_checkpoint, tmp_path))
+    assert_same_files(undisturbed[0], tmp_path)
+
+
+@pytest.mark.slow
 def test_reference_becomes_the_policy_at_the_boundary(undisturbed):
     divergence = {row["step"]: row["kl/reference_k3"] for row in read_log(undisturbed[0] / "metrics.jsonl")}
     for first_step in (1, 7):  # reference_every = 6

@@ -160,7 +160,7 @@ def test_mtp_loss_equals_a_loop_over_one_sequence(trainer, tokenizer, tiny_check
         packing = PackedLayout.from_lengths([len(ids)], torch.device("cpu"))
         positions = torch.arange(len(ids))[None]
         hidden = model.model(
-            input_ids=ids[None], position_ids=positions, use_cache=False, packing=packing
+            input_ids=ids[None], position_ids=positions, use_cache=False, layout=packing
         ).last_hidden_state
         following = model.model.embed_tokens(torch.cat([ids[1:], ids[:1]]))[None]
         deeper = mtp(hidden, following, model.model.rotary_emb(hidden, positions), packing)[0]

@@ -61,7 +61,7 @@ class Trainer:
             input_ids=self._tensor(row.input_ids)[None],
             position_ids=self._tensor(row.position_ids)[None],
             use_cache=False,
-            packing=packing,
+            layout=packing,
         )
         return output.last_hidden_state, packing
 
