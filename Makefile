@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine: `make run` and `make test`. Needs Python 3.11 or newer and make.
 PYTHON ?= python3
+TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -21,11 +22,14 @@ check: $(READY)  ## lint, types, import rules
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
-# torch first and pinned: an unpinned torch may bring another build with gigabytes of CUDA packages.
+# torch first and pinned, so that the rest takes the build chosen here. PyPI's for x86 Linux is normally the CUDA build
+# (several GB); another index: make run TORCH="torch==2.13.0 --index-url <your CPU index>".
 $(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is missing or older than Python 3.11; choose another with make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $(READY)
 

@@ -24,10 +24,11 @@ class ActorDied(Exception):
 
 
 def start_ray() -> None:
-    """Join the cluster that `ray job submit` or RAY_ADDRESS names, else start a private one on this machine."""
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start a private one on this machine."""
     if not ray.is_initialized():
         # No working_dir upload: the packages are installed, or the job submission has brought them.
         ray.init(
+            address=os.environ.get("RAY_ADDRESS", "local"),
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,

@@ -2,9 +2,15 @@
 
 A prompt that is rendered differently while sampling and while training shows up as generator/trainer
 mismatch, so every stage renders through `render_prompt`, and every reward reads through `parse_completion`.
+
+Problems and conversations are untrusted text: a question that spells `<｜Assistant｜>` must not open a turn. Special
+tokens come from the template alone; in messages their spelling is tokenised as ordinary text (`text_ids`).
 """
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 Template = Literal["chat", "r1_zero", "plain"]
@@ -23,16 +29,74 @@ PLAIN_PROMPT = "User: {question}\nAssistant:"
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
+_PIPED = re.compile(r"<[|｜].+[|｜]>")  # how chat formats spell their markers
 
 
-def render_prompt(tokenizer, messages, template: Template = "chat") -> list[int]:
-    """Token ids of the prompt, up to the point where the completion starts."""
+def render_prompt(tokenizer, messages: Sequence[Mapping[str, str]], template: Template = "chat") -> list[int]:
+    """Token ids of the prompt, up to the point where the completion starts.
+
+    Raises ValueError for system turns or several turns in a template that has room for one question only.
+    """
     if template == "chat":
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
+        cut, contents = _cut_markers(tokenizer, [message["content"] for message in messages])
+        turns = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return _ids_between_cuts(tokenizer, text, cut, add_special_tokens=False)
+    if [message["role"] for message in messages] != ["user"]:
+        roles = ", ".join(message["role"] for message in messages) or "none"
+        raise ValueError(f"template {template} holds one user turn, got {roles}; use template chat for conversations")
+    cut, (question,) = _cut_markers(tokenizer, [messages[0]["content"]])
     frame = R1_ZERO_PROMPT if template == "r1_zero" else PLAIN_PROMPT
-    text = frame.format(question=messages[-1]["content"])
-    return tokenizer(text, add_special_tokens=True)["input_ids"]
+    return _ids_between_cuts(tokenizer, frame.format(question=question), cut, add_special_tokens=True)
+
+
+def text_ids(tokenizer, text: str) -> list[int]:
+    """Token ids of untrusted text, without BOS: thinking tags are tokens, but no spelling opens or ends a turn."""
+    cut, (marked,) = _cut_markers(tokenizer, [text])
+    return _ids_between_cuts(tokenizer, marked, cut, add_special_tokens=False)
+
+
+def _cut_markers(tokenizer, texts: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The texts with a cut after the first character of each marker's spelling; no marker: None and the texts.
+
+    The cut is a private-use character that is in none of the texts, so it survives whatever a chat template does.
+    """
+    markers = _marker_pattern(_markers(tokenizer))
+    if not any(markers.search(text) for text in texts):
+        return None, list(texts)
+    used = set().union(*texts)
+    cut = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in used)
+    return cut, [markers.sub(lambda match: match[0] + cut, text) for text in texts]
+
+
+def _ids_between_cuts(tokenizer, text: str, cut: str | None, add_special_tokens: bool) -> list[int]:
+    """Tokenised piece by piece: a marker that is cut in two is none."""
+    first, *rest = [text] if cut is None else text.split(cut)
+    ids = list(tokenizer(first, add_special_tokens=add_special_tokens)["input_ids"])
+    for piece in rest:
+        ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _markers(tokenizer) -> tuple[str, ...]:
+    """Spellings that structure a prompt: special tokens, and added ones like `<|user|>` or that the template writes.
+
+    DeepSeek's `<｜User｜>` is an added token that is not declared special. Thinking tags are part of completions.
+    """
+    template = str(tokenizer.chat_template or "")
+    found = set(tokenizer.all_special_tokens)
+    for token in tokenizer.added_tokens_decoder.values():
+        written = token.content in template and not token.content.isalnum()
+        if token.special or written or _PIPED.fullmatch(token.content):
+            found.add(token.content)
+    found -= {THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE}
+    return tuple(sorted(marker for marker in found if len(marker) > 1 and marker.strip()))
+
+
+@lru_cache(maxsize=16)
+def _marker_pattern(markers: tuple[str, ...]) -> re.Pattern[str]:
+    """Matches the first character of every marker, overlapping ones too; nothing when there are none."""
+    return re.compile(f"(?={'|'.join(map(re.escape, markers))})." if markers else r"(?!)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)

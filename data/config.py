@@ -21,7 +21,10 @@ class Columns(BaseModel, extra="forbid", frozen=True):
 class ProblemSource(BaseModel, extra="forbid", frozen=True):
     """One file, folder or Hugging Face dataset of problems, and how to read its rows."""
 
-    path: str = Field(description="file (.jsonl, .jsonl.gz, .parquet), folder or hub name; no default, data is yours")
+    path: str = Field(
+        description="file (.jsonl, .jsonl.gz, .parquet), folder or hub name, relative to the working directory; no "
+        "default, data is yours"
+    )
     split: str = Field(default="train", description="split of a folder or hub dataset; train keeps test data unseen")
     subset: str | None = Field(
         default=None, description="configuration of a hub dataset (gsm8k: main); most have one only"

@@ -32,10 +32,24 @@ class Task:
 
 
 def split_of(task: Task) -> Split:
-    """The split of a task by its content. No two families can pose the same question, so neither can two splits."""
-    key = json.dumps([task.family, task.data], sort_keys=True)
+    """The split of a task by its content, whatever the order of its operands. No two families can pose the same one."""
+    key = json.dumps([task.family, _canonical(task.data)], sort_keys=True)
     digest = hashlib.blake2b(key.encode(), digest_size=4).digest()
     return "held_out" if int.from_bytes(digest, "big") / 2**32 < HELD_OUT_SHARE else "train"
+
+
+def _canonical(data: dict) -> dict:
+    """The task without the order of its parts: 3,5,2 -> 10 is the task 2,3,5 -> 10, and 3+8 is 8+3."""
+    canonical = dict(data)
+    if "numbers" in data:
+        canonical["numbers"] = sorted(data["numbers"])
+    if "expression" in data:
+        terms = re.findall(r"[-+]?[\d*]+", data["expression"])
+        factors = ["*".join(sorted(term.lstrip("+").split("*"))) for term in terms]
+        canonical["expression"] = sorted(factors)
+    if "values" in data:
+        canonical["values"] = [sorted(data["values"][:2]), data["values"][2:]]  # the first two stand side by side
+    return canonical
 
 
 # --- drawing tasks -----------------------------------------------------------------------------------------------

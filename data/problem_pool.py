@@ -21,7 +21,9 @@ class ProblemsConfig(BaseModel, extra="forbid", frozen=True):
         default=0.0, ge=0, le=1, description="share of general instructions with verifiable checks (domain 'general')"
     )
     sources: tuple[ProblemSource, ...] = Field(
-        default=(), description="files or datasets; when given, they replace the procedural families"
+        default=(),
+        description="files or datasets; when given, they replace the procedural families. A pool holds its problems "
+        "in memory (about 1 KB each): give large hub datasets a `limit`",
     )
 
     @field_validator("families", "levels", "languages")
@@ -48,6 +50,16 @@ class ProblemPool:
         """Problems start, ..., start + count - 1. `instruction_share` overrides the recipe's, for schedules."""
         share = self.config.instruction_share if instruction_share is None else instruction_share
         return [self._problem(index, share) for index in range(start, start + count)]
+
+    def draw_distinct(self, count: int, instruction_share: float) -> list[Problem]:
+        """The first `count` problems with different questions; fewer when the pool has no more."""
+        distinct: dict[str, Problem] = {}
+        for index in range(20 * count):
+            if len(distinct) == count:
+                break
+            problem = self._problem(index, instruction_share)
+            distinct.setdefault(problem.question, problem)
+        return list(distinct.values())
 
     def _problem(self, index: int, instruction_share: float) -> Problem:
         rng = random.Random(f"{self.seed}-{self.split}-{index}")

@@ -1,4 +1,7 @@
-"""Problems from files and Hugging Face datasets, one at a time: memory does not grow with the source.
+"""Problems from files and Hugging Face datasets, read one at a time.
+
+Reading holds one problem, the shuffle's buffer and every id seen (ids must be unique). Who keeps the problems, as
+`data.problem_pool` does, needs about 1 KB for each.
 
 JSONL (also gzipped), parquet, folders of these, folders and hub names that `datasets` can load.
 """

@@ -13,16 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.problems import Problem
-from data.schemas import problem_to_row
-
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 SFT_SCHEMA = pa.schema(
     [("id", pa.string()), ("messages", _MESSAGES)] + [(name, pa.string()) for name in ("domain", "language", "source")]
-)
-PROBLEM_SCHEMA = pa.schema(
-    [("id", pa.string()), ("messages", _MESSAGES)]
-    + [(name, pa.string()) for name in ("ground_truth", "checker", "domain", "language", "metadata")]
 )
 ROWS_PER_GROUP = 10_000
 
@@ -37,27 +30,26 @@ class DataCard:
     by_source: dict[str, int] = field(default_factory=dict)  # rows
     n_candidates: int = 0  # completions judged by the filters
     accept_rate: float | None = None  # kept / candidates, None without candidates
+    accept_rate_by: dict[str, dict[str, float]] = field(default_factory=dict)  # domain | language -> value -> rate
     rejected: dict[str, int] = field(default_factory=dict)  # reason -> completions, from sft.filters
     decontamination: dict[str, Any] = field(default_factory=dict)  # {"n": 10, "dropped": 3, "examples": [...]}
     tokens: dict[str, float] = field(default_factory=dict)  # of completions: total, mean, p50, p95, max
     sampling: dict[str, Any] = field(default_factory=dict)  # temperature, group_size, max_new_tokens, ...
 
 
-def write_dataset(
-    folder: Path, rows: Iterable[Mapping[str, Any]], card: DataCard, schema: pa.Schema = SFT_SCHEMA
-) -> None:
+def write_dataset(folder: Path, rows: Iterable[Mapping[str, Any]], card: DataCard) -> None:
     """Fill `folder` with data.parquet and then data_card.json.
 
     Raises:
-        ValueError: a row lacks a column of the schema, has another one, or the card counts other rows than there are.
+        ValueError: a row lacks a column of SFT_SCHEMA, has another one, or the card counts other rows than there are.
     """
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "data.parquet.tmp"
     count = 0
-    with pq.ParquetWriter(unfinished, schema) as writer:
-        for group in _groups(rows, schema):
+    with pq.ParquetWriter(unfinished, SFT_SCHEMA) as writer:
+        for group in _groups(rows):
             count += len(group)
-            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            writer.write_table(pa.Table.from_pylist(group, schema=SFT_SCHEMA))
     if count != card.n_rows:
         unfinished.unlink()
         raise ValueError(f"{folder}: the data card counts {card.n_rows} rows, but there are {count}")
@@ -65,11 +57,6 @@ def write_dataset(
     unfinished_card = folder / "data_card.json.tmp"
     unfinished_card.write_text(json.dumps(asdict(card), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished_card, folder / "data_card.json")
-
-
-def problem_rows(problems: Iterable[Problem]) -> Iterable[dict[str, Any]]:
-    """Rows for `write_dataset(..., schema=PROBLEM_SCHEMA)`; `read_problems` reads the folder back."""
-    return (problem_to_row(problem) for problem in problems)
 
 
 def count_by(rows: Iterable[Mapping[str, Any]], column: str) -> dict[str, int]:
@@ -80,11 +67,11 @@ def count_by(rows: Iterable[Mapping[str, Any]], column: str) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _groups(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterable[list[dict[str, Any]]]:
+def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterable[list[dict[str, Any]]]:
     group: list[dict[str, Any]] = []
     for number, row in enumerate(rows, start=1):
-        if set(row) != set(schema.names):
-            raise ValueError(f"row {number} has columns {sorted(row)}, the dataset has {sorted(schema.names)}")
+        if set(row) != set(SFT_SCHEMA.names):
+            raise ValueError(f"row {number} has columns {sorted(row)}, the dataset has {sorted(SFT_SCHEMA.names)}")
         group.append(dict(row))
         if len(group) == ROWS_PER_GROUP:
             yield group

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from pydantic import BaseModel, Field
 
 from pipeline.errors import RecipeError, did_you_mean
 from pipeline.inputs import Input, input_problems, order_stages
+from pipeline.recipe_checks import settings_problems
 from pipeline.schema import check, resolve_paths
 from pipeline.stages import KINDS, Many, StageKind
 from pipeline.yaml_source import Document, KeyPath, Place, parse_yaml, read_yaml
-from rewards.combine import check_rewards
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RESERVED = ("name", "seed", "output", "extends", "stages", "inputs")
@@ -83,8 +84,10 @@ def load(path: Path, overrides: Sequence[str] = (), kinds: Mapping[str, StageKin
 
     A stage recipe gets its name, inputs and run folder from the `pipeline.yaml` beside it that lists it; when the
     overrides name all its inputs (`inputs.policy=PATH`) it needs no pipeline and runs under runs/<recipe name>.
+    Where there is no recipes/..., the one that was installed with this package is meant.
     """
     settings = _parse_overrides(overrides)
+    path = _installed(path)
     document = read_yaml(path)
     if "stages" in document.data or "extends" in document.data:
         return _build(_laid_over(_read_pipeline(path), settings, str(path)), path, kinds)
@@ -93,6 +96,13 @@ def load(path: Path, overrides: Sequence[str] = (), kinds: Mapping[str, StageKin
             f"{path}: this is neither a stage recipe (it has no key 'stage') nor a pipeline (no key 'stages')"
         )
     return _load_single(path, document, settings, kinds)
+
+
+def _installed(path: Path) -> Path:
+    if path.exists() or path.parts[:1] != ("recipes",):
+        return path
+    ours = Path(str(files("recipes"))).joinpath(*path.parts[1:])
+    return ours if ours.is_file() else path
 
 
 def _load_single(
@@ -261,12 +271,7 @@ def _build_stage(
     inputs = _inputs(name, entry, kind, document, folder, list(file.stages))
     if config is None:
         return None
-    if rewards := getattr(config, "rewards", None):
-        try:
-            check_rewards(rewards)
-        except ValueError as error:
-            problems.append(f"{written.place(('rewards',))}: {error}")
-            return None
+    problems.extend(settings_problems(name, config, settings, inputs))
     return Stage(
         name=name,
         kind=str(kind_name),

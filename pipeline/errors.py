@@ -1,7 +1,13 @@
 """What a user is told when a recipe cannot be run: sentences, each with the place and the way to mend it."""
 
 import difflib
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data.schemas import SourceError
+from training.stage import StageError
 
 
 class RecipeError(Exception):
@@ -20,3 +26,19 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     if near:
         return f"; did you mean '{lowered[near[0]]}'?"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+@contextmanager
+def stage_errors(failure: str, log: Path, again: str) -> Iterator[None]:
+    """Whatever goes wrong inside as a StageError: "<failure>: <why>", and `again` where another try may help.
+
+    A fault of the code or of a process is a sentence too; its traceback is kept in `log`.
+    """
+    try:
+        yield
+    except (StageError, SourceError) as error:
+        retry = getattr(error, "retry", True)
+        raise StageError(f"{failure}: {error}{again if retry else ''}", retry=retry) from error
+    except Exception as error:
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        raise StageError(f"{failure}: {type(error).__name__}: {error} (traceback in {log}){again}") from error

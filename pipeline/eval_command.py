@@ -11,7 +11,7 @@ import typer
 
 from data.chat import Layout, Template
 from pipeline.checkpoint_paths import check_checkpoint, label_checkpoints
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, stage_errors
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,7 +44,9 @@ def evaluate(
     config = build_config(settings, {key: value for key, value in options.items() if value is not None})
     checkpoints = label_checkpoints(paths)
     config = _with_prompting(config, checkpoints, template, layout)
-    results = _evaluate(config, checkpoints, seed, output)
+    log = (output.parent if output else Path()) / ".r1_eval_error.log"
+    with stage_errors("the evaluation failed", log, again=""):
+        results = _evaluate(config, checkpoints, seed, output)
     _print_results(results)
 
 

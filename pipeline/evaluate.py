@@ -26,6 +26,7 @@ from rewards.config import RewardSpec
 from rewards.reward import Verdict
 from rewards.workers import RewardWorker
 from rollouts.records import Group, Request, SamplingParams
+from training.run_log import write_stats
 from training.stage import StageContext, StageError
 
 RESULTS, COMPLETIONS, DONE = "results.json", "completions.parquet", "checkpoints"
@@ -61,14 +62,17 @@ def run(config: EvaluateConfig, context: StageContext) -> None:
         evaluator.close()
     save_rows(context.output / COMPLETIONS, rows)
     write_json(context.output / RESULTS, {"suite": _suite(config, problems, list(checkpoints)), "checkpoints": results})
+    tokens = sum(row["length"] for row in rows)
+    write_stats(context.output, {"problems": len(problems), "samples": len(rows), "tokens": tokens})
 
 
 def held_out_problems(config: EvaluateConfig) -> list[Problem]:
-    """The suite: reasoning problems, then general instructions. Each id once; a file shorter than asked is used up."""
+    """The suite: reasoning problems, then general instructions, each question once; short files are used up."""
     pool = ProblemPool(config.problems, "held_out", config.problem_seed)
-    reasoning = pool.draw(0, config.num_problems, instruction_share=0.0)
-    general = pool.draw(0, config.general_problems, instruction_share=1.0)
-    return list({problem.id: problem for problem in (*reasoning, *general)}.values())
+    return [
+        *pool.draw_distinct(config.num_problems, instruction_share=0.0),
+        *pool.draw_distinct(config.general_problems, instruction_share=1.0),
+    ]
 
 
 def _check_labels(config: EvaluateConfig, labels: list[str]) -> None:

@@ -14,14 +14,6 @@ from pipeline.errors import RecipeError, did_you_mean
 from pipeline.schema import models_in
 from pipeline.stages import KINDS, StageKind
 
-_PLAIN_TYPES = {
-    int: "whole number",
-    float: "number",
-    bool: "true or false",
-    str: "text",
-    type(None): "null",
-    Any: "anything",
-}
 _PLAIN_TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text", type(None): "null"}
 _BOUNDS = (("gt", "greater than"), ("ge", "at least"), ("lt", "less than"), ("le", "at most"))
 

@@ -74,7 +74,10 @@ def _problems_of(
             )
         else:
             hint = did_you_mean(item.written, leaves)
-            yield f"{item.place}: input '{role}' of stage '{name}' names the unknown stage '{item.written}'{hint}"
+            yield (
+                f"{item.place}: input '{role}' of stage '{name}' names '{item.written}', which is neither a stage of "
+                f"this pipeline nor a folder beside the recipe ({item.path}){hint}"
+            )
         return
     fault = artifact_fault(item.path, expected)
     if fault:

@@ -2,13 +2,16 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from pipeline.errors import RecipeError
 
 _NAME = ".lock"
+_PATIENCE_S = 1.0  # `holder` takes the lock for a moment; a run that starts just then waits for it
 
 
 @contextmanager
@@ -22,17 +25,28 @@ def hold(folder: Path) -> Iterator[None]:
             f"the run folder {folder} cannot be written ({error}); choose another with output=PATH"
         ) from None
     with opened as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(file):
             raise RecipeError(
                 f"{folder} is being written by another run, process {_pid(folder) or 'unknown'}; "
                 "wait for it, stop it, or choose another folder with output=PATH"
-            ) from None
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _locked(file: IO[str]) -> bool:
+    """Whether the file could be locked, tried for about a second."""
+    end = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
 
 
 def holder(folder: Path) -> int | None:

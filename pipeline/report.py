@@ -8,13 +8,11 @@ from pathlib import Path
 import plotly.offline
 
 from pipeline.artifact import write_text
-from pipeline.report_data import RunFiles, read_run
+from pipeline.report_data import DIGEST_META, REPORT, RunFiles, artifacts_digest, read_run
 from pipeline.report_html import Html, fill, join
 from pipeline.report_scores import findings, headline, scores
 from pipeline.report_sections import curves, data_cards, lineage, samples
 from pipeline.report_style import POLICY, STYLE
-
-REPORT = "report.html"
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -23,6 +21,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="referrer" content="no-referrer">
+<meta name="{digest_meta}" content="{digest}">
 <title>{title}: report</title>
 <style>{style}</style>
 <script>{plotly}</script>
@@ -68,6 +67,8 @@ def render(run: RunFiles) -> Html:
     return fill(
         _PAGE,
         policy=POLICY,
+        digest_meta=DIGEST_META,
+        digest=artifacts_digest(run.stages),
         title=run.name,
         style=Html(STYLE),
         plotly=Html(plotly.offline.get_plotlyjs()),

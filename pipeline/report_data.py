@@ -1,11 +1,15 @@
 """Everything the report shows, read from a run folder. A file may be missing; a broken one is named, not fatal."""
 
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
+
+REPORT = "report.html"
+DIGEST_META = "r1-artifacts"  # name of the meta tag that says which artifacts a report shows
 
 STAGE_ORDER = (
     "base",
@@ -80,7 +84,7 @@ def read_run(run_folder: Path) -> RunFiles:
     if not run_folder.is_dir():
         raise FileNotFoundError(f"{run_folder} is not a run folder; `r1 run RECIPE` makes one under runs/")
     reader = _Reader()
-    found = {path.name: path for path in run_folder.iterdir() if path.is_dir() and not _SET_ASIDE.search(path.name)}
+    found = _stage_folders(run_folder)
     order = [name for name in STAGE_ORDER if name in found] + sorted(found.keys() - set(STAGE_ORDER))
     evaluations = [found[name] for name in order if (found[name] / "results.json").is_file()]
     results = reader.json(evaluations[0] / "results.json") if evaluations else None
@@ -92,6 +96,29 @@ def read_run(run_folder: Path) -> RunFiles:
         completions=completions,
         unreadable=reader.unreadable,
     )
+
+
+def _stage_folders(run_folder: Path) -> dict[str, Path]:
+    return {path.name: path for path in run_folder.iterdir() if path.is_dir() and not _SET_ASIDE.search(path.name)}
+
+
+def artifacts_digest(stages: Iterable[StageFiles]) -> str:
+    """Hex digest of the names and content hashes of the finished stages."""
+    hashes = sorted((stage.name, str(stage.manifest.get("content_hash"))) for stage in stages if stage.manifest)
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
+
+
+def is_current(run_folder: Path) -> bool:
+    """Whether the folder has a report, and it shows the artifacts that are there now."""
+    try:
+        with (run_folder / REPORT).open(encoding="utf-8") as page:
+            head = page.read(4096)
+    except (OSError, UnicodeDecodeError):
+        return False
+    reader = _Reader()
+    folders = _stage_folders(run_folder).items()
+    stages = [StageFiles(name=name, manifest=reader.json(folder / "manifest.json")) for name, folder in folders]
+    return f'name="{DIGEST_META}" content="{artifacts_digest(stages)}"' in head
 
 
 class _Reader:

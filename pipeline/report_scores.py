@@ -1,6 +1,7 @@
 """The upper half of the report: headline, the stage table of the paper for this run, and its findings checked."""
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import mode
 from typing import Any
 
 from pipeline.findings import MIN_PROBLEMS, CheckedClaim, CheckedFinding, CheckedTarget, Outcome, check_findings
@@ -10,7 +11,7 @@ from pipeline.report_html import Html, chip, duration, fill, join, missing, numb
 
 Row = Mapping[str, Any]
 _CHIPS = {Outcome.HOLDS: "good", Outcome.FAILS: "bad", Outcome.NOISE: "noise", Outcome.UNMEASURED: "none"}
-_QUANTITIES = {"pass@1": "pass@1", "language_consistency": "language consistency", "format": "format rate"}
+_QUANTITIES = {"pass@1": "pass@1", "language_consistency": "language consistency"}
 
 
 def headline(run: RunFiles) -> Html:
@@ -87,17 +88,20 @@ def scores(run: RunFiles) -> Html:
     overall = [checkpoints[name]["overall"] for name in names]
     absent = [name for name in CHECKPOINT_ORDER if name not in names]
     problems = sorted({r["n_problems"] for r in overall})
-    k = max(r["k"] for r in overall)
+    counts = {name: checkpoints[name]["overall"]["k"] for name in names}
+    k = mode(counts.values())
+    others = "".join(f", {name} {count}" for name, count in counts.items() if count != k)
     caption = (
-        f"{'–'.join(map(str, problems))} held-out problems, {k} completions each. pass@1 is mean correctness over "
-        "completions; cons@k that of the majority answer (ties by expectation, unparsed answers do not vote); pass@k "
+        f"{'–'.join(map(str, problems))} held-out problems, {k} completions each{others}. pass@1 is mean correctness "
+        "over completions; cons@k that of the majority answer of all completions of a problem (ties by expectation, "
+        "unparsed answers do not vote); pass@k "
         "the unbiased estimate of Chen et al. (2021). Small figures: 95 % bootstrap intervals that resample problems. "
         "Bold: best of the row, clear of its neighbours or not. Unscorable completions are left out and counted."
         + (f" Not made yet: {', '.join(absent)}." if absent else "")
     )
     if made_by := ", ".join(f"{c} by {s}" for s, c in run.checkpoint_of.items() if c != s):
         caption += f" Checkpoints and stages: {made_by}."
-    body = join(_score_rows(checkpoints, names, k), "")
+    body = join(_score_rows(checkpoints, names, "k" if others else str(k)), "")
     chart = fill(
         "<figure>{}<figcaption>{}</figcaption></figure>",
         scores_chart(checkpoints, names),
@@ -106,7 +110,7 @@ def scores(run: RunFiles) -> Html:
     return section("scores", "Scores by stage", table(["", *names], [body], caption, css="scores"), chart)
 
 
-def _score_rows(checkpoints: Mapping[str, Any], names: Sequence[str], k: int) -> list[Html]:
+def _score_rows(checkpoints: Mapping[str, Any], names: Sequence[str], k: str) -> list[Html]:
     overall = [checkpoints[name]["overall"] for name in names]
     width = len(names)
     rows = [
@@ -180,7 +184,8 @@ def findings(run: RunFiles) -> Html:
         "Each finding is a claim about the sign of a difference between two checkpoints on the same held-out "
         "problems, in percentage points with a 95 % interval (paired bootstrap over problems). It holds when the whole "
         "interval is on the claimed side of zero, does not hold when it is on the other side, and is within noise when "
-        f"the interval contains zero; with fewer than {MIN_PROBLEMS} common problems it is not measured. Targets are "
+        "the interval contains zero. That something does not fall is judged against a line one point below zero "
+        f"instead. With fewer than {MIN_PROBLEMS} common problems a claim is not measured. Targets are "
         "separate: met or missed by the mean. Intervals cover other problems of the same kind, not a second training "
         "run, and are not corrected for several comparisons.",
     )
@@ -210,7 +215,7 @@ def _claim(checked: CheckedClaim, scale: float) -> Html:
     claim, difference = checked.claim, checked.difference
     assert difference is not None
     numbers = fill(
-        "<span>{}: {} {} %, {} {} %; difference <b>{}</b> points [{}, {}], {} problems</span>",
+        "<span>{}: {} {} %, {} {} %; difference <b>{}</b> points [{}, {}]{}, {} problems</span>",
         _QUANTITIES[claim.quantity],
         claim.higher,
         percent(checked.higher),
@@ -219,6 +224,7 @@ def _claim(checked: CheckedClaim, scale: float) -> Html:
         points(difference.mean),
         points(difference.low),
         points(difference.high),
+        f", against {points(-claim.margin)}" if claim.margin else "",
         difference.n_problems,
     )
     return fill('<p class="claim">{}{}</p>', numbers, _strip(difference.low, difference.mean, difference.high, scale))

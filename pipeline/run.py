@@ -17,23 +17,24 @@ from pipeline.artifact import (
     HashCache,
     Manifest,
     hash_payload,
-    next_old_name,
     payload_files,
     read_manifest,
-    sync_folder,
     sync_payload,
     write_json,
 )
 from pipeline.config import Pipeline, Stage
-from pipeline.errors import RecipeError, did_you_mean
+from pipeline.errors import RecipeError, did_you_mean, stage_errors
 from pipeline.lock import hold
 from pipeline.progress import Progress
+from pipeline.redo import forget, move_aside, read_redo
+from pipeline.report_data import REPORT, is_current
 from pipeline.stages import KINDS, StageKind
 from pipeline.state import Standing, State, parent_hashes, standing_of, survey
 from training.stage import StageContext, StageError
 
 PROGRESS_FILE = ".progress.json"  # in a stage's folder: last event and seconds worked so far
 PIPELINE_FILE = "pipeline.json"  # in the run folder: which stages there are, for status and report
+_RESUME = "; run the same command again to resume it"
 _SAVE_EVERY_S = 2.0
 
 
@@ -44,7 +45,12 @@ class Plan:
     pipeline: Pipeline
     standings: dict[str, Standing]
     chosen: list[str]
-    redo: list[str]
+    asked: tuple[str, ...]  # stages the user wants made again
+
+    @property
+    def redo(self) -> list[str]:
+        """Those of them that are still to be moved aside."""
+        return [name for name in self.asked if self.standings[name].state is State.REDO]
 
 
 def make_plan(pipeline: Pipeline, redo: Sequence[str] = (), redo_from: Sequence[str] = ()) -> Plan:
@@ -53,9 +59,10 @@ def make_plan(pipeline: Pipeline, redo: Sequence[str] = (), redo_from: Sequence[
 
 
 def _plan(pipeline: Pipeline, redo: Sequence[str], redo_from: Sequence[str], hashes: HashCache) -> Plan:
-    again = _stages_to_redo(pipeline, redo, redo_from)
+    again = read_redo(pipeline.folder, _stages_to_redo(pipeline, redo, redo_from))
     chosen = [pipeline.only] if pipeline.only else list(pipeline.stages)
-    return Plan(pipeline=pipeline, standings=survey(pipeline, hashes, again), chosen=chosen, redo=again)
+    standings = survey(pipeline, hashes, again.waiting, again.begun)
+    return Plan(pipeline=pipeline, standings=standings, chosen=chosen, asked=again.asked)
 
 
 def run(
@@ -76,8 +83,7 @@ def run(
         plan = _plan(pipeline, redo, redo_from, hashes)
         _check_startable(plan)
         write_json(pipeline.folder / PIPELINE_FILE, _summary(pipeline))
-        for name in plan.redo:
-            _move_aside(pipeline.stages[name].folder)
+        move_aside(pipeline.folder, plan.asked, plan.redo)
         standings, made = dict(plan.standings), []
         with shown:
             for name in plan.chosen:
@@ -97,6 +103,7 @@ def run(
                 standings[name] = Standing(state=State.MADE, content_hash=manifest.content_hash)
                 made.append(name)
         hashes.save()
+        forget(pipeline.folder, plan.chosen)
     return made
 
 
@@ -154,16 +161,9 @@ def _make(
         seed=stage.seed,
         report=clock.report,
     )
-    resume = "run the same command again to resume it"
     try:
-        kind.run_function()(stage.config, context)
-    except StageError as error:
-        raise StageError(f"stage '{stage.name}' failed: {error}; {resume}") from error
-    except Exception as error:  # a fault of the code, not of the user: keep the traceback, show a sentence
-        log = stage.folder / ".error.log"
-        log.write_text(traceback.format_exc(), encoding="utf-8")
-        fault = f"{type(error).__name__}: {error} (traceback in {log})"
-        raise StageError(f"stage '{stage.name}' failed: {fault}; {resume}") from error
+        with stage_errors(f"stage '{stage.name}' failed", stage.folder / ".error.log", _RESUME):
+            kind.run_function()(stage.config, context)
     finally:
         clock.save()
     if not payload_files(stage.folder):
@@ -214,10 +214,12 @@ class _Clock:
 
 
 def write_report(pipeline: Pipeline, made: Sequence[str]) -> Path:
-    """The run's report: written again when a stage was made or when it is missing. Returns its path."""
-    existing = sorted(pipeline.folder.glob("report*.html"))
-    if existing and not made:
-        return existing[0]
+    """The run's report: written again when a stage was made or when it is not of the artifacts there are now.
+
+    Returns its path.
+    """
+    if not made and is_current(pipeline.folder):
+        return pipeline.folder / REPORT
     try:
         return import_module("pipeline.report").write_report(pipeline.folder)
     except Exception as error:  # the artifacts are whole: say so instead of ending a long run with a traceback
@@ -246,12 +248,6 @@ def _summary(pipeline: Pipeline) -> dict[str, Any]:
             for name, stage in pipeline.stages.items()
         },
     }
-
-
-def _move_aside(folder: Path) -> None:
-    if folder.exists():
-        folder.rename(next_old_name(folder))
-        sync_folder(folder.parent)
 
 
 def _from_artifact(path: Path, artifact: Path) -> str:

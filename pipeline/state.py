@@ -12,6 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from pipeline.artifact import (
     MANIFEST,
     PLAN,
@@ -44,22 +46,35 @@ class Standing:
     content_hash: str | None = None
 
 
-def survey(pipeline: Pipeline, hashes: HashCache, redo: Collection[str] = ()) -> dict[str, Standing]:
-    """The standing of every stage, in order. Writes nothing."""
+def survey(
+    pipeline: Pipeline, hashes: HashCache, redo: Collection[str] = (), begun: Collection[str] = ()
+) -> dict[str, Standing]:
+    """The standing of every stage, in order. Writes nothing.
+
+    redo: stages to make again. begun: stages of a redo that was cut off, made again only when they would be refused.
+    """
     standings: dict[str, Standing] = {}
+    redo = set(redo)
     for name, stage in pipeline.stages.items():
         parents = parent_hashes(stage, standings, hashes)
         if name in redo:
-            old = f"the old one is kept as {next_old_name(stage.folder).name}" if stage.folder.exists() else ""
-            standings[name] = Standing(state=State.REDO, reason=old)
+            standings[name] = _redone(stage)
             continue
         standing = standing_of(stage, parents, hashes)
         redone = [i.stage for i in stage.inputs if i.stage in redo]
         if redone and standing.state in (State.MADE, State.RESUME):
             reason = f"it was made from {redone[0]}, which is to be made again; use --redo-from {redone[0]}"
             standing = Standing(state=State.REFUSED, reason=reason, content_hash=standing.content_hash)
+        if name in begun and standing.state is State.REFUSED:
+            redo.add(name)
+            standing = _redone(stage)
         standings[name] = standing
     return standings
+
+
+def _redone(stage: Stage) -> Standing:
+    old = f"the old one is kept as {next_old_name(stage.folder).name}" if stage.folder.exists() else ""
+    return Standing(state=State.REDO, reason=old)
 
 
 def parent_hashes(stage: Stage, standings: Mapping[str, Standing], hashes: HashCache) -> dict[str, str | None]:
@@ -138,7 +153,7 @@ def _difference(
     """What the recipe and the parents say now against what was recorded; "" when they agree."""
     if kind != stage.kind:
         return f"its kind changed: {kind} -> {stage.kind}"
-    changes = list(_changed_keys(config, stage.record))
+    changes = list(_changed_keys(config, stage.record, stage.config))
     if changes:
         shown = ", ".join(f"{key}: {_show(old)} -> {_show(new)}" for key, old, new in changes[:5])
         more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
@@ -158,12 +173,35 @@ def _difference(
 _ABSENT = object()
 
 
-def _changed_keys(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _changed_keys(old: Any, new: Any, config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(key, old, new) of what differs. `config` is what `new` was dumped from.
+
+    A key the old config lacks, at its default now, is no change: the key is newer than the artifact.
+    """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
-            yield from _changed_keys(old.get(key, _ABSENT), new.get(key, _ABSENT), f"{prefix}.{key}" if prefix else key)
+            if key in old or not _is_default(config, key):
+                place = f"{prefix}.{key}" if prefix else key
+                yield from _changed_keys(old.get(key, _ABSENT), new.get(key, _ABSENT), _part(config, key), place)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for place, (before, now) in enumerate(zip(old, new, strict=True)):
+            yield from _changed_keys(before, now, _part(config, place), f"{prefix}[{place}]")
     elif old is _ABSENT or new is _ABSENT or old != new:
         yield prefix, old, new
+
+
+def _part(config: Any, key: Any) -> Any:
+    if isinstance(config, BaseModel):
+        return getattr(config, key, None)
+    try:
+        return config[key]
+    except (TypeError, LookupError):  # plain values, and sets, have no parts
+        return None
+
+
+def _is_default(config: Any, key: str) -> bool:
+    field = type(config).model_fields.get(key) if isinstance(config, BaseModel) else None
+    return field is not None and getattr(config, key) == field.get_default(call_default_factory=True, validated_data={})
 
 
 def _show(value: Any) -> str:

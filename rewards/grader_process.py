@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 START_DEADLINE_S = 120.0  # importing sympy takes seconds on a busy machine; not counted against a check
+NOT_STARTED = "grader did not start"  # how such an error begins: then neither side has been looked at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,7 @@ class CheckResult:
 
     equal: bool | None = None
     unparsed: str | None = None  # "gold" or "answer"
-    error: str | None = None  # "deadline", "crashed", "out of memory", ...: the grader failed, not the answer
+    error: str | None = None  # "deadline", "crashed", "out of memory", ...: there was no comparison
 
 
 class GraderPool:
@@ -48,6 +49,8 @@ class GraderPool:
                 f"GraderPool needs workers >= 1, deadline_s > 0 and memory_mb >= 256 (sympy alone takes about 100), "
                 f"got workers={workers}, deadline_s={deadline_s}, memory_mb={memory_mb}."
             )
+        self.deadline_s = deadline_s
+        self._good_golds: set[str] = set()
         self._children = [_Child(deadline_s, memory_mb) for _ in range(workers)]
         self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()  # last in, first out: few checks keep to one warm child
         for child in self._children:
@@ -64,6 +67,15 @@ class GraderPool:
             return CheckResult(**child.ask({"gold": gold, "answer": answer}))
         finally:
             self._idle.put(child)
+
+    def reads(self, gold: str) -> bool:
+        """Whether `gold` is found equal to itself; then a comparison that failed did so because of the answer.
+
+        Only a yes is remembered: a no may be a grader that is dead for the moment.
+        """
+        if gold not in self._good_golds and not self._closed and self.check(gold, gold).equal:
+            self._good_golds.add(gold)
+        return gold in self._good_golds
 
     def close(self) -> None:
         """End every child. Checks under way in other threads return an error."""
@@ -95,7 +107,7 @@ class _Child:
             started = _read_line(self.process, START_DEADLINE_S)
             if "error" in started:
                 self.kill()
-                return {"error": f"grader did not start: {started['error']}"}
+                return {"error": f"{NOT_STARTED}: {started['error']}"}
         reply = self._exchange(self.process, request)
         if "error" in reply:
             self.kill()

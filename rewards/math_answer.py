@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from data.chat import ANSWER_CLOSE, ANSWER_OPEN, parse_completion
 from rewards.exact import equal_numbers, parse_number, widen
-from rewards.grader_process import GraderPool
+from rewards.grader_process import NOT_STARTED, GraderPool
 from rewards.reward import Score
 
 MAX_ANSWER_CHARS = 1000  # longer ones are never equal to a gold answer, only slow to parse
@@ -68,7 +68,8 @@ def find_boxes(text: str) -> tuple[list[str], bool]:
 def grade_math(gold: str, answer: str, pool: GraderPool) -> Score:
     """PASS or FAIL when it can be decided whether `answer` equals `gold`, ERROR when it cannot.
 
-    A gold answer that cannot be read is an error of the problem; an answer that cannot be read is a wrong answer.
+    A gold answer that cannot be read is an error of the problem; an answer that cannot be read is a wrong answer, and
+    so is one that hangs or crashes the comparison, or else a policy could escape its negative advantage that way.
     """
     if not gold.strip():
         return Score.error("The gold answer is empty.")
@@ -82,12 +83,20 @@ def grade_math(gold: str, answer: str, pool: GraderPool) -> Score:
         return decided
     result = pool.check(gold, answer)
     if result.error is not None:
-        return Score.error(f"Comparing with the gold answer failed: {result.error}.")
+        return _without_comparison(gold, result.error, pool)
     if result.unparsed == "gold":
         return Score.error(f"The gold answer is not a formula: {gold[:80]!r}.")
     if result.unparsed:
         return Score.failed(detail=f"not a formula: {answer[:80]!r}")
     return Score.passed(detail="equal formulas") if result.equal else Score.failed(detail=f"not equal: {answer[:80]!r}")
+
+
+def _without_comparison(gold: str, error: str, pool: GraderPool) -> Score:
+    """FAIL where the grader works on the gold answer alone, so that the answer is to blame; ERROR where it does not."""
+    if error.startswith(NOT_STARTED) or not pool.reads(gold):
+        return Score.error(f"Comparing with the gold answer failed: {error}.")
+    ends = {"deadline": f"did not end within {pool.deadline_s:g} s", "out of memory": "ran out of memory"}
+    return Score.failed(detail=f"the comparison with this answer {ends.get(error, f'failed: {error}')}")
 
 
 def _decide_cheaply(gold: str, answer: str) -> Score | None:

@@ -57,6 +57,33 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
     log_samples: int = Field(default=8, ge=0, description="completions kept in samples.jsonl per rollout batch")
 
     @model_validator(mode="after")
+    def _samples_what_it_trains(self) -> Self:
+        rollout = self.rollout
+        if rollout.temperature == 0 or rollout.top_p < 1 or rollout.top_k > 0:
+            raise ValueError(
+                "rollout: training needs temperature above 0, top_p 1 and top_k 0: old and policy logprobs are "
+                "those of the whole distribution, so truncated sampling would bias every importance ratio"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _generator_is_used(self) -> Self:
+        ignored = self.generator.model_fields_set - {"max_slots", "deadline_s"}
+        if self.sample_in_trainer and ignored:
+            raise ValueError(f"sample_in_trainer starts no generators, so generator.{min(ignored)} would be ignored")
+        return self
+
+    @model_validator(mode="after")
+    def _general_part_is_reached(self) -> Self:
+        last = (self.rollouts - 1) / self.rollouts
+        if self.problems.instruction_share and self.general_from_share > last:
+            raise ValueError(
+                f"general_from_share {self.general_from_share} is never reached: the last rollout batch starts at "
+                f"{last:.3g} of the steps; take more steps or a smaller share"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_rollouts(self) -> Self:
         if self.steps % self.mini_batches:
             raise ValueError(

@@ -117,6 +117,18 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     return metrics
 
 
+def counts(metrics: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """What a whole stage did, from the rows of its metrics.jsonl: a cut-off stage ends with the same rows."""
+    batches = [row for row in metrics if "experience/sampled" in row]
+    return {
+        "samples": sum(row["experience/sampled"] for row in batches),
+        "samples_trained": sum(row["experience/trained"] for row in batches),
+        "samples_unscorable": sum(row["experience/unscorable"] for row in batches),
+        "tokens": round(sum(row["experience/sampled"] * row["rollout/length_mean"] for row in batches)),
+        "steps": sum("optimizer/lr" in row for row in metrics),
+    }
+
+
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 

@@ -108,7 +108,8 @@ class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
     preset: Preset = Field(
         default="r1",
         description="Named objective that fills every field left null: r1 (DeepSeek-R1's GRPO), v3_2 (DeepSeek-V3.2), "
-        "dapo, dr_grpo, gspo; r1 because this is the pipeline being reproduced.",
+        "dapo, dr_grpo, gspo; r1 because this is the pipeline being reproduced. dapo drops groups without signal but "
+        "does not resample to fill the batch; v3_2 lacks keep-routing and keep-sampling-mask for now.",
     )
     clip_low: float | None = Field(
         default=None,

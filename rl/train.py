@@ -18,11 +18,11 @@ from models.checkpoint import load_tokenizer
 from rewards.workers import RewardWorker
 from rl.batch import TrainingSequence, make_mini_batches
 from rl.config import GRPOConfig
-from rl.experience import ScoredGroup, rollout_metrics, sample_and_score, sample_rows, training_sequences
+from rl.experience import ScoredGroup, counts, rollout_metrics, sample_and_score, sample_rows, training_sequences
 from rl.trainer import NonFiniteLoss, PolicyTrainer
 from rollouts.pool import GeneratorPool
 from training.checkpoint import CheckpointStore
-from training.run_log import RunLog
+from training.run_log import METRICS, RunLog, read_log, write_stats
 from training.stage import StageContext, StageError
 
 
@@ -65,7 +65,7 @@ class Session:
             policy,
             config.optimizer,
             objective=self.objective,
-            temperature=config.rollout.temperature or 1.0,
+            temperature=config.rollout.temperature,
             max_new_tokens=config.rollout.max_new_tokens,
             row_tokens=config.trainer.row_tokens,
             max_slots=config.generator.max_slots,
@@ -153,7 +153,8 @@ class Session:
             metrics = self._wait(self.trainer.update.remote(mini_batch, lr), f"step {step + 1}")
         except NonFiniteLoss as error:
             dump = self._dump(mini_batch, step)
-            raise StageError(f"{self.context.name}: step {step + 1}: {error}; the batch is in {dump}") from None
+            sentence = f"{self.context.name}: step {step + 1}: {error}; the batch is in {dump}"
+            raise StageError(sentence, retry=False) from None
         self.seconds["time/update_s"] += time.monotonic() - started
         self.log.log(step + 1, self.pending_metrics | metrics | {"optimizer/lr": lr})
         self._report(
@@ -171,7 +172,8 @@ class Session:
             raise StageError(
                 f"{self.context.name}: step {step + 1}: generator and trainer differ by {difference:.3g} nats per "
                 f"token, more than mismatch_limit {self.config.mismatch_limit}: the policy that samples is not the one "
-                "that trains"
+                "that trains",
+                retry=False,
             )
 
     def end_rollout(self, step: int) -> None:
@@ -187,6 +189,7 @@ class Session:
 
     def save_policy(self) -> None:
         self._wait(self.trainer.save_checkpoint.remote(str(self.context.output)), "saving the policy")
+        write_stats(self.context.output, counts(read_log(self.context.output / METRICS)))
 
     def close(self) -> None:
         self.pool.close()

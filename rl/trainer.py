@@ -86,6 +86,7 @@ class PolicyTrainer(Trainer):
 
     def update(self, mini_batch: Sequence[TrainingSequence], lr: float) -> dict[str, float]:
         """One optimizer step. Raises NonFiniteLoss, with the weights untouched, instead of stepping on garbage."""
+        self.load.reset()  # old and reference logprobs were routed as well
         lengths = [len(sequence.completion_ids) for sequence in mini_batch]
         denominators = Denominators.of(lengths, self.max_new_tokens)
         parts, losses, entropy = [], 0.0, 0.0
@@ -115,7 +116,6 @@ class PolicyTrainer(Trainer):
         self.reference_is_policy = False
         if self.load.counts:
             metrics["moe/max_violation"] = self.load.max_violation()
-            self.load.reset()
         return metrics
 
     def save_state(self, folder: str) -> None:

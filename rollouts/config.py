@@ -9,11 +9,8 @@ from rollouts.records import SamplingParams
 
 
 class GeneratorConfig(BaseModel, extra="forbid", frozen=True):
-    """Which engine samples, and how many of it."""
+    """The processes that sample, each with the embedded engine (rollouts.transformers_generator)."""
 
-    engine: Literal["transformers"] = Field(
-        default="transformers", description="the embedded engine: no extra install, continuous batching, CPU or GPU"
-    )
     replicas: int = Field(
         default=2, ge=1, description="generator processes; one per core is fastest for tiny models on CPU"
     )

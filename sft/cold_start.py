@@ -4,7 +4,6 @@ Three sources: zero-shot samples, samples after worked examples (`few_shot`), co
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from rewards.config import RewardSpec
 from sft.config import ColdStartConfig
@@ -14,15 +13,15 @@ from sft.few_shot import few_shot_prompt
 from sft.refine import RuleRefiner
 from training.stage import StageContext, StageError
 
-VERIFIER = (RewardSpec(use="rewards.accuracy:Accuracy"),)
+GRADER = (RewardSpec(use="rewards.accuracy:Accuracy"),)
 
 
 def run(config: ColdStartConfig, context: StageContext) -> None:
-    listed = list(read_conversations(Path(config.dataset).expanduser())) if config.dataset else []
+    listed = list(read_conversations(config.dataset)) if config.dataset else []
     renderings = {"zero_shot": zero_shot(config)}
     if config.few_shot:
         renderings["few_shot"] = few_shot_prompt(config.few_shot, config.rollout.template, context.seed)
-    curated = curate(config, VERIFIER, context, renderings)
+    curated = curate(config, GRADER, context, renderings)
     curated.kept = curated.filters.limit_per_problem(_refined(curated, context))
     listed = chosen(listed, config.max_rows, context.seed)
     room = None if config.max_rows is None else config.max_rows - len(listed)
@@ -45,6 +44,7 @@ def _refined(curated: Curated, context: StageContext) -> list[Candidate]:
     if not refined:
         raise StageError(
             f"{context.name}: none of {lost} accepted completions has reasoning and a tagged answer to lay out as a "
-            "summary; keep filters.layout at answer_tags"
+            "summary; keep filters.layout at answer_tags",
+            retry=False,
         )
     return refined

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, FilePath
 
 from data.chat import Template
 from data.config import ProblemSource
@@ -93,8 +93,9 @@ class ColdStartConfig(CurationConfig, extra="forbid", frozen=True):
         ge=0,
         description="worked examples put before each prompt for a second set of samples; 0: none, as B.3.2",
     )
-    dataset: str | None = Field(
-        default=None, description="JSONL or parquet of conversations, added as they are; or none"
+    dataset: FilePath | None = Field(
+        default=None,
+        description="JSONL or parquet file of conversations, added as they are, or none; relative to the recipe",
     )
 
 

@@ -24,9 +24,12 @@ from rewards.language import SCRIPTS, language_consistency
 from sft.config import CurationConfig
 from sft.filters import Filters, Trace, normalize
 from sft.sampling import Prompt, Sampled, sampled_chunks
+from training.run_log import write_stats
 from training.stage import StageContext, StageError
 
-HELD_OUT_PROBLEMS = 2000  # procedural held-out problems that the rows are compared with
+# The procedural problems that rows are compared with: the first of the evaluation's default `problems` and
+# `problem_seed`, far more than its `num_problems`.
+HELD_OUT_SEED, HELD_OUT_PROBLEMS = 0, 2000
 Row = dict[str, Any]
 Item = TypeVar("Item")
 Render = Callable[[Any, Problem, int], list[int]]  # (tokenizer, problem, its index) -> prompt ids
@@ -85,7 +88,7 @@ def curate(
             candidates = (candidate_of(prompt.problem, c, prompt.source) for c in completions)
             curated.kept += [candidate for candidate in candidates if filters.accept(candidate)]
     if not curated.kept:
-        raise StageError(_nothing_accepted(context.name, curated))
+        raise StageError(_nothing_accepted(context.name, curated), retry=False)
     return curated
 
 
@@ -174,29 +177,29 @@ def chosen(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
     return [items[place] for place in sorted(places)]
 
 
-def without_held_out(rows: Sequence[Row], config: CurationConfig, seed: int) -> tuple[list[Row], dict[str, Any]]:
+def without_held_out(rows: Sequence[Row], config: CurationConfig) -> tuple[list[Row], dict[str, Any]]:
     """Rows free of held-out text, and what was looked for and found.
 
-    Benchmarks and held-out instructions by 10-grams; procedural problems by their exact question, since all problems of
-    one template share their words (their splits are disjoint by a hash of the task besides).
+    Benchmarks and held-out instructions by 10-grams; the evaluation's procedural problems by their exact question,
+    since all problems of one template share their words (their splits are disjoint by a hash of the task besides).
     """
     texts = [text for source in config.held_out_sources for p in read_problems(source) for text in problem_texts(p)]
     texts += [i.question for language in ("en", "zh") for i in instructions("held_out", language)]
     clean = decontaminate(rows, texts, lambda row: [message["content"] for message in row["messages"]])
-    families = ProblemsConfig(levels=config.problems.levels, families=config.problems.families)
-    held_out = {
-        normalize(problem.question) for problem in ProblemPool(families, "held_out", seed).draw(0, HELD_OUT_PROBLEMS)
-    }
+    pool = ProblemPool(ProblemsConfig(), "held_out", HELD_OUT_SEED)
+    held_out = {normalize(problem.question) for problem in pool.draw_distinct(HELD_OUT_PROBLEMS, instruction_share=0.0)}
     kept = [row for row in clean.kept if not any(q in held_out for q in _questions(row))]
     return kept, {
         "n": 10,
+        "rows_compared": len(rows),
         "held_out_texts": len(texts),
         "dropped": clean.dropped_count,
         "examples": clean.examples,
         "held_out_problems": len(held_out),
+        "held_out_problem_seed": HELD_OUT_SEED,
         "dropped_equal_question": len(clean.kept) - len(kept),
-        "exact_overlaps": sum(q in held_out for row in kept for q in _questions(row)),
-        "note": "procedural train and held-out tasks are disjoint by content hash; their questions are compared whole",
+        "note": "first dropped by shared words with held_out_texts, then by a question equal to a held_out_problem; "
+        "procedural train and held-out tasks are disjoint by content hash besides",
     }
 
 
@@ -212,9 +215,10 @@ def write(
     context: StageContext,
 ) -> None:
     """The dataset artifact: the chosen candidates and listed rows that hold no held-out text, and the data card."""
-    rows, decontamination = without_held_out([*rows_of(candidates), *listed], config, context.seed)
+    rows, decontamination = without_held_out([*rows_of(candidates), *listed], config)
     if not rows:
-        raise StageError(f"{context.name}: all {decontamination['dropped']} rows hold held-out text; use other prompts")
+        compared = decontamination["rows_compared"]
+        raise StageError(f"{context.name}: all {compared} rows hold held-out text; use other prompts", retry=False)
     card = DataCard(
         n_rows=len(rows),
         by_domain=count_by(rows, "domain"),
@@ -222,6 +226,10 @@ def write(
         by_source=count_by(rows, "source"),
         n_candidates=curated.filters.seen,
         accept_rate=len(curated.kept) / curated.filters.seen,
+        accept_rate_by={
+            "domain": _rates(curated.sampled_by["domain"], (c.problem.domain for c in curated.kept)),
+            "language": _rates(curated.sampled_by["language"], (c.language for c in curated.kept)),
+        },
         rejected=dict(sorted(curated.filters.reasons.items())),
         decontamination=decontamination,
         tokens=_token_stats(load_tokenizer(context.inputs["policy"]), rows),
@@ -231,12 +239,12 @@ def write(
             "samples_per_prompt": config.samples_per_prompt,
             "seed": context.seed,
             **config.rollout.model_dump(),
-            "accept_rate_by_domain": _rates(curated.sampled_by["domain"], (c.problem.domain for c in curated.kept)),
-            "accept_rate_by_language": _rates(curated.sampled_by["language"], (c.language for c in curated.kept)),
             **curated.notes,
         },
     )
     write_dataset(context.output, rows, card)
+    counts = {"rows": len(rows), "samples": curated.filters.seen, "tokens": round(card.tokens["total"])}
+    write_stats(context.output, counts | {"prompts": curated.prompts})
 
 
 def _rates(sampled: Counter[str], accepted: Iterable[str]) -> dict[str, float]:

@@ -4,7 +4,7 @@ from itertools import islice
 
 import numpy as np
 
-from cluster.actors import spawn, start_ray
+from cluster.actors import kill, spawn, start_ray
 from data.corpus import documents
 from models.checkpoint import save_model
 from models.tiny import build_model, build_tokenizer
@@ -12,6 +12,7 @@ from sft.batch import Example, Row, pack_examples
 from sft.config import PretrainConfig
 from sft.loop import train
 from sft.trainer import SupervisedTrainer
+from training.run_log import write_stats
 from training.stage import StageContext
 
 
@@ -29,17 +30,21 @@ def run(config: PretrainConfig, context: StageContext) -> None:
         device=config.trainer.device,
         threads=config.trainer.threads,
     )
-    train(
-        trainer,
-        lambda step: corpus_batch(config, tokenizer, step),
-        config.steps,
-        optimizer=config.optimizer,
-        settings=config.trainer,
-        mtp_weight=config.mtp_weight,
-        bias_speed=config.bias_speed,
-        context=context,
-        save_dtype=config.save_dtype,
-    )
+    try:
+        train(
+            trainer,
+            lambda step: corpus_batch(config, tokenizer, step),
+            config.steps,
+            optimizer=config.optimizer,
+            settings=config.trainer,
+            mtp_weight=config.mtp_weight,
+            bias_speed=config.bias_speed,
+            context=context,
+            save_dtype=config.save_dtype,
+        )
+    finally:
+        kill(trainer)
+    write_stats(context.output, {"documents": config.steps * config.documents_per_step, "steps": config.steps})
 
 
 def _model(config: PretrainConfig, tokenizer, seed: int):

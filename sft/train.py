@@ -1,6 +1,5 @@
 """The SFT stage: conversations to batches, one optimizer step each (DeepSeek-R1, arXiv:2501.12948v2, B.4.2)."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from sft.config import SFTConfig
 from sft.conversations import conversation_examples, read_conversations
 from sft.loop import train
 from sft.trainer import SupervisedTrainer
+from training.run_log import write_stats
 from training.stage import StageContext, StageError
 
 Sample = list[Example]  # a conversation; mostly one Example
@@ -65,7 +65,8 @@ def fine_tune(config: SFTConfig, context: StageContext, *, checkpoint: Path, dat
 def load_samples(config: SFTConfig, checkpoint: Path, dataset: Path) -> tuple[list[Sample], int]:
     """The tokenised conversations that fit, and how many do not: they are dropped whole, since a cut one has no answer.
 
-    The limit is the model's length or `row_tokens`, whichever is smaller. Raises StageError when nothing is left.
+    The limit is the model's length or `row_tokens`, whichever is smaller. Raises StageError when nothing is left, or
+    when the template has no room for a conversation.
     """
     tokenizer = load_tokenizer(checkpoint)
     _check_tokenizer(tokenizer, checkpoint, config)
@@ -74,15 +75,19 @@ def load_samples(config: SFTConfig, checkpoint: Path, dataset: Path) -> tuple[li
     file = dataset / "data.parquet"
     samples, dropped = [], 0
     for row in read_conversations(file):
-        sample = conversation_examples(tokenizer, row["messages"], config.template)
+        try:
+            sample = conversation_examples(tokenizer, row["messages"], config.template)
+        except ValueError as error:
+            raise StageError(f"{file}, row {row['id']}: {error}") from None
         if max(len(example.token_ids) for example in sample) <= limit:
             samples.append(sample)
         else:
             dropped += 1
     if not samples and dropped:
-        raise StageError(f"{file}: all {dropped} rows are longer than {limit} tokens; raise trainer.row_tokens")
+        sentence = f"{file}: all {dropped} rows are longer than {limit} tokens; raise trainer.row_tokens"
+        raise StageError(sentence, retry=False)
     if not samples:
-        raise StageError(f"{file} has no rows: there is nothing to train on; make the dataset again")
+        raise StageError(f"{file} has no rows: there is nothing to train on; make the dataset again", retry=False)
     return samples, dropped
 
 
@@ -107,5 +112,4 @@ def _write_stats(folder: Path, samples: Sequence[Sample], dropped: int, steps: i
         "target_tokens": sum(int(e.loss_mask.sum()) for e in examples),
         "steps": steps,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "stats.json").write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")
+    write_stats(folder, stats)

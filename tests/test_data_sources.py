@@ -13,7 +13,7 @@ from data.config import Columns, ProblemSource
 from data.problems import Problem
 from data.schemas import SourceError, detect_language, last_boxed, problem_from_row, problem_to_row
 from data.sources import read_problems, shuffled
-from data.write import PROBLEM_SCHEMA, SFT_SCHEMA, DataCard, count_by, problem_rows, write_dataset
+from data.write import SFT_SCHEMA, DataCard, count_by, write_dataset
 
 GSM8K = {
     "question": "Ann has 1,200 eggs and sells 2. How many are left?",
@@ -136,7 +136,7 @@ def test_own_problems_survive_parquet(tmp_path):
         )
         for number in range(3)
     ]
-    write_dataset(tmp_path, problem_rows(problems), DataCard(n_rows=3), schema=PROBLEM_SCHEMA)
+    pq.write_table(pa.Table.from_pylist([problem_to_row(problem) for problem in problems]), tmp_path / "data.parquet")
     assert read(tmp_path) == problems
     assert [problem_from_row(json.loads(json.dumps(problem_to_row(problem)))) for problem in problems] == problems
 

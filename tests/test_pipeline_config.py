@@ -139,7 +139,7 @@ FAULTS = {
     "unknown input stage": (
         "pipeline",
         "name: toy\nstages:\n  base: {recipe: base.yaml}\n  zero: {recipe: zero.yaml, inputs: {policy: bsae}}\n",
-        ["pipeline.yaml:4:", "unknown stage 'bsae'", "did you mean 'base'?"],
+        ["pipeline.yaml:4:", "'bsae', which is neither a stage", "/bsae)", "did you mean 'base'?"],
     ),
     "missing folder": (
         "pipeline",

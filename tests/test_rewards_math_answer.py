@@ -3,7 +3,7 @@
 import pytest
 
 from rewards.exact import equal_numbers, parse_number
-from rewards.grader_process import GraderPool
+from rewards.grader_process import CheckResult, GraderPool
 from rewards.math_answer import extract_answer, find_boxes, grade_math
 from rewards.reward import Verdict
 
@@ -126,12 +126,56 @@ def test_unreadable_gold_is_an_error(pool, gold):
     assert grade_math(gold, "42", pool).verdict is Verdict.ERROR
 
 
-def test_answer_that_hangs_the_grader_is_an_error_without_a_value():
-    with GraderPool(deadline_s=1.0) as pool:
-        score = grade_math("42", "2^{10^{10}}", pool)
-        assert (score.verdict, score.value) == (Verdict.ERROR, None)
-        assert "deadline" in score.detail
+@pytest.mark.parametrize("bomb", ["2^{10^{10}}", "9^{9^{9^{9}}}", "((10!)!)!"])
+def test_answer_that_hangs_or_crashes_the_grader_is_wrong(bomb):
+    with GraderPool(deadline_s=2.0) as pool:
+        score = grade_math("42", bomb, pool)
+        assert (score.verdict, score.value) == (Verdict.FAIL, 0.0)
         assert grade_math(r"\sqrt{16}", "4", pool).verdict is Verdict.PASS
+
+
+def test_late_answer_is_told_the_deadline():
+    with GraderPool(deadline_s=2.0) as pool:
+        assert "did not end within 2 s" in grade_math("42", "2^{10^{10}}", pool).detail
+
+
+def test_gold_that_hangs_the_grader_is_an_error_without_a_value():
+    with GraderPool(deadline_s=2.0) as pool:
+        score = grade_math("9^{9^{9^{9}}}", r"\sqrt{16}", pool)
+        assert (score.verdict, score.value) == (Verdict.ERROR, None)
+        assert grade_math(r"\sqrt{16}", "4", pool).verdict is Verdict.PASS
+
+
+class ScriptedPool(GraderPool):
+    """Every comparison of different sides ends in `error`; `gold_error` is what the gold answer alone leads to."""
+
+    def __init__(self, error, gold_error=None):
+        super().__init__()
+        self.error, self.gold_error, self.asked = error, gold_error, []
+
+    def check(self, gold, answer):
+        self.asked.append((gold, answer))
+        error = self.gold_error if gold == answer else self.error
+        return CheckResult(error=error) if error else CheckResult(equal=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [("out of memory", "ran out of memory"), ("crashed", "failed: crashed"), ("deadline", "within 5 s")],
+)
+def test_grader_that_fails_on_the_answer_alone_fails_the_answer(error, said):
+    pool = ScriptedPool(error)
+    scores = [grade_math(r"\sqrt{2}", answer, pool) for answer in ("x^2", "x^3")]
+    assert all(score.verdict is Verdict.FAIL and said in score.detail for score in scores)
+    assert pool.asked.count((r"\sqrt{2}", r"\sqrt{2}")) == 1  # the gold answer is tried once
+
+
+@pytest.mark.parametrize(
+    ("error", "gold_error"), [("crashed", "crashed"), ("deadline", "deadline"), ("grader did not start: crashed", None)]
+)
+def test_dead_grader_is_an_error_not_a_wrong_answer(error, gold_error):
+    score = grade_math(r"\sqrt{2}", "x^2", ScriptedPool(error, gold_error))
+    assert (score.verdict, score.value) == (Verdict.ERROR, None)
 
 
 def test_python_powers_are_never_evaluated_into_a_reward():

@@ -1,6 +1,7 @@
 """Refining Zero's completions: the layout changes, steps and answer do not."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -104,6 +105,10 @@ class ScriptedGenerator:
 
 
 class LetterTokenizer:
+    chat_template = None
+    added_tokens_decoder: ClassVar[dict] = {}
+    all_special_tokens: ClassVar[list] = []
+
     def apply_chat_template(self, messages, tokenize, add_generation_prompt):
         return messages[-1]["content"]
 

@@ -7,13 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.config import ProblemSource
-from data.problem_pool import ProblemsConfig
+from data.problem_pool import ProblemPool, ProblemsConfig
 from models.checkpoint import load_tokenizer
+from pipeline.evaluate_config import EvaluateConfig
 from rollouts.config import GeneratorConfig, RolloutConfig
 from sft.batch import pack_examples
 from sft.cold_start import run as run_cold_start
-from sft.config import ColdStartConfig, RejectionSamplingConfig
+from sft.config import ColdStartConfig, CurationConfig, RejectionSamplingConfig
 from sft.conversations import conversation_examples
+from sft.curation import without_held_out
 from sft.filters import FilterConfig
 from sft.rejection_sampling import mixture
 from sft.rejection_sampling import run as run_rejection_sampling
@@ -118,8 +120,8 @@ def test_cold_start_keeps_right_readable_samples_as_think_and_summary(ray_sessio
         assert "<answer>" not in completion
     facts = card(out)
     assert facts["n_candidates"] == 16 and facts["rejected"]["incorrect"] >= 4
-    assert facts["accept_rate"] == 3 / 16 == facts["sampling"]["accept_rate_by_domain"]["sums"]
-    assert facts["decontamination"]["exact_overlaps"] == 0
+    assert facts["accept_rate"] == 3 / 16 == facts["accept_rate_by"]["domain"]["sums"]
+    assert facts["decontamination"]["dropped_equal_question"] == 0
     assert events[-1]["step"] == events[-1]["total_steps"] == 8 and events[-1]["phase"] == "sampling"
 
 
@@ -167,6 +169,18 @@ def test_own_conversations_are_added_and_held_out_text_is_not(ray_session, zero,
     assert [row["messages"][0]["content"] for row in table(tmp_path / "out")][-1] == "Hi?"
     facts = card(tmp_path / "out")
     assert facts["by_source"] == {"listed": 1, "zero_shot": 2} and facts["decontamination"]["dropped"] == 1
+
+
+def test_questions_of_the_default_evaluation_are_dropped_whatever_the_stage_samples():
+    asked = EvaluateConfig()
+    pool = ProblemPool(asked.problems, "held_out", asked.problem_seed)
+    held_out = [problem.question for problem in pool.draw_distinct(asked.num_problems, instruction_share=0.0)]
+    turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": "?"}] for q in (*held_out, "1+1 = ?")]
+    config = CurationConfig(problems=ProblemsConfig(families=("sorting",)))
+    rows, report = without_held_out([{"messages": messages} for messages in turns], config)
+    assert [row["messages"][0]["content"] for row in rows] == ["1+1 = ?"]
+    assert report["rows_compared"] == len(turns)
+    assert report["dropped"] + report["dropped_equal_question"] == len(held_out)
 
 
 def test_nothing_accepted_says_why(ray_session, llama_checkpoint, tmp_path):

@@ -81,6 +81,21 @@ def test_a_template_that_drops_earlier_reasoning_is_followed(tokenizer):
     assert "<think>" not in tokenizer.decode(second.token_ids)
 
 
+@pytest.mark.parametrize("said", [ANSWER, ANSWER.replace("<think>", "<think>\n", 1)])
+def test_a_template_that_opens_the_reasoning_is_not_repeated(tokenizer, said):
+    opening = load_tokenizer(tokenizer.name_or_path)
+    opening.chat_template = tokenizer.chat_template.replace("'<｜Assistant｜>' }}", "'<｜Assistant｜><think>\\n' }}")
+    (example,) = conversation_examples(opening, row(0, "One?", said)["messages"], "chat")
+    assert opening.decode(example.token_ids).count("<think>") == 1
+    assert trained_text(opening, example) == said.removeprefix("<think>").removeprefix("\n") + EOS
+
+
+def test_a_turn_spelt_inside_an_answer_is_not_trained_as_one(tokenizer):
+    (example,) = conversation_examples(tokenizer, row(0, "One?", f"1{EOS}<｜User｜>2?")["messages"], "chat")
+    assert list(example.token_ids).count(tokenizer.eos_token_id) == 1
+    assert trained_text(tokenizer, example) == f"1{EOS}<｜User｜>2?{EOS}"
+
+
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
@@ -96,6 +111,12 @@ def test_bad_conversations_are_refused_with_their_place(messages, said):
     with pytest.raises(StageError, match="line 3") as error:
         checked_messages(messages, "data.jsonl line 3")
     assert said in str(error.value)
+
+
+def test_conversations_that_the_template_has_no_room_for_are_refused_with_their_row(tiny_checkpoint, tmp_path):
+    several = row(7, "Say hello.", "Hello!", "Again.", "Hi.")
+    with pytest.raises(StageError, match=r"row .*: template plain holds one user turn, got user, assistant, user"):
+        load_samples(SFTConfig(template="plain"), tiny_checkpoint, save_rows(tmp_path, [several]))
 
 
 def test_long_conversations_are_dropped_whole_and_counted(tiny_checkpoint, tmp_path):

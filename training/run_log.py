@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 METRICS, TIMINGS, SAMPLES = "metrics.jsonl", "timings.jsonl", "samples.jsonl"
+STATS = "stats.json"  # what a stage did in numbers; the manifest takes them over
 
 
 class RunLog:
@@ -61,6 +62,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_bytes().splitlines() if _step(line) is not None]
+
+
+def write_stats(folder: Path, counts: Mapping[str, Any]) -> None:
+    """Leave the counts of a stage (samples, tokens, steps). They must not depend on how often it was cut off."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STATS).write_text(json.dumps(_plain(counts), indent=2) + "\n", encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,14 @@ from typing import Any
 
 
 class StageError(Exception):
-    """A stage cannot go on. The message is one sentence for the user: what, where, how to mend it."""
+    """A stage cannot go on. The message is one sentence for the user: what, where, how to mend it.
+
+    retry: whether the same command may succeed another time; False for what follows from config and data alone.
+    """
+
+    def __init__(self, message: str, *, retry: bool = True) -> None:
+        super().__init__(message)
+        self.retry = retry
 
 
 def _silent(event: dict[str, Any]) -> None:
