@@ -28,17 +28,14 @@ def settings_problems(name: str, config: BaseModel, settings: Document, inputs: 
 
 
 def _missing_files(config: Any, settings: Document) -> Iterator[str]:
-    named: list[tuple[KeyPath, str, bool]] = [
-        ((*keys, number, "path"), source.path, _is_local(source.path))
+    named = [
+        ((*keys, number, "path"), source.path)
         for keys in (("problems", "sources"), ("held_out_sources",))
         for number, source in enumerate(_get(config, keys) or ())
     ]
-    dataset = _get(config, ("dataset",))
-    if isinstance(dataset, str):  # conversations of your own: never a name of a hub
-        named.append((("dataset",), dataset, True))
-    for keys, written, local in named:
+    for keys, written in named:
         path = Path(written).expanduser()
-        if local and not path.exists():
+        if _is_local(written) and not path.exists():
             names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
             whence = "" if path.is_absolute() else f"; relative paths start at the working directory, {Path.cwd()}"
             yield f"{settings.place(keys)}: {_dotted(keys)}: there is no {written}{_near(path.name, names)}{whence}"

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from pipeline import lock
 from pipeline.cli import main
+from pipeline.report_data import artifacts_digest, read_run
 from pipeline.stages import KINDS
 from tests.toy_stages import RECIPES, TOY_KINDS, write_recipes
 
@@ -50,7 +51,8 @@ def r1(tmp_path, monkeypatch):
 
     def write_report(folder: Path) -> Path:
         written.append(folder)
-        (folder / "report.html").write_text("report")
+        digest = artifacts_digest(read_run(folder).stages)
+        (folder / "report.html").write_text(f'<meta name="r1-artifacts" content="{digest}">')
         return folder / "report.html"
 
     monkeypatch.setitem(sys.modules, "pipeline.report", SimpleNamespace(write_report=write_report))
@@ -86,6 +88,35 @@ def test_a_second_run_skips_and_does_not_write_the_report_again(r1):
     Path("runs/toy/report.html").unlink()
     r1("run", "recipes/pipeline.yaml")
     assert len(r1.reports) == 2
+
+
+def test_a_report_of_other_artifacts_is_written_again(r1):
+    """As after a kill between the last manifest and the report."""
+    r1("run", "recipes/pipeline.yaml")
+    old = Path("runs/toy/report.html").read_text()
+    r1("run", "recipes/pipeline.yaml", "zero.steps=6", "--redo-from", "zero")
+    new = Path("runs/toy/report.html").read_text()
+    assert new != old
+    Path("runs/toy/report.html").write_text(old)
+    assert r1("run", "recipes/pipeline.yaml", "zero.steps=6").exit_code == 0
+    assert Path("runs/toy/report.html").read_text() == new
+
+
+def test_the_recipes_of_the_package_are_found_from_anywhere(tmp_path):
+    command = [sys.executable, "-m", "pipeline.cli", "run", "recipes/tiny/zero.yaml", "--dry-run"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, f"inputs.policy={ROOT}/recipes/tiny/base"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "to make" in done.stdout and not (tmp_path / "runs").exists()
+    command[4] = "recipes/tiny/zeor.yaml"
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("recipes/tiny/zeor.yaml: there is no such file")
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,9 @@ def test_results_equal_the_statistics_of_the_completions(evaluated):
         assert overall["length_mean"] == np.mean([r["length"] for r in rows])
         assert overall["truncated"] == sum(r["truncated"] for r in rows)
     assert results["suite"]["samples"] == {"base": 4, "dev1": 2}
+    counts = json.loads((output / "stats.json").read_text(encoding="utf-8"))
+    rows = rows_of(output)
+    assert counts == {"problems": 10, "samples": 60, "tokens": sum(row["length"] for row in rows)}
     assert results["suite"]["prompting"]["base"] == {"template": "plain", "layout": "answer_tags"}
 
 
@@ -132,7 +135,7 @@ def test_resume_keeps_finished_checkpoints_and_ends_with_the_same_files(evaluate
     # dev1 now starts a pool of its own instead of taking over base's: the completions must not depend on that.
     stage.run(CONFIG, context_for(again, checkpoints, events))
     assert {event["phase"] for event in events if "phase" in event} == {"dev1"}
-    for name in ("results.json", "completions.parquet"):
+    for name in ("results.json", "completions.parquet", "stats.json"):
         assert (again / name).read_bytes() == (output / name).read_bytes()
 
 
@@ -281,6 +284,23 @@ def test_bad_settings_are_found_before_anything_starts(checkpoints):
     assert result.exit_code == 2 and "num_problems of evaluate must be at least 1" in result.stderr
     result = CliRunner().invoke(app, ["eval", "problem_seed=1"])
     assert result.exit_code == 2 and "name at least one checkpoint" in result.stderr
+
+
+def test_bad_data_and_a_fault_while_evaluating_are_one_sentence_and_exit_code_1(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["eval", str(checkpoints["base"])]
+    result = CliRunner().invoke(app, [*arguments, "problems.sources=[{path: nowhere.jsonl}]"])
+    assert result.exit_code == 1 and "the evaluation failed: nowhere.jsonl: there is no such file" in result.stderr
+    assert "Traceback" not in result.output
+
+    def loses_a_process(config, context):
+        raise RuntimeError("the raylet died")
+
+    monkeypatch.setattr(stage, "run", loses_a_process)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1 and "the evaluation failed: RuntimeError: the raylet died" in result.stderr
+    assert "Traceback" not in result.output
+    assert "loses_a_process" in (tmp_path / ".r1_eval_error.log").read_text()
 
 
 def test_settings_and_options_make_one_config():

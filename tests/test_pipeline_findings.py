@@ -90,22 +90,47 @@ def test_preference_hacking_says_why_it_is_not_measured():
     assert checked.outcome is Outcome.UNMEASURED and "preference reward" in checked.reason
 
 
-def test_readability_is_carried_by_one_measure_and_refuted_by_either():
+def test_readability_is_language_consistency_whatever_the_layout():
     zero = _completions("zero", 0.5, language=0.9, formatted=1.0)
-    by_language = _check(zero, _completions("dev1", 0.4, language=0.99, formatted=1.0))
-    assert by_language["cold_start_readable"].outcome is Outcome.HOLDS
-    mixed = _check(zero, _completions("dev1", 0.4, language=0.99, formatted=0.5))
-    assert mixed["cold_start_readable"].outcome is Outcome.FAILS
-    assert combine([Outcome.NOISE, Outcome.UNMEASURED]) is Outcome.NOISE
-    assert combine([]) is Outcome.UNMEASURED
+    checked = _check(zero, _completions("dev1", 0.4, language=0.97, formatted=0.5))["cold_start_readable"]
+    assert checked.outcome is Outcome.HOLDS
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ("HOLDS HOLDS", "HOLDS"),
+        ("HOLDS FAILS", "FAILS"),
+        ("UNMEASURED NOISE FAILS", "FAILS"),
+        ("HOLDS NOISE", "NOISE"),
+        ("NOISE UNMEASURED", "NOISE"),
+        ("HOLDS UNMEASURED", "UNMEASURED"),
+        ("", "UNMEASURED"),
+    ],
+)
+def test_a_finding_holds_when_all_of_its_claims_hold(outcomes, expected):
+    assert combine([Outcome[name] for name in outcomes.split()]) is Outcome[expected]
 
 
 def test_language_target_is_a_level_of_r1():
-    rows = [*_completions("zero", 0.5, language=0.8), *_completions("dev2", 0.5, language=0.97)]
+    rows = [*_completions("dev1", 0.5, language=0.97), *_completions("dev2", 0.5, language=0.97)]
     checked = _check(rows, _completions("r1", 0.5, language=0.95))["language_reward"]
     assert checked.outcome is Outcome.HOLDS
     assert checked.target is not None and not checked.target.met
     assert checked.target.value.mean == pytest.approx(0.95, abs=0.01)
+
+
+def test_consistency_may_fall_by_less_than_a_point_and_its_cause_takes_an_ablation():
+    dev1 = _completions("dev1", 0.5, language=0.97)
+    same = _check(dev1, [row | {"checkpoint": "dev2"} for row in dev1])["language_reward"]
+    assert same.outcome is Outcome.HOLDS and len(same.claims) == 1
+    assert "dev2_no_language" in same.reason
+    assert _check(dev1, _completions("dev2", 0.5, language=0.9))["language_reward"].outcome is Outcome.FAILS
+    dev2 = _completions("dev2", 0.5, language=0.97)
+    ablated = _check(dev1, dev2, _completions("dev2_no_language", 0.5, language=0.9))["language_reward"]
+    assert ablated.outcome is Outcome.HOLDS and len(ablated.claims) == 2 and not ablated.reason
+    useless = _check(dev1, dev2, [row | {"checkpoint": "dev2_no_language"} for row in dev2])["language_reward"]
+    assert useless.outcome is Outcome.NOISE
 
 
 def test_unscorable_completions_do_not_count_as_failures():

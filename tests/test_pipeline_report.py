@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.report import write_report
 from pipeline.report_charts import moving_average
-from pipeline.report_data import read_run
+from pipeline.report_data import is_current, read_run
 from pipeline.report_html import fill, text
 from pipeline.report_lineage import Node, lineage_svg
 from pipeline.report_sections import chosen_problems, parent_stages
@@ -97,6 +97,29 @@ def test_scores_appear_as_they_are_in_the_results(finished):
         assert f"{100 * row['cons@k']:.1f}" in parsed.visible
     for words in ("cons@4", "pass@1 by domain", "pass@1 by language", "30 held-out problems"):
         assert words in parsed.visible
+
+
+def test_consensus_is_not_labelled_with_a_k_that_not_all_checkpoints_have(finished, tmp_path):
+    folder = tmp_path / "tiny"
+    shutil.copytree(finished, folder)
+    path = folder / "evaluate" / "results.json"
+    results = json.loads(path.read_text())
+    results["checkpoints"]["base"]["overall"]["k"] = 16
+    path.write_text(json.dumps(results))
+    _, parsed = _read(folder)
+    assert "4 completions each, base 16." in parsed.visible
+    assert "cons@k" in parsed.visible and "cons@4" not in parsed.visible and "cons@16" not in parsed.visible
+
+
+def test_a_report_knows_the_artifacts_it_shows(finished, tmp_path):
+    folder = tmp_path / "tiny"
+    shutil.copytree(finished, folder)
+    assert not is_current(tmp_path)
+    write_report(folder)
+    assert is_current(folder)
+    manifest = json.loads((folder / "zero" / "manifest.json").read_text())
+    (folder / "zero" / "manifest.json").write_text(json.dumps(manifest | {"content_hash": "other"}))
+    assert not is_current(folder)
 
 
 def test_headline_has_numbers_machine_versions_and_time(finished):

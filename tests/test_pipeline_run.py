@@ -1,3 +1,4 @@
+import fcntl
 import io
 import json
 import os
@@ -6,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -127,6 +129,99 @@ def test_redo_keeps_the_old_one_and_asks_for_what_follows(toy):
     assert "did you mean 'zero'?" in _refusal(toy, redo=["zeor"])
 
 
+def _old(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if ".old-" in path.name)
+
+
+def test_a_redo_that_failed_goes_on_with_the_same_command(toy):
+    toy()
+    before = _hashes(toy.folder)
+    broken = dict(TOY_KINDS)
+    kind = TOY_KINDS["toy_data"]
+
+    def fails(config, context):
+        raise StageError("no")
+
+    broken["toy_data"] = type(kind)(config=kind.config, run=fails, inputs=kind.inputs, leaves=kind.leaves)
+    pipeline = load(toy.recipes / "pipeline.yaml", [f"output={toy.folder}"], TOY_KINDS)
+    with pytest.raises(StageError):
+        run(pipeline, kinds=broken, redo_from=["zero"])
+    states = {name: standing.state for name, standing in toy.plan(redo_from=["zero"]).standings.items()}
+    assert states == {"base": "made", "zero": "made", "data": "resume", "evaluate": "to make"}
+    assert toy(redo_from=["zero"]) == ["data", "evaluate"]
+    assert _old(toy.folder) == ["data.old-1", "evaluate.old-1", "zero.old-1"]
+    assert _hashes(toy.folder) == before
+    assert toy(redo_from=["zero"]) == ["zero", "data", "evaluate"]  # it was done, so this is another one
+
+
+def test_a_redo_that_failed_can_be_asked_for_with_other_settings(toy):
+    toy()
+    with pytest.raises(StageError):
+        toy("zero.fail_at=3", redo_from=["zero"])
+    assert toy("zero.steps=6", redo_from=["zero"]) == ["zero", "data", "evaluate"]
+    assert _old(toy.folder) == ["data.old-1", "evaluate.old-1", "zero.old-1", "zero.old-2"]
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_a_redo_cut_off_between_two_renames_moves_the_rest(toy, monkeypatch, moves):
+    toy()
+    left = iter([True] * moves)
+    rename = Path.rename
+
+    def dies(path, target):
+        if not next(left, False):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", dies)
+    with pytest.raises(KeyboardInterrupt):
+        toy(redo_from=["zero"])
+    monkeypatch.undo()
+    assert toy(redo_from=["zero"]) == ["zero", "data", "evaluate"]
+    assert _old(toy.folder) == ["data.old-1", "evaluate.old-1", "zero.old-1"]
+
+
+def test_a_redo_killed_at_random_moments_moves_each_artifact_once(toy):
+    toy("zero.pause_s=0.1")
+    before = _hashes(toy.folder)
+    program = textwrap.dedent(f"""
+        import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        from pathlib import Path
+        from pipeline.config import load
+        from pipeline.run import run
+        from tests.toy_stages import TOY_KINDS
+        overrides = ["output={toy.folder}", "zero.pause_s=0.1"]
+        pipeline = load(Path({str(toy.recipes / "pipeline.yaml")!r}), overrides, TOY_KINDS)
+        print("go", flush=True)
+        run(pipeline, kinds=TOY_KINDS, redo_from=["zero"])
+    """)
+    rng = random.Random()
+    for patience in (rng.uniform(0.0, 0.1), rng.uniform(0.1, 0.3), rng.uniform(0.1, 0.3), 60.0):
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            try:
+                assert process.wait(timeout=patience) == 0
+                break
+            except subprocess.TimeoutExpired:
+                os.kill(process.pid, signal.SIGKILL)
+    assert _old(toy.folder) == ["data.old-1", "evaluate.old-1", "zero.old-1"]
+    assert _hashes(toy.folder) == before
+
+
+def test_a_key_newer_than_the_artifact_is_no_difference_at_its_default(toy):
+    toy()
+    path = toy.folder / "zero" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["config"]["pause_s"], manifest["config"]["optimizer"]["name"]
+    path.write_text(json.dumps(manifest))
+    assert toy() == []
+    assert 'optimizer.name: nothing -> "muon"' in _refusal(toy, "zero.optimizer.name=muon")
+    manifest["config"]["gone"] = 1
+    path.write_text(json.dumps(manifest))
+    assert "gone: 1 -> nothing" in _refusal(toy)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_damaged_payload_is_refused_naming_the_file(toy, name):
     toy()
@@ -143,6 +238,17 @@ def test_a_failed_stage_says_so_and_is_resumed(toy):
     # the plan on disk says fail_at=3, so another config is not mixed into it
     message = _refusal(toy)
     assert "started differently and cut off" in message and "fail_at: 3 -> null" in message
+
+
+def test_a_failure_that_must_repeat_is_not_told_to_be_tried_again(toy):
+    def fails(config, context):
+        raise StageError("the loss is nan", retry=False)
+
+    kinds = TOY_KINDS | {"toy_base": type(TOY_KINDS["toy_base"])(config="", run=fails, leaves="checkpoint")}
+    pipeline = load(toy.recipes / "pipeline.yaml", [f"output={toy.folder}"], TOY_KINDS)
+    with pytest.raises(StageError) as caught:
+        run(pipeline, kinds=kinds)
+    assert str(caught.value) == "stage 'base' failed: the loss is nan" and not caught.value.retry
 
 
 def test_wall_time_counts_every_attempt(toy):
@@ -269,6 +375,16 @@ def test_two_runs_cannot_write_one_folder(toy):
         assert f"process {os.getpid()}" in message and "output=PATH" in message
     assert lock.holder(toy.folder) is None
     assert toy() == ALL
+
+
+def test_a_look_at_the_lock_does_not_make_a_run_fail(toy):
+    toy.folder.mkdir(parents=True)
+    with (toy.folder / ".lock").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        release = threading.Timer(0.3, fcntl.flock, (file, fcntl.LOCK_UN))
+        release.start()
+        assert toy() == ALL
+        release.join()
 
 
 def test_planning_writes_nothing(toy):

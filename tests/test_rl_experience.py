@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data.problems import Problem
 from rewards.reward import Score
-from rl.experience import ScoredGroup, rollout_metrics, sample_rows, training_sequences
+from rl.experience import ScoredGroup, counts, rollout_metrics, sample_rows, training_sequences
 from rl.objective import ObjectiveConfig
 from rollouts.records import Completion, Group
 
@@ -95,3 +95,18 @@ def test_sample_rows(groups, count, rows):
     assert len(chosen) == rows
     assert len({row["problem_id"] for row in chosen}) == rows
     assert all(row["step"] == 4 and row["verdict"] == "pass" and row["question"] == "1+1?" for row in chosen)
+
+
+def test_counts_of_a_stage_are_those_of_its_completions():
+    batches = [
+        [scored_group([1.0, 0.0, None], lengths=[3, 4, 5])],
+        [scored_group([1.0, 1.0], lengths=[2, 6]), scored_group([0.0, 1.0], lengths=[1, 1])],
+    ]
+    rows = []
+    for groups in batches:
+        _, counters = training_sequences(groups, ObjectiveConfig().resolve(), MAX_NEW_TOKENS)
+        rows += [rollout_metrics(groups) | counters | {"optimizer/lr": 0.1}, {"optimizer/lr": 0.1}]
+    rows.append(rollout_metrics(batches[0]))  # a batch without a signal takes no step
+    done = counts(rows)
+    assert (done["samples"], done["tokens"], done["steps"]) == (7, 22, 4)
+    assert done["samples_unscorable"] == 1 and all(isinstance(count, int) for count in done.values())

@@ -34,7 +34,7 @@ CONFIG = GRPOConfig(
     optimizer=OptimizerConfig(lr=5e-3),
     trainer=TrainerConfig(device="cpu", threads=1, row_tokens=512, checkpoint_every=4),
 )
-DETERMINISTIC = ("model.safetensors", "config.json", "metrics.jsonl", "samples.jsonl")
+DETERMINISTIC = ("model.safetensors", "config.json", "metrics.jsonl", "samples.jsonl", "stats.json")
 # Reports take a while, so that a kill hits the middle of the run.
 DRIVER = """
 import sys

@@ -142,7 +142,7 @@ def test_a_stage_killed_between_chunks_ends_with_the_same_dataset(ray_session, z
     assert len(done) == 2 and not (cut / "data.parquet").exists()
     run_cold_start(config, context(cut, zero))
     assert [path.stat().st_mtime_ns for path in done] == before  # nothing was sampled twice
-    for name in ("data.parquet", "data_card.json"):
+    for name in ("data.parquet", "data_card.json", "stats.json"):
         assert (whole / name).read_bytes() == (cut / name).read_bytes()
     keys = [json.loads(line)["key"] for path in sorted((cut / ".work").iterdir()) for line in path.open()]
     asked = card(whole)["sampling"]
