@@ -193,8 +193,8 @@ def test_mtp_loss_equals_a_loop_over_one_sequence(trainer, tokenizer, tiny_check
 def test_a_batch_is_learned_by_heart(tiny_checkpoint, tokenizer):
     trainer = SupervisedTrainer(str(tiny_checkpoint), OptimizerConfig(lr=3e-3), mtp=True, device="cpu")
     rows = pack_examples(examples_of(tokenizer), 4096)
-    losses = [trainer.step(rows, 3e-3, 0.1, 0.001)["loss/nll"] for _ in range(60)]
-    assert losses[-1] < 0.2 and losses[0] > 2
+    losses = [trainer.step(rows, 3e-3, 0.1, 0.001)["loss/nll"] for _ in range(90)]
+    assert losses[0] > 2 and losses[-1] < 0.3
 
 
 # --- the stages --------------------------------------------------------------------------------------------------
