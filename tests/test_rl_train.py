@@ -226,7 +226,7 @@ def test_a_broken_reward_stops_the_stage_with_its_reason(ray_session, tiny_check
     from rl.train import run
 
     config = CONFIG.model_copy(update={"rewards": (RewardSpec(use="toy_rewards:Broken"),)})
-    with pytest.raises(StageError, match=r"none of 48 completions can be trained on: .*the grader is out of order"):
+    with pytest.raises(StageError, match=r"none of 48 completions can be scored: .*the grader is out of order"):
         run(config, context_for(tiny_checkpoint, tmp_path))
 
 
