@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
     if model._can_set_experts_implementation():  # dense models refuse
         model.set_experts_implementation("grouped_mm")
-    return nn.Module.to(model, device)
+    return cast(PreTrainedModel, nn.Module.to(model, device))
 
 
 def load_mtp_module(path: Path | str, config) -> MTPModule | None:

@@ -42,8 +42,7 @@ class PolicyTrainer(Trainer):
         self.max_new_tokens, self.row_tokens = max_new_tokens, row_tokens
         self.reference: nn.Module | None = None
         if objective.needs_reference:
-            self.reference = deepcopy(self.model)
-            self.reference.requires_grad_(False)
+            self.reference = deepcopy(self.model).requires_grad_(False)
         self.reference_is_policy = True  # until the first step: then its logprobs need no second pass
 
     def refresh_reference(self) -> None:
@@ -78,11 +77,7 @@ class PolicyTrainer(Trainer):
         return annotated
 
     def _reference_logprobs(self, row: MicroBatch):
-        policy, self.model = self.model, self.reference
-        try:
-            return self.completion_logprobs(row, self.temperature)[0].cpu().numpy()
-        finally:
-            self.model = policy
+        return self.completion_logprobs(row, self.temperature, model=self.reference)[0].cpu().numpy()
 
     def update(self, mini_batch: Sequence[TrainingSequence], lr: float) -> dict[str, float]:
         """One optimizer step. Raises NonFiniteLoss, with the weights untouched, instead of stepping on garbage."""

@@ -1,7 +1,7 @@
 """One trainer rank: a policy, its optimizer, packed forward passes, and its state on disk."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -54,10 +54,13 @@ class Trainer:
 
     # --- forward ---
 
-    def hidden_states(self, row: PackedRow) -> tuple[torch.Tensor, PackedLayout]:
-        """Final hidden states [1, T, D] of a packed row, and the layout that kept its sequences apart."""
+    def hidden_states(self, row: PackedRow, model: Any = None) -> tuple[torch.Tensor, PackedLayout]:
+        """Final hidden states [1, T, D] of a packed row, and the layout that kept its sequences apart.
+
+        `model`: another one than the policy, e.g. the reference.
+        """
         packing = PackedLayout.from_lengths(np.diff(row.cu_seqlens).tolist(), self.device)
-        output = self.model.model(
+        output = (model or self.model).model(
             input_ids=self._tensor(row.input_ids)[None],
             position_ids=self._tensor(row.position_ids)[None],
             use_cache=False,
@@ -65,11 +68,14 @@ class Trainer:
         )
         return output.last_hidden_state, packing
 
-    def completion_logprobs(self, row: PackedRow, temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    def completion_logprobs(
+        self, row: PackedRow, temperature: float = 1.0, model: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logprobs and entropies [C] of the predicted tokens of a row."""
-        hidden, _ = self.hidden_states(row)
+        hidden, _ = self.hidden_states(row, model)
         predicting = hidden[0, self._tensor(row.predicting_positions)]
-        return token_logprobs(predicting, self.model.lm_head.weight, self._tensor(row.target_ids), temperature)
+        head = (model or self.model).lm_head.weight
+        return token_logprobs(predicting, head, self._tensor(row.target_ids), temperature)
 
     def next_token_losses(self, row: PackedRow) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Summed cross-entropy (nats) of the predicted tokens, and of the tokens after them by the MTP module."""
