@@ -89,6 +89,7 @@ def save_model(
     config = model.config.to_dict()
     config["dtype"] = str(dtype).removeprefix("torch.")
     config["architectures"] = [type(model).__name__]
+    config.pop("_name_or_path", None)  # where it was loaded from: says nothing about the model
     if hasattr(model.config, "num_mtp_layers"):
         config["num_nextn_predict_layers"] = int(mtp is not None)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

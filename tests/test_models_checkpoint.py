@@ -127,3 +127,9 @@ def test_saving_twice_writes_the_same_bytes(checkpoint, tmp_path):
         save_model(tmp_path / folder, load_model(checkpoint), load_tokenizer(checkpoint))
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_checkpoint_does_not_say_where_its_weights_came_from(tiny_checkpoint, tmp_path):
+    model = load_model(tiny_checkpoint)
+    save_model(tmp_path, model, load_tokenizer(tiny_checkpoint))
+    assert str(tiny_checkpoint) not in (tmp_path / "config.json").read_text(encoding="utf-8")
