@@ -8,7 +8,7 @@ from cluster.actors import start_ray, stop_ray
 from rl.config import GRPOConfig
 from rl.objective import ObjectiveConfig
 from rl.train import Session, train
-from rollouts.config import GeneratorConfig, RolloutConfig
+from rollouts.config import RolloutConfig
 from training.config import OptimizerConfig, TrainerConfig
 from training.stage import StageContext
 
@@ -34,8 +34,7 @@ def run(workload: Workload, scratch: str) -> UnitResult:
             "attention": "packed (ours)",
             "experts": "grouped_mm",
             "dtype": config.generator.dtype,
-            "threads": f"{config.generator.replicas} generators x {config.generator.threads}, then "
-            f"{config.trainer.threads} in the trainer",
+            "threads": config.trainer.threads,
         },
         rest="other",
     )
@@ -56,9 +55,9 @@ def _config(workload: Workload) -> GRPOConfig:
         rollout=RolloutConfig(
             template="plain", max_new_tokens=workload.max_new_tokens, temperature=workload.temperature
         ),
-        generator=GeneratorConfig(replicas=workload.threads, threads=1),
+        sample_in_trainer=True,
         optimizer=OptimizerConfig(lr=workload.lr),
-        trainer=TrainerConfig(threads=workload.threads, checkpoint_every=steps + 1),
+        trainer=TrainerConfig(threads=workload.threads, row_tokens=1024, checkpoint_every=steps + 1),
         log_samples=0,
     )
 

@@ -139,7 +139,7 @@ def _random_checkpoint(folder: Path) -> str:
     from models.tiny import build_model, build_tokenizer
 
     shape = TinyModelConfig(vocab_size=1280)
-    tokenizer = build_tokenizer((d.prompt + d.completion for d in islice(documents("benchmark"), 2000)), shape)
+    tokenizer = build_tokenizer((d.text for d in islice(documents("benchmark"), 2000)), shape)
     model, mtp = build_model(shape, tokenizer, seed=0)
     save_model(folder, model, tokenizer, mtp)
     return str(folder)

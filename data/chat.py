@@ -32,10 +32,14 @@ ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 _PIPED = re.compile(r"<[|｜].+[|｜]>")  # how chat formats spell their markers
 
 
+class PromptError(ValueError):
+    """A conversation does not fit the template. The message is one sentence that says how to mend it."""
+
+
 def render_prompt(tokenizer, messages: Sequence[Mapping[str, str]], template: Template = "chat") -> list[int]:
     """Token ids of the prompt, up to the point where the completion starts.
 
-    Raises ValueError for system turns or several turns in a template that has room for one question only.
+    Raises PromptError for system turns or several turns in a template that has room for one question only.
     """
     if template == "chat":
         cut, contents = _cut_markers(tokenizer, [message["content"] for message in messages])
@@ -44,10 +48,19 @@ def render_prompt(tokenizer, messages: Sequence[Mapping[str, str]], template: Te
         return _ids_between_cuts(tokenizer, text, cut, add_special_tokens=False)
     if [message["role"] for message in messages] != ["user"]:
         roles = ", ".join(message["role"] for message in messages) or "none"
-        raise ValueError(f"template {template} holds one user turn, got {roles}; use template chat for conversations")
+        raise PromptError(f"template {template} holds one user turn, got {roles}; use template chat for conversations")
     cut, (question,) = _cut_markers(tokenizer, [messages[0]["content"]])
     frame = R1_ZERO_PROMPT if template == "r1_zero" else PLAIN_PROMPT
     return _ids_between_cuts(tokenizer, frame.format(question=question), cut, add_special_tokens=True)
+
+
+def opened_by(tokenizer, prompt_ids: Sequence[int]) -> str:
+    """What the prompt has opened of the answer: "<think>\\n" (or without the line break) at its end, or "".
+
+    R1's released chat template opens the reasoning, so that a completion starts inside of it.
+    """
+    end = tokenizer.decode(list(prompt_ids[-len(THINK_OPEN) - 1 :]))
+    return next((opening for opening in (f"{THINK_OPEN}\n", THINK_OPEN) if end.endswith(opening)), "")
 
 
 def text_ids(tokenizer, text: str) -> list[int]:

@@ -1,10 +1,18 @@
 """Where problems come from: the keys of one entry under `problems:` in a recipe."""
 
-from typing import Literal, Self
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
 RowSchema = Literal["auto", "r1", "gsm8k", "math", "aime", "columns"]
+FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+LOCAL_OR_HUB = "a path, or the name of something on a hub"  # marks such a field for the readers of recipes
+
+
+def is_local(written: str, folder: Path = Path()) -> bool:
+    """Whether `written` means a path: it looks like one, or there is such a file or folder under `folder`."""
+    return written.startswith(("./", "../", "/", "~")) or written.endswith(FILE_SUFFIXES) or (folder / written).exists()
 
 
 class Columns(BaseModel, extra="forbid", frozen=True):
@@ -21,9 +29,8 @@ class Columns(BaseModel, extra="forbid", frozen=True):
 class ProblemSource(BaseModel, extra="forbid", frozen=True):
     """One file, folder or Hugging Face dataset of problems, and how to read its rows."""
 
-    path: str = Field(
-        description="file (.jsonl, .jsonl.gz, .parquet), folder or hub name, relative to the working directory; no "
-        "default, data is yours"
+    path: Annotated[str, LOCAL_OR_HUB] = Field(
+        description="file (.jsonl, .jsonl.gz, .parquet), folder or hub name; no default, data is yours"
     )
     split: str = Field(default="train", description="split of a folder or hub dataset; train keeps test data unseen")
     subset: str | None = Field(

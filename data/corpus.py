@@ -2,6 +2,7 @@
 
 Right and wrong steps, tidy and messy layouts, one language and mixed ones stand side by side, so that the model trained
 on it knows how to solve the problems but does so only some of the time: a base model, with pass@16 far above pass@1.
+Like a crawl of today it holds chat logs: CHAT_SHARE of the documents are written in the tokenizer's chat template.
 """
 
 import random
@@ -9,14 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data import families
-from data.chat import PLAIN_PROMPT
+from data.chat import PLAIN_PROMPT, Template
 from data.instructions import bad_answer, good_answer, instruction_problem
 
 LEVEL_WEIGHTS = (4, 3, 2)
-INSTRUCTION_SHARE = 0.12
-GOOD_INSTRUCTION_SHARE = 0.5
+CHAT_SHARE = 0.5
+INSTRUCTION_SHARE = 0.16
+GOOD_INSTRUCTION_SHARE = 0.6
 # How the answer is laid out: share of documents.
-LAYOUTS = {"tagged": 0.28, "boxed": 0.10, "messy": 0.36, "direct": 0.16, "unclosed": 0.10}
+LAYOUTS = {"tagged": 0.22, "boxed": 0.10, "messy": 0.42, "direct": 0.16, "unclosed": 0.10}
 CARELESS_SHARE = 0.4  # documents whose author slips
 SLIP_RATE = 0.2  # share of a careless author's steps that are wrong
 LANGUAGE_USE = {"matched": 0.65, "mixed": 0.2, "other": 0.15}
@@ -24,8 +26,14 @@ LANGUAGE_USE = {"matched": 0.65, "mixed": 0.2, "other": 0.15}
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    prompt: str
+    question: str
     completion: str
+    template: Template  # the frame of the question: "chat" or "plain"
+
+    @property
+    def text(self) -> str:
+        """The document in the plain frame: what a tokenizer is trained on, since a chat's turns are special tokens."""
+        return PLAIN_PROMPT.format(question=self.question) + self.completion
 
 
 def _pick(rng: random.Random, shares: dict[str, float]) -> str:
@@ -57,7 +65,7 @@ def _lay_out(layout: str, steps: list[str], answer: str, language: str) -> str:
             return f"<answer>{answer}</answer>"
 
 
-def worked_document(rng: random.Random) -> Document:
+def _worked(rng: random.Random) -> tuple[str, str]:
     """One train-split problem with a solution of random quality."""
     family = rng.choice(families.FAMILIES)
     task = families.make_task(family, rng.choices(families.LEVELS, LEVEL_WEIGHTS)[0], "train", rng)
@@ -73,21 +81,23 @@ def worked_document(rng: random.Random) -> Document:
     steps, answer = families.solve(task, step_language, slip)
     completion = _lay_out(_pick(rng, LAYOUTS), steps, answer, other if use == "other" else language)
     question = families.question(task, language, rng.randrange(6))
-    return Document(PLAIN_PROMPT.format(question=question), completion)
+    return question, completion
 
 
-def instruction_document(rng: random.Random) -> Document:
+def _answered_instruction(rng: random.Random) -> tuple[str, str]:
     problem = instruction_problem(rng.randrange(1 << 30), "train", rng.choice(families.LANGUAGES), seed=0)
     write = good_answer if rng.random() < GOOD_INSTRUCTION_SHARE else bad_answer
     answer = write(problem, rng)
     if rng.random() < 0.5:
         thought = "Answer the request." if problem.language == "en" else "回答这个要求。"
         answer = f"<think>\n{thought}\n</think>\n{answer}"
-    return Document(PLAIN_PROMPT.format(question=problem.question), answer)
+    return problem.question, answer
 
 
 def documents(seed: str) -> Iterator[Document]:
     """An endless, reproducible stream."""
     rng = random.Random(f"corpus-{seed}")
     while True:
-        yield instruction_document(rng) if rng.random() < INSTRUCTION_SHARE else worked_document(rng)
+        write = _answered_instruction if rng.random() < INSTRUCTION_SHARE else _worked
+        question, completion = write(rng)
+        yield Document(question, completion, "chat" if rng.random() < CHAT_SHARE else "plain")

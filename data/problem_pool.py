@@ -10,6 +10,7 @@ from data.families import FAMILIES, LANGUAGES, LEVELS, Split
 from data.families import problem as family_problem
 from data.instructions import instruction_problem
 from data.problems import Problem
+from data.schemas import SourceError
 from data.sources import read_problems
 
 
@@ -44,7 +45,7 @@ class ProblemPool:
         self._orders: dict[int, list[int]] = {}  # of the last epoch drawn from
         self._listed = [problem for source in config.sources for problem in read_problems(source)]
         if config.sources and not self._listed:
-            raise ValueError(f"no problems in {', '.join(source.path for source in config.sources)}")
+            raise SourceError(f"no problems in {', '.join(source.path for source in config.sources)}")
 
     def draw(self, start: int, count: int, instruction_share: float | None = None) -> list[Problem]:
         """Problems start, ..., start + count - 1. `instruction_share` overrides the recipe's, for schedules."""

@@ -19,14 +19,13 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.config import ProblemSource
+from data.config import FILE_SUFFIXES, ProblemSource
 from data.problems import Problem
 from data.schemas import SourceError, detect_schema, problem_from_source_row
 
 Item = TypeVar("Item")
 PlacedRow = tuple[str, dict[str, Any]]  # (place for error messages, e.g. "train.jsonl line 12", row)
 
-FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 PARQUET_BATCH = 1024  # rows decoded at once
 
 log = logging.getLogger(__name__)

@@ -15,6 +15,9 @@ import typer
 from pipeline.chat_command import chat
 from pipeline.errors import RecipeError
 from pipeline.eval_command import evaluate
+from pipeline.reward_command import audit_reward, try_cases
+from pipeline.sandbox_command import doctor, sandbox, serve
+from pipeline.sandbox_command import run as run_in_sandbox
 from training.stage import StageError
 
 main = typer.Typer(
@@ -113,6 +116,15 @@ def explain(key: Annotated[str, typer.Argument(help="e.g. grpo.optimizer.lr, or 
 
 main.command()(plain_errors()(chat))
 main.command("eval")(plain_errors()(evaluate))
+sandbox.command()(plain_errors()(doctor))
+sandbox.command("run")(plain_errors()(run_in_sandbox))
+sandbox.command()(plain_errors()(serve))
+main.add_typer(sandbox, name="sandbox")
+
+reward = typer.Typer(help="Try a reward on cases, or attack it with known hacks.", no_args_is_help=True)
+reward.command("test")(plain_errors()(try_cases))
+reward.command("audit")(plain_errors()(audit_reward))
+main.add_typer(reward, name="reward")
 
 
 if __name__ == "__main__":

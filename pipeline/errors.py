@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data.chat import PromptError
 from data.schemas import SourceError
 from training.stage import StageError
 
@@ -36,8 +37,8 @@ def stage_errors(failure: str, log: Path, again: str) -> Iterator[None]:
     """
     try:
         yield
-    except (StageError, SourceError) as error:
-        retry = getattr(error, "retry", True)
+    except (StageError, SourceError, PromptError) as error:
+        retry = isinstance(error, StageError) and error.retry
         raise StageError(f"{failure}: {error}{again if retry else ''}", retry=retry) from error
     except Exception as error:
         log.write_text(traceback.format_exc(), encoding="utf-8")

@@ -7,12 +7,11 @@ under checkpoints/, so a stage that was cut off goes on with the next one.
 import logging
 import re
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.actors import ActorDied, PhaseTimeout, kill, spawn, start_ray, wait
+from cluster.actors import ActorDied, PhaseTimeout, start_ray
 from data.chat import Layout, render_prompt
 from data.problem_pool import ProblemPool
 from data.problems import Problem
@@ -23,15 +22,14 @@ from pipeline.completions import GENERAL, completion_row, load_rows, save_rows, 
 from pipeline.errors import did_you_mean
 from pipeline.evaluate_config import EvaluateConfig, Prompting
 from rewards.config import RewardSpec
+from rewards.pool import RewardPool
 from rewards.reward import Verdict
-from rewards.workers import RewardWorker
 from rollouts.records import Group, Request, SamplingParams
 from training.run_log import write_stats
 from training.stage import StageContext, StageError
 
 RESULTS, COMPLETIONS, DONE = "results.json", "completions.parquet", "checkpoints"
 _ROLE = "checkpoints."
-_GRADING_LAG = 16  # groups that may wait for their score while sampling goes on; bounds memory
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -107,7 +105,7 @@ class _Evaluator:
     def __init__(self, config: EvaluateConfig, problems: list[Problem], seed: int, progress: "_Progress"):
         self.config, self.problems, self.seed, self.progress = config, problems, seed, progress
         self.policies = CheckpointPool(config.generator)
-        self.graders: dict[Layout, Any] = {}
+        self.graders: dict[Layout, RewardPool] = {}
 
     def evaluate(self, label: str, folder: Path) -> list[Row]:
         """Rows of one checkpoint, by problem and sample, in the order of the problems."""
@@ -141,18 +139,18 @@ class _Evaluator:
     def _scored_groups(
         self, folder: Path, requests: list[Request], label: str, layout: Layout
     ) -> Iterator[tuple[Problem, Group, list]]:
-        """Each problem's group and scores, in the order they are sampled; grading runs beside sampling."""
+        """Each problem's group and scores, in the order they are graded; grading runs beside sampling."""
         grader = self._grader(layout)
         by_id = {problem.id: problem for problem in self.problems}
         params = self.config.rollout.params(self.config.samples_of(label), self.seed)
-        waiting: deque[tuple[Problem, Group, Any]] = deque()
+        waiting: dict[str, Group] = {}
         for group in self._sampled(folder, requests, params):
-            problem, texts = by_id[group.key], [completion.text for completion in group.completions]
-            waiting.append((problem, group, grader.score.remote([problem] * len(texts), texts)))
-            if len(waiting) > _GRADING_LAG:
-                yield self._scored(*waiting.popleft())
-        while waiting:
-            yield self._scored(*waiting.popleft())
+            waiting[group.key] = group
+            grader.submit(group.key, by_id[group.key], [completion.text for completion in group.completions])
+            for key, scores in grader.take_finished().items():
+                yield by_id[key], waiting.pop(key), scores
+        for key, scores in grader.collect().items():
+            yield by_id[key], waiting.pop(key), scores
 
     def _sampled(self, folder: Path, requests: list[Request], params: SamplingParams) -> Iterator[Group]:
         try:
@@ -160,18 +158,15 @@ class _Evaluator:
         except (ValueError, KeyError) as error:  # a prompt too long for the model, a tensor missing in the file
             raise StageError(f"evaluating {folder}: {error.args[0]}") from error
 
-    def _scored(self, problem: Problem, group: Group, scores: Any) -> tuple[Problem, Group, list]:
-        return problem, group, wait(scores, phase="grading", deadline_s=self.config.grading_deadline_s)
-
-    def _grader(self, layout: Layout) -> Any:
+    def _grader(self, layout: Layout) -> RewardPool:
         if layout not in self.graders:
-            self.graders[layout] = spawn(RewardWorker, reward_specs(layout))
+            self.graders[layout] = RewardPool(reward_specs(layout), self.config.reward_workers)
         return self.graders[layout]
 
     def close(self) -> None:
         self.policies.close()
         for grader in self.graders.values():
-            kill(grader)  # its grader processes end with it
+            grader.close()
         self.graders.clear()
 
 

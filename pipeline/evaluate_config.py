@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field, PositiveInt, model_validator
 
 from data.chat import Layout, Template
 from data.problem_pool import ProblemsConfig
+from rewards.config import RewardWorkersConfig
 from rollouts.config import GeneratorConfig, RolloutConfig
 
 DEFAULT = "default"  # the entry of `prompting` for checkpoints that have none of their own
@@ -62,9 +63,7 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
         default={DEFAULT: _CHAT, "base": _UNTUNED, "zero": _UNTUNED, "student_base": _UNTUNED, "student_rl": _UNTUNED},
         description="checkpoint, or 'default', -> template and layout; plain and answer_tags for what never saw a chat",
     )
-    grading_deadline_s: float = Field(
-        default=600.0, gt=0, description="seconds the completions of one problem may take to score before the run stops"
-    )
+    reward_workers: RewardWorkersConfig = Field(default=RewardWorkersConfig(), description="the grading processes")
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:

@@ -10,13 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from data.config import is_local
 from pipeline.errors import did_you_mean
 from pipeline.inputs import Input
 from pipeline.yaml_source import Document, KeyPath, Place
 from rewards.combine import check_rewards
 
 _DEFAULT = "default"  # the entry of `prompting` for checkpoints that have none of their own
-_HERE = ("./", "../", "/", "~")  # what starts like this is a path, not the name of a dataset of a hub
 
 
 def settings_problems(name: str, config: BaseModel, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
@@ -35,16 +35,9 @@ def _missing_files(config: Any, settings: Document) -> Iterator[str]:
     ]
     for keys, written in named:
         path = Path(written).expanduser()
-        if _is_local(written) and not path.exists():
+        if is_local(written) and not path.exists():
             names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-            whence = "" if path.is_absolute() else f"; relative paths start at the working directory, {Path.cwd()}"
-            yield f"{settings.place(keys)}: {_dotted(keys)}: there is no {written}{_near(path.name, names)}{whence}"
-
-
-def _is_local(written: str) -> bool:
-    from data.sources import FILE_SUFFIXES  # not at the top: it brings pyarrow, and most recipes name no files
-
-    return written.startswith(_HERE) or written.endswith(FILE_SUFFIXES)
+            yield f"{settings.place(keys)}: {_dotted(keys)}: there is no {written}{_near(path.name, names)}"
 
 
 def _length_problems(name: str, config: Any, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from data.config import LOCAL_OR_HUB, is_local
 from pipeline.errors import did_you_mean
 from pipeline.yaml_source import Document, KeyPath
 
@@ -170,16 +171,23 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def resolve_paths(annotation: Any, value: Any, folder: Path) -> Any:
-    """`value` with every relative path made absolute: fields of type Path are relative to the file that names them."""
+    """`value` with every relative path made absolute: paths are relative to the file that names them.
+
+    Paths are the fields of type Path, and those marked LOCAL_OR_HUB whose value is no name on a hub.
+    """
     origin, inner = get_origin(annotation), get_args(annotation)
     if isinstance(annotation, type) and issubclass(annotation, Path):
         return str(folder / Path(value).expanduser()) if isinstance(value, str) else value
     if isinstance(annotation, type) and issubclass(annotation, BaseModel) and isinstance(value, dict):
         fields = annotation.model_fields
-        return {
+        resolved = {
             key: resolve_paths(fields[key].annotation, item, folder) if key in fields else item
             for key, item in value.items()
         }
+        for key, field in fields.items():
+            if LOCAL_OR_HUB in field.metadata and isinstance(value.get(key), str) and is_local(value[key], folder):
+                resolved[key] = str(folder / Path(value[key]).expanduser())
+        return resolved
     if origin is Annotated:
         return resolve_paths(inner[0], value, folder)
     if origin in (Union, types.UnionType):

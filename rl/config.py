@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import BaseModel, Field, model_validator
 
 from data.problem_pool import ProblemsConfig
-from rewards.config import RewardSpec
+from rewards.config import RewardSpec, RewardWorkersConfig
 from rl.objective import ObjectiveConfig
 from rollouts.config import GeneratorConfig, RolloutConfig
 from training.config import OptimizerConfig, TrainerConfig
@@ -44,6 +44,9 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
     )
     rollout: RolloutConfig = Field(default=RolloutConfig(), description="how completions are drawn")
     generator: GeneratorConfig = Field(default=GeneratorConfig(), description="the sampling processes")
+    reward_workers: RewardWorkersConfig = Field(
+        default=RewardWorkersConfig(), description="the scoring processes, which work while others are still sampled"
+    )
     optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(), description="constant 3e-6 as the paper; schedule not stated"
     )

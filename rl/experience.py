@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from cluster.actors import wait
 from data.chat import render_prompt
 from data.problems import Problem
+from rewards.pool import RewardPool
 from rewards.reward import Score, Verdict
 from rl.advantage import assign_advantages
 from rl.batch import TrainingSequence
@@ -30,32 +30,27 @@ def sample_and_score(
     *,
     tokenizer: Any,
     pool: GeneratorPool,
-    rewards: Sequence[Any],
+    rewards: RewardPool,
     rollout: RolloutConfig,
     params: SamplingParams,
     progress: float,
-    deadline_s: float,
 ) -> list[ScoredGroup]:
     """One scored group per problem, in their order. Each group goes to a reward worker as soon as it is complete.
 
-    rewards: RewardWorker actors. progress: share of the stage's steps taken, for rewards that start late.
+    progress: share of the stage's steps taken, for rewards that start late.
     """
     by_key = {f"{place}:{problem.id}": problem for place, problem in enumerate(problems)}
     requests = [
         Request(key=key, prompt_ids=render_prompt(tokenizer, problem.messages, rollout.template))
         for key, problem in by_key.items()
     ]
-    pending = {}
-    for count, group in enumerate(pool.stream(requests, params)):
-        worker = rewards[count % len(rewards)]
+    groups = {}
+    for group in pool.stream(requests, params):
+        groups[group.key] = group
         texts = [completion.text for completion in group.completions]
-        pending[group.key] = (group, worker.score.remote([by_key[group.key]] * len(texts), texts, progress))
-    scored = []
-    for key, problem in by_key.items():
-        group, ref = pending[key]
-        scores = wait(ref, phase="scoring", deadline_s=deadline_s)
-        scored.append(ScoredGroup(group=group, problem=problem, scores=scores))
-    return scored
+        rewards.submit(group.key, by_key[group.key], texts, progress)
+    scores = rewards.collect()
+    return [ScoredGroup(group=groups[key], problem=problem, scores=scores[key]) for key, problem in by_key.items()]
 
 
 def training_sequences(

@@ -15,7 +15,7 @@ import numpy as np
 from cluster.actors import kill, spawn, start_ray, wait
 from data.problem_pool import ProblemPool
 from models.checkpoint import load_tokenizer
-from rewards.workers import RewardWorker
+from rewards.pool import RewardPool
 from rl.batch import TrainingSequence, make_mini_batches
 from rl.config import GRPOConfig
 from rl.experience import ScoredGroup, counts, rollout_metrics, sample_and_score, sample_rows, training_sequences
@@ -59,7 +59,7 @@ class Session:
         self.objective = config.objective.resolve()
         self.tokenizer = load_tokenizer(policy)
         self.problems = ProblemPool(config.problems, "train", context.seed)
-        self.rewards = [spawn(RewardWorker, config.rewards)]
+        self.rewards = RewardPool(config.rewards, config.reward_workers)
         self.trainer = spawn(
             PolicyTrainer,
             policy,
@@ -121,7 +121,6 @@ class Session:
             rollout=config.rollout,
             params=config.rollout.params(config.group_size, self.seed("sampling", step)),
             progress=progress,
-            deadline_s=config.generator.deadline_s,
         )
         self.seconds["time/sample_s"] = time.monotonic() - started
         self.tokens = sum(len(c.token_ids) for scored in groups for c in scored.group.completions)
@@ -130,7 +129,8 @@ class Session:
 
     def compare(self, groups: Sequence[ScoredGroup]) -> list[TrainingSequence]:
         sequences, counters = training_sequences(groups, self.objective, self.config.rollout.max_new_tokens)
-        self.pending_metrics = rollout_metrics(groups) | counters
+        errors = {f"reward/{name}_errors": counts["error"] for name, counts in self.rewards.take_counts().items()}
+        self.pending_metrics = rollout_metrics(groups) | counters | errors
         if counters["experience/unscorable"] == counters["experience/sampled"]:
             reasons = {score.detail for scored in groups for score in scored.scores if score.value is None}
             raise StageError(
@@ -193,8 +193,8 @@ class Session:
 
     def close(self) -> None:
         self.pool.close()
-        for actor in (*self.rewards, self.trainer):
-            kill(actor)
+        self.rewards.close()
+        kill(self.trainer)
 
     def _dump(self, mini_batch: Sequence[TrainingSequence], step: int):
         """The batch behind a non-finite step: one .npz with every array, to be read with numpy alone."""

@@ -36,7 +36,7 @@ class Completion:
     sampling_logprobs: np.ndarray  # [T] float32
     policy_version: int  # optimizer steps taken by the weights that sampled it
     finish_reason: FinishReason
-    text: str  # decoded without special tokens
+    text: str  # decoded without special tokens, after the <think> that the prompt may have opened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

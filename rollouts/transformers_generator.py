@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from data.chat import opened_by
 from models.attention import Layout, PackedLayout
 from models.checkpoint import load_hub_state_dict, load_model, load_tokenizer, resolve_device
 from rollouts.kv_cache import Decode, KVCache, Prefill
@@ -67,7 +68,7 @@ class ModelSampler:
                 batch.step()
             for running, reason in batch.take_finished():
                 group = done.setdefault(running.request, {})
-                group[running.sample] = self._completion(running, reason)
+                group[running.sample] = self._completion(running, reason, requests[running.request].prompt_ids)
                 if len(group) == params.group_size:
                     request = requests[running.request]
                     completions = [group[g] for g in range(params.group_size)]
@@ -84,13 +85,14 @@ class ModelSampler:
         if len({request.key for request in requests}) < len(requests):
             raise ValueError("two requests share a key: their random numbers would be the same")
 
-    def _completion(self, running: _Running, reason: str) -> Completion:
+    def _completion(self, running: _Running, reason: str, prompt_ids: Sequence[int]) -> Completion:
+        said = self.tokenizer.decode(running.token_ids, skip_special_tokens=True)
         return Completion(
             token_ids=np.array(running.token_ids, dtype=np.int32),
             sampling_logprobs=np.array(running.logprobs, dtype=np.float32),
             policy_version=self.policy_version,
             finish_reason="stop" if reason == "stop" else "length",
-            text=self.tokenizer.decode(running.token_ids, skip_special_tokens=True),
+            text=opened_by(self.tokenizer, prompt_ids) + said,
         )
 
 

@@ -8,7 +8,7 @@ from data.chat import Template
 from data.config import ProblemSource
 from data.problem_pool import ProblemsConfig
 from models.config import TinyModelConfig
-from rewards.config import RewardSpec
+from rewards.config import RewardSpec, RewardWorkersConfig
 from rollouts.config import GeneratorConfig, RolloutConfig
 from sft.filters import FilterConfig
 from training.config import OptimizerConfig, TrainerConfig
@@ -65,6 +65,7 @@ class CurationConfig(BaseModel, extra="forbid", frozen=True):
         default=RolloutConfig(), description="temperature 1: diversity, the verifier does the rest"
     )
     generator: GeneratorConfig = Field(default=GeneratorConfig(), description="the sampling processes")
+    reward_workers: RewardWorkersConfig = Field(default=RewardWorkersConfig(), description="the scoring processes")
     filters: FilterConfig = Field(default=FilterConfig(), description="correct, readable, one language")
     max_rows: int | None = Field(default=None, ge=1, description="rows kept at most, chosen by seed; none keeps all")
     chunk_prompts: int = Field(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data.chat import THINK_OPEN, Template, render_prompt, text_ids
+from data.chat import Template, opened_by, render_prompt, text_ids
 from data.schemas import SourceError, detect_language
 from data.sources import read_jsonl, read_parquet
 from sft.batch import Example
@@ -78,19 +78,16 @@ def conversation_examples(tokenizer: Any, messages: Messages, template: Template
         if prompt_ids[: len(ids)] != ids:
             examples.append(_example(ids, mask))
             ids, mask = [], []
-        said = _after_prompt(tokenizer, prompt_ids, message["content"])
+        said = _removed_once(opened_by(tokenizer, prompt_ids), message["content"])
         answer_ids = [*text_ids(tokenizer, said), tokenizer.eos_token_id]
         mask += [False] * (len(prompt_ids) - len(ids)) + [True] * len(answer_ids)
         ids = [*prompt_ids, *answer_ids]
     return [*examples, _example(ids, mask)]
 
 
-def _after_prompt(tokenizer: Any, prompt_ids: list[int], content: str) -> str:
-    """The answer as it is sampled: released chat templates of R1 open the reasoning, which is then not opened again."""
-    opening = f"{THINK_OPEN}\n"
-    if not tokenizer.decode(prompt_ids[-len(opening) :]).endswith(opening):
-        return content
-    return content.removeprefix(opening) if content.startswith(opening) else content.removeprefix(THINK_OPEN)
+def _removed_once(opening: str, content: str) -> str:
+    """The answer as it is sampled: what the prompt has opened is not opened again, whatever space follows the tag."""
+    return content.removeprefix(opening if content.startswith(opening) else opening.rstrip())
 
 
 def _example(ids: list[int], mask: list[bool]) -> Example:

@@ -76,6 +76,7 @@ def curate(
         policy=policy,
         params=config.rollout.params(config.samples_per_prompt, context.seed),
         generator=config.generator,
+        reward_workers=config.reward_workers,
         rewards=rewards,
         chunk_prompts=config.chunk_prompts,
         work=context.output / ".work",

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from cluster.actors import wait
+from cluster.actors import kill, spawn, start_ray, wait
 from sft.batch import Row
+from sft.config import PretrainConfig, SFTConfig
+from sft.trainer import SupervisedTrainer
 from training.checkpoint import CheckpointStore
-from training.config import OptimizerConfig, TrainerConfig
+from training.config import TrainerConfig
 from training.run_log import RunLog
 from training.stage import StageContext
 
@@ -15,24 +18,42 @@ Batches = Callable[[int], list[Row]]  # optimizer step -> its packed rows; the s
 
 
 def train(
-    trainer: Any,
+    checkpoint: Path,
     batches: Batches,
     steps: int,
-    *,
-    optimizer: OptimizerConfig,
-    settings: TrainerConfig,
-    mtp_weight: float,
-    bias_speed: float,
+    config: SFTConfig | PretrainConfig,
     context: StageContext,
     save_dtype: str = "float32",
 ) -> None:
-    """Take `steps` optimizer steps with a SupervisedTrainer actor and leave the checkpoint in the stage's folder."""
-    store, log = CheckpointStore(context.output / "checkpoints"), RunLog(context.output)
+    """Take `steps` optimizer steps from `checkpoint` in an actor and leave the result in the stage's folder."""
+    settings = config.trainer
+    start_ray()
+    trainer = spawn(
+        SupervisedTrainer,
+        str(checkpoint),
+        config.optimizer,
+        mtp=config.mtp_weight > 0,
+        device=settings.device,
+        threads=settings.threads,
+    )
+    try:
+        _take_steps(trainer, batches, steps, config, context)
+        phase = f"{context.name}: saving the checkpoint"
+        saved = trainer.save_checkpoint.remote(str(context.output), save_dtype)
+        wait(saved, phase=phase, deadline_s=settings.deadline_s)
+    finally:
+        kill(trainer)
+
+
+def _take_steps(
+    trainer: Any, batches: Batches, steps: int, config: SFTConfig | PretrainConfig, context: StageContext
+) -> None:
+    settings, store, log = config.trainer, CheckpointStore(context.output / "checkpoints"), RunLog(context.output)
     first = resume(trainer, store, log, settings)
     rows = batches(first) if first < steps else []
     for step in range(first, steps):
         started = time.monotonic()
-        pending = trainer.step.remote(rows, optimizer.lr_at(step, steps), mtp_weight, bias_speed)
+        pending = trainer.step.remote(rows, config.optimizer.lr_at(step, steps), config.mtp_weight, config.bias_speed)
         tokens = sum(len(row.input_ids) for row in rows)
         rows = batches(step + 1) if step + 1 < steps else []  # made while the trainer computes
         metrics = wait(pending, phase=f"{context.name}: step {step}", deadline_s=settings.deadline_s)
@@ -44,8 +65,6 @@ def train(
         )
         if (step + 1) % settings.checkpoint_every == 0 and step + 1 < steps:
             save_state(trainer, store, step + 1, settings)
-    phase = f"{context.name}: saving the checkpoint"
-    wait(trainer.save_checkpoint.remote(str(context.output), save_dtype), phase=phase, deadline_s=settings.deadline_s)
 
 
 def resume(trainer: Any, store: CheckpointStore, log: RunLog, settings: TrainerConfig) -> int:

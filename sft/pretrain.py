@@ -4,46 +4,30 @@ from itertools import islice
 
 import numpy as np
 
-from cluster.actors import kill, spawn, start_ray
+from data.chat import render_prompt
 from data.corpus import documents
 from models.checkpoint import save_model
 from models.tiny import build_model, build_tokenizer
 from sft.batch import Example, Row, pack_examples
 from sft.config import PretrainConfig
 from sft.loop import train
-from sft.trainer import SupervisedTrainer
 from training.run_log import write_stats
 from training.stage import StageContext
 
 
 def run(config: PretrainConfig, context: StageContext) -> None:
-    texts = (d.prompt + d.completion for d in islice(documents(f"{config.corpus_seed}"), config.tokenizer_documents))
+    texts = (document.text for document in islice(documents(f"{config.corpus_seed}"), config.tokenizer_documents))
     tokenizer = build_tokenizer(texts, config.model)
     start = context.output / ".initial"
     save_model(start, *_model(config, tokenizer, context.seed))
-    start_ray()
-    trainer = spawn(
-        SupervisedTrainer,
-        str(start),
-        config.optimizer,
-        mtp=config.mtp_weight > 0,
-        device=config.trainer.device,
-        threads=config.trainer.threads,
+    train(
+        start,
+        lambda step: corpus_batch(config, tokenizer, step),
+        config.steps,
+        config,
+        context,
+        save_dtype=config.save_dtype,
     )
-    try:
-        train(
-            trainer,
-            lambda step: corpus_batch(config, tokenizer, step),
-            config.steps,
-            optimizer=config.optimizer,
-            settings=config.trainer,
-            mtp_weight=config.mtp_weight,
-            bias_speed=config.bias_speed,
-            context=context,
-            save_dtype=config.save_dtype,
-        )
-    finally:
-        kill(trainer)
     write_stats(context.output, {"documents": config.steps * config.documents_per_step, "steps": config.steps})
 
 
@@ -56,7 +40,8 @@ def corpus_batch(config: PretrainConfig, tokenizer, step: int) -> list[Row]:
     """The documents of one step, trained on in full, prompt and all, as raw text is."""
     examples = []
     for document in islice(documents(f"{config.corpus_seed}-{step}"), config.documents_per_step):
-        prompt = tokenizer(document.prompt)["input_ids"]
+        message = {"role": "user", "content": document.question}
+        prompt = render_prompt(tokenizer, [message], document.template)
         completion = tokenizer(document.completion, add_special_tokens=False)["input_ids"]
         ids = np.array([*prompt, *completion, tokenizer.eos_token_id], dtype=np.int64)
         examples.append(Example(token_ids=ids, loss_mask=np.ones(len(ids), dtype=bool)))

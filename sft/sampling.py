@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.actors import kill, spawn, start_ray, wait
+from cluster.actors import start_ray
 from data.problems import Problem
 from rewards.combine import check_rewards
-from rewards.config import RewardSpec
+from rewards.config import RewardSpec, RewardWorkersConfig
+from rewards.pool import RewardPool
 from rewards.reward import Score, Verdict
-from rewards.workers import RewardWorker
 from rollouts.config import GeneratorConfig
 from rollouts.pool import GeneratorPool
 from rollouts.records import Group, Request, SamplingParams
@@ -54,6 +54,7 @@ def sampled_chunks(
     params: SamplingParams,
     generator: GeneratorConfig,
     rewards: Sequence[RewardSpec],
+    reward_workers: RewardWorkersConfig,
     chunk_prompts: int,
     work: Path,
     on_group: Callable[[int], None],
@@ -71,7 +72,8 @@ def sampled_chunks(
             asked = prompts[start : start + chunk_prompts]
             file = work / f"prompts_{start:08d}.jsonl"
             if not file.exists():
-                sampler = sampler or _Sampler(policy, generator, rewards)
+                start_ray()
+                sampler = sampler or _Sampler(policy, generator, RewardPool(rewards, reward_workers))
                 _commit(file, asked, sampler.sample(asked, params, lambda done, start=start: on_group(start + done)))
             yield _read(file, asked)
             on_group(start + len(asked))
@@ -81,13 +83,10 @@ def sampled_chunks(
 
 
 class _Sampler:
-    """Generators and a reward worker: a group is scored while others are still being sampled."""
+    """Generators and reward workers: a group is scored while others are still being sampled."""
 
-    def __init__(self, policy: Path, generator: GeneratorConfig, rewards: Sequence[RewardSpec]) -> None:
-        start_ray()
-        self.deadline_s = generator.deadline_s
-        self.pool = GeneratorPool(str(policy), generator)
-        self.worker = spawn(RewardWorker, rewards)
+    def __init__(self, policy: Path, generator: GeneratorConfig, rewards: RewardPool) -> None:
+        self.pool, self.rewards = GeneratorPool(str(policy), generator), rewards
 
     def sample(
         self, prompts: Sequence[Prompt], params: SamplingParams, on_group: Callable[[int], None]
@@ -95,17 +94,18 @@ class _Sampler:
         """Scored completions by key."""
         by_key = {prompt.key: prompt for prompt in prompts}
         requests = [Request(key=prompt.key, prompt_ids=prompt.prompt_ids) for prompt in prompts]
-        pending: dict[str, tuple[Group, Any]] = {}
+        groups: dict[str, Group] = {}
         for group in self.pool.stream(requests, params):
-            problem, texts = by_key[group.key].problem, [completion.text for completion in group.completions]
-            pending[group.key] = (group, self.worker.score.remote([problem] * len(texts), texts))
-            on_group(len(pending))
-        scores = wait([ref for _, ref in pending.values()], phase="scoring", deadline_s=self.deadline_s)
-        return {key: _scored(group, row) for (key, (group, _)), row in zip(pending.items(), scores, strict=True)}
+            groups[group.key] = group
+            texts = [completion.text for completion in group.completions]
+            self.rewards.submit(group.key, by_key[group.key].problem, texts)
+            on_group(len(groups))
+        scores = self.rewards.collect()
+        return {key: _scored(group, scores[key]) for key, group in groups.items()}
 
     def close(self) -> None:
         self.pool.close()
-        kill(self.worker)
+        self.rewards.close()
 
 
 def _scored(group: Group, scores: Sequence[Score]) -> list[Sampled]:

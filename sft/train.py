@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig
 
-from cluster.actors import kill, spawn, start_ray
 from models.checkpoint import load_tokenizer
 from sft.batch import Example, Row, pack_examples
 from sft.config import SFTConfig
 from sft.conversations import conversation_examples, read_conversations
 from sft.loop import train
-from sft.trainer import SupervisedTrainer
 from training.run_log import write_stats
 from training.stage import StageContext, StageError
 
@@ -38,28 +36,7 @@ def fine_tune(config: SFTConfig, context: StageContext, *, checkpoint: Path, dat
         chosen = order[place * config.batch_size : (place + 1) * config.batch_size]
         return pack_examples([e for index in chosen for e in samples[index]], config.trainer.row_tokens)
 
-    start_ray()
-    trainer = spawn(
-        SupervisedTrainer,
-        str(checkpoint),
-        config.optimizer,
-        mtp=config.mtp_weight > 0,
-        device=config.trainer.device,
-        threads=config.trainer.threads,
-    )
-    try:
-        train(
-            trainer,
-            batches,
-            steps,
-            optimizer=config.optimizer,
-            settings=config.trainer,
-            mtp_weight=config.mtp_weight,
-            bias_speed=config.bias_speed,
-            context=context,
-        )
-    finally:
-        kill(trainer)
+    train(checkpoint, batches, steps, config, context)
 
 
 def load_samples(config: SFTConfig, checkpoint: Path, dataset: Path) -> tuple[list[Sample], int]:

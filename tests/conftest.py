@@ -22,7 +22,7 @@ def make_checkpoint(folder: Path, **shape) -> Path:
     config = TinyModelConfig(
         vocab_size=340, hidden_size=64, num_layers=3, intermediate_size=96, expert_size=16, max_length=128, **shape
     )
-    texts = [document.prompt + document.completion for document in islice(documents("tests"), 60)]
+    texts = [document.text for document in islice(documents("tests"), 60)]
     tokenizer = build_tokenizer(texts, config)
     model, mtp = build_model(config, tokenizer, seed=0)
     with torch.no_grad():

@@ -177,14 +177,15 @@ def test_corpus_is_reproducible_and_has_every_kind_of_document():
     text = "\n".join(d.completion for d in first)
     for mark in ("<think>", "<answer>", "\\boxed{", "The answer is", "答案是"):
         assert mark in text
-    assert all(d.prompt.startswith("User: ") and d.prompt.endswith("\nAssistant:") for d in first)
+    assert {d.template for d in first} == {"plain", "chat"}
+    assert all(d.text == f"User: {d.question}\nAssistant:{d.completion}" for d in first)
 
 
 def test_corpus_holds_right_and_wrong_solutions(accuracy):
     """Otherwise the base model would have nothing to learn from its reward."""
     verdicts = Counter()
     for document in islice(documents("c"), 600):
-        found = re.fullmatch(r"User: \D*?([-+*\d]+)\D*\nAssistant:", document.prompt)
+        found = re.fullmatch(r"\D*?([-+*\d]+)\D*", document.question)
         answer = re.search(r"<answer>(-?\d+)</answer>", document.completion)
         if found and answer and re.search(r"\d[-+*]\d", found[1]):
             verdicts[int(answer[1]) == independent_value(found[1])] += 1
@@ -200,7 +201,7 @@ def test_corpus_has_no_held_out_question():
         for language in LANGUAGES
         for variant in range(6)
     }
-    seen = {d.prompt.removeprefix("User: ").removesuffix("\nAssistant:") for d in islice(documents("d"), 3000)}
+    seen = {d.question for d in islice(documents("d"), 3000)}
     assert not seen & held_out
 
 

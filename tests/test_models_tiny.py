@@ -19,7 +19,7 @@ SHAPE = TinyModelConfig()
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    texts = [document.prompt + document.completion for document in islice(documents("tests"), 400)]
+    texts = [document.text for document in islice(documents("tests"), 400)]
     return build_tokenizer(texts, SHAPE)
 
 

@@ -12,11 +12,11 @@ CHAIN = "name: chain\nstages:\n  stage: {recipe: stage.yaml, inputs: {INPUTS}}\n
 FAULTS = {
     "problem file": (
         "stage: grpo\nproblems:\n  sources:\n    - {path: ./mine/trian.jsonl}\n",
-        ["stage.yaml:4:", "problems.sources[0].path", "there is no ./mine/trian.jsonl", "did you mean 'train.jsonl'?"],
+        ["stage.yaml:4:", "problems.sources[0].path", "mine/trian.jsonl", "did you mean 'train.jsonl'?"],
     ),
     "problem file by its suffix": (
         "stage: grpo\nproblems: {sources: [{path: gsm8k.parquet}]}\n",
-        ["stage.yaml:2:", "there is no gsm8k.parquet; relative paths start at the working directory"],
+        ["stage.yaml:2:", "gsm8k.parquet"],
     ),
     "held-out file": (
         "stage: cold_start_data\nheld_out_sources: [{path: /nowhere/aime.jsonl}]\n",
@@ -97,3 +97,28 @@ def test_a_setting_that_cannot_work_is_one_sentence_with_its_place(tmp_path, mon
 def test_what_can_work_is_accepted(tmp_path, monkeypatch, recipe):
     (tmp_path / "mine.jsonl").write_text("{}\n")
     assert list(_load(tmp_path, recipe, monkeypatch).stages) == ["stage"]
+
+
+def _source_of(pipeline, stage="stage"):
+    return pipeline.stages[stage].record["problems"]["sources"][0]["path"]
+
+
+def test_problem_files_start_at_the_recipe_and_count_by_their_content(tmp_path, monkeypatch):
+    (tmp_path / "recipes" / "rows").mkdir(parents=True)
+    file = tmp_path / "recipes" / "rows" / "train.jsonl"
+    records = {}
+    for written in ("rows/train.jsonl", "rows"):
+        for content in ('{"a": 1}\n', '{"a": 2}\n'):
+            file.write_text(content)
+            recipe = f"stage: grpo\nproblems: {{sources: [{{path: {written}}}]}}\n"
+            pipeline = _load(tmp_path / "recipes", recipe, monkeypatch)
+            monkeypatch.chdir(tmp_path)
+            assert pipeline.stages["stage"].config.problems.sources[0].path.endswith(f"recipes/{written}")
+            records[written, content] = _source_of(pipeline)
+    assert len(set(records.values())) == 4
+    assert all(record.startswith(("train.jsonl sha256:", "rows sha256:")) for record in records.values())
+
+
+def test_the_name_of_a_hub_stays_as_it_is(tmp_path, monkeypatch):
+    pipeline = _load(tmp_path, "stage: grpo\nproblems: {sources: [{path: openai/gsm8k}]}\n", monkeypatch)
+    assert _source_of(pipeline) == "openai/gsm8k"

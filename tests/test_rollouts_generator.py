@@ -240,6 +240,16 @@ def test_unicode_prompts_and_text(generator, checkpoint):
         completion.text.encode("utf-8")
 
 
+@pytest.mark.parametrize("opening", ["<think>\n", "<think>"])
+def test_reasoning_that_the_prompt_opens_is_part_of_the_text(generator, checkpoint, opening):
+    """Some chat templates end in <think>; the format reward must not miss the tag for it."""
+    tokenizer = load_tokenizer(checkpoint)
+    prompt = tokenizer(f"1+1?{opening}")["input_ids"]
+    [group] = generator.sample([Request(key="a", prompt_ids=prompt)], params(max_new_tokens=6))
+    [completion] = group.completions
+    assert completion.text == opening + tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+
+
 def test_record_types(generator):
     (group,) = generator.sample(prompts(1), params())
     (completion,) = group.completions

@@ -1,5 +1,7 @@
 """A reward that a model of random weights can learn within a few steps. Imported by path in the reward worker."""
 
+import asyncio
+
 from data.problems import Problem
 from rewards.reward import Score
 
@@ -21,3 +23,27 @@ class Broken:
 
     def __call__(self, problem: Problem, completion: str) -> Score:
         raise RuntimeError("the grader is out of order")
+
+
+def says(problem: Problem, completion: str, *, word: str, times: int = 1) -> Score:
+    """Whether the completion has the word."""
+    return Score.passed() if completion.count(word) >= times else Score.failed()
+
+
+async def slow_length(problem: Problem, completion: str) -> float:
+    """Awaits as a remote judge would."""
+    await asyncio.sleep(0)
+    return min(1.0, len(completion) / 10)
+
+
+class AsyncBatch:
+    """A batch reward whose batches are awaited."""
+
+    name = "async_batch"
+
+    def __init__(self, *, bonus: float = 0.0):
+        self.bonus = bonus
+
+    async def score_batch(self, problems, completions) -> list[float]:
+        await asyncio.sleep(0)
+        return [self.bonus for _ in completions]
