@@ -37,6 +37,7 @@ class Accuracy:
     """1.0 for a right final answer, 0.0 for a wrong or missing one; `instruction` earns the share of checks passed."""
 
     name = "accuracy"
+    judges = frozenset({"answer"})  # what an audit attacks
     Options = AccuracyOptions
 
     def __init__(self, options: AccuracyOptions | None = None):
@@ -60,11 +61,18 @@ class Accuracy:
     def score_batch(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """Like calling it on each pair, with as many comparisons at once as there are grader processes."""
         if self.options.grader_processes == 1:
-            return [self(problem, completion) for problem, completion in zip(problems, completions, strict=True)]
+            return [self._judge(problem, completion) for problem, completion in zip(problems, completions, strict=True)]
         if len(problems) != len(completions):
             raise ValueError(f"score_batch got {len(problems)} problems and {len(completions)} completions.")
         with ThreadPoolExecutor(self.options.grader_processes) as threads:
-            return list(threads.map(self, problems, completions))
+            return list(threads.map(self._judge, problems, completions))
+
+    def _judge(self, problem: Problem, completion: str) -> Score:
+        """A completion that breaks the grader is an error of its own, not of its whole batch."""
+        try:
+            return self(problem, completion)
+        except Exception as error:
+            return Score.error(f"{type(error).__name__}: {error}")
 
     def close(self) -> None:
         """End the grader processes."""

@@ -4,7 +4,8 @@ from data.chat import parse_completion
 from data.problems import Problem
 from rewards.checkers import read_choice, read_list
 from rewards.exact import parse_number, widen
-from rewards.math_answer import extract_answer, normalise
+from rewards.math_answer import extract_answer
+from rewards.math_text import normalise
 
 
 def canonical_answer(problem: Problem, completion: str) -> str | None:

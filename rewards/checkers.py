@@ -1,4 +1,4 @@
-"""Graders that need no algebra, by `Problem.checker`: list, choice, countdown, instruction.
+"""Graders that need no algebra, by `Problem.checker`: list, choice, options, key_value, countdown, instruction.
 
 Each takes (problem, text) and returns a Score: `text` is the extracted final answer, or for `instruction` the whole
 final part. A ground truth that cannot be read is an error; an answer that cannot be read is a fail.
@@ -15,6 +15,7 @@ from data.problems import Problem
 from rewards.countdown import ExpressionError, evaluate
 from rewards.exact import parse_number, widen
 from rewards.instruction import check_instruction
+from rewards.math_text import read_chosen
 from rewards.reward import Score
 
 Checker = Callable[[Problem, str], Score]
@@ -27,7 +28,8 @@ _CHOICES = {
     "false": ("false", "no", "假", "否", "错", "错误", "不是", "不对"),
 }
 _POLARITY = {word: polarity for polarity, words in _CHOICES.items() for word in words}
-_LETTER = re.compile(r"\(?([a-h])\)?")
+_PAIR_SEPARATOR = re.compile(r"\s*[,;、\n]\s*(?:and\s+)?|\s+and\s+")
+_KEY_SEPARATOR = re.compile(r"\s*(?::|=|->|→|\bis\b|是)\s*")
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mbox)\s*\{([^{}]*)\}")
 
 
@@ -43,7 +45,7 @@ def check_list(problem: Problem, text: str) -> Score:
 
 
 def check_choice(problem: Problem, text: str) -> Score:
-    """One word of true/false, yes/no, 真/假, 是/否, 对/错 (by meaning), or one letter A to H."""
+    """One word of true/false, yes/no, 真/假, 是/否, 对/错 (by meaning), or one letter A to H, as `read_chosen`."""
     gold = read_choice(problem.ground_truth)
     if gold is None:
         return Score.error(f"The ground truth of problem {problem.id} is not one choice.")
@@ -75,9 +77,46 @@ def check_countdown(problem: Problem, text: str) -> Score:
     return Score.passed(detail="reaches the target")
 
 
+def check_options(problem: Problem, text: str) -> Score:
+    """Several letters of a multiple choice, in any order: `A, C`, `AC`, `A and C`. All of them and no other."""
+    gold = read_options(problem.ground_truth)
+    if not gold:
+        return Score.error(f"The ground truth of problem {problem.id} is not a set of options.")
+    answer = read_options(text)
+    if answer is None:
+        return Score.failed(detail=f"not a set of options: {text[:80]!r}")
+    return (
+        Score.passed(detail="same options") if answer == gold else Score.failed(detail=f"other options: {text[:80]!r}")
+    )
+
+
+def check_key_value(problem: Problem, text: str) -> Score:
+    """A value for every key, e.g. who is a knight: `Ann: knight, Bob: knave`, JSON, `Ann is a knight and Bob is ...`.
+
+    The ground truth is a JSON object of texts. Each key must have one value; values compare without case and articles.
+    """
+    try:
+        truth = json.loads(problem.ground_truth)
+        gold = {_plain(key): _plain(str(value)) for key, value in truth.items()}
+    except (ValueError, AttributeError):
+        gold = {}
+    if not gold or "" in gold or "" in gold.values():
+        return Score.error(f"The ground truth of problem {problem.id} is not a JSON object of keys and values.")
+    answer = read_key_values(text)
+    if answer is None:
+        return Score.failed(detail=f"not one value for each key: {text[:80]!r}")
+    if wrong := [key for key, value in gold.items() if answer.get(key) != value]:
+        return Score.failed(detail=f"wrong or missing: {', '.join(wrong)}")
+    if foreign := answer.keys() - gold.keys():
+        return Score.failed(detail=f"not asked for: {', '.join(sorted(foreign))}")
+    return Score.passed(detail="same values")
+
+
 CHECKERS: dict[str, Checker] = {
     "list": check_list,
     "choice": check_choice,
+    "options": check_options,
+    "key_value": check_key_value,
     "countdown": check_countdown,
     "instruction": check_instruction,
 }
@@ -121,10 +160,45 @@ def read_choice(text: str) -> str | None:
     text = widen(text.strip().strip("$*").strip())
     if wrapped := _WRAPPED.fullmatch(text):
         text = wrapped[1]
-    text = text.strip().rstrip(".。!").strip().lower()
-    if letter := _LETTER.fullmatch(text):
-        return letter[1].upper()
-    return _POLARITY.get(text)
+    text = text.strip().rstrip(".。!").strip()
+    polarity = _POLARITY.get(text.lower())
+    chosen = None if polarity else read_chosen(text)
+    return chosen if chosen and chosen <= "H" else polarity
+
+
+def read_options(text: str) -> frozenset[str] | None:
+    """The letters A to H of a text that holds nothing else but commas, spaces, brackets and "and"; None otherwise."""
+    text = _WRAPPED.sub(r"\1", widen(text.strip().strip("$*").strip()).rstrip(".。"))
+    pieces = [piece for piece in re.split(r"[\s,;、/()和]+", text[:MAX_LIST_CHARS]) if piece and piece != "and"]
+    if not pieces or not all(re.fullmatch(r"[A-Ha-h]|[A-H]+", piece) for piece in pieces):
+        return None
+    letters = "".join(pieces).upper()
+    return frozenset(letters) if len(set(letters)) == len(letters) else None
+
+
+def read_key_values(text: str) -> dict[str, str] | None:
+    """Keys and values of `a: b, c: d` (or `=`, `is`, `是`, `->`; separated by commas, semicolons, lines, "and")."""
+    if len(text) > MAX_LIST_CHARS:
+        return None
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError):
+        parsed = None
+    if isinstance(parsed, dict):
+        pairs = [(str(key), str(value)) for key, value in parsed.items()]
+        if text.count(":") > len(pairs):  # a key given twice, of which JSON keeps the last
+            return None
+    else:
+        pieces = [piece for piece in _PAIR_SEPARATOR.split(_WRAPPED.sub(r"\1", widen(text)).strip(" .。{}")) if piece]
+        pairs = [tuple(_KEY_SEPARATOR.split(piece, maxsplit=1)) for piece in pieces]
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        return None
+    values = {_plain(key): _plain(value) for key, value in pairs}
+    return values if len(values) == len(pairs) and "" not in values and "" not in values.values() else None
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"^(?:an?|the|一个|一名)\s*(?=\S)", "", text.strip(" \t\n\"'*-.。").lower()).strip()
 
 
 def _whole(number: Any) -> int:

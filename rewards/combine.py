@@ -8,17 +8,28 @@ An error in any part makes the whole an error: a sum with a missing term would b
 import difflib
 import importlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from data.problems import Problem
+from rewards.calling import construct, judge, options_model
 from rewards.config import RewardSpec
 from rewards.reward import Reward, Score, Verdict
 
-KNOWN_REWARDS = ("rewards.accuracy:Accuracy", "rewards.format:Format", "rewards.language:LanguageConsistency")
+KNOWN_REWARDS = (
+    "rewards.accuracy:Accuracy",
+    "rewards.code:Code",
+    "rewards.format:Format",
+    "rewards.language:LanguageConsistency",
+    "rewards.length:Overlong",
+    "rewards.length:CosineLength",
+    "rewards.length:TokenBudget",
+    "rewards.repetition:Repetition",
+)
+CORRECTNESS = ("accuracy", "code")  # rewards whose verdict is that of the whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +48,7 @@ class Term:
 class CompositeReward:
     """A weighted sum of rewards. `parts` of its scores holds the unweighted value of each reward that applied.
 
-    The verdict is that of the reward named accuracy where it applied; elsewhere PASS when all parts passed.
+    The verdict is that of the reward named accuracy or code where one applied; elsewhere PASS when all parts passed.
     `counts[name][verdict]` counts every judgement since the start.
     """
 
@@ -61,7 +72,7 @@ class CompositeReward:
         scores: list[dict[str, Score]] = [{} for _ in pairs]  # per pair: reward name -> its score
         for term in self.terms:
             rows = [row for row, (problem, _) in enumerate(pairs) if term.applies(problem, progress)]
-            judged = _judge(term.reward, [pairs[row] for row in rows])
+            judged = judge(term.reward, [pairs[row][0] for row in rows], [pairs[row][1] for row in rows])
             for row, score in zip(rows, judged, strict=True):
                 scores[row][term.reward.name] = score
                 self.counts[term.reward.name][score.verdict.value] += 1
@@ -81,50 +92,38 @@ def build_reward(specs: Sequence[RewardSpec]) -> CompositeReward:
     return CompositeReward(
         [
             Term(
-                reward=reward_class(*arguments),
+                reward=_construct(target, options, f"rewards[{position}]"),
                 weight=spec.weight,
                 domains=None if spec.domains is None else frozenset(spec.domains),
                 from_share=spec.from_share,
             )
-            for spec, (reward_class, arguments) in zip(specs, check_rewards(specs), strict=True)
+            for position, (spec, (target, options)) in enumerate(zip(specs, check_rewards(specs), strict=True))
         ]
     )
 
 
-def check_rewards(specs: Sequence[RewardSpec]) -> list[tuple[Any, tuple]]:
-    """(class, constructor arguments) of each spec, nothing built yet. Raises ValueError as `build_reward` does."""
+def load_reward(use: str, options: Mapping[str, Any] | None = None) -> Reward:
+    """One reward by its import path. Raises ValueError saying what is wrong with the path or an option."""
+    target = _import_reward(use, "reward")
+    return _construct(target, _read_options(target, use, options or {}, "options"), "reward")
+
+
+def check_rewards(specs: Sequence[RewardSpec]) -> list[tuple[Any, BaseModel | None]]:
+    """(class or function, options) of each spec, nothing built yet. Raises ValueError as `build_reward` does."""
     if not specs:
         raise ValueError("rewards: list at least one reward, e.g. {use: rewards.accuracy:Accuracy}.")
     checked = []
     for position, spec in enumerate(specs):
-        reward_class = _import_reward(spec.use, f"rewards[{position}].use")
-        checked.append((reward_class, _arguments(reward_class, spec, f"rewards[{position}].options")))
+        target = _import_reward(spec.use, f"rewards[{position}].use")
+        checked.append((target, _read_options(target, spec.use, spec.options, f"rewards[{position}].options")))
     return checked
 
 
-def _judge(reward: Reward, pairs: list[tuple[Problem, str]]) -> list[Score]:
-    """Scores of one reward. An exception is the failure of a grader, so it becomes an error score."""
-    batch = getattr(reward, "score_batch", None)
-    if batch is None:
-        return [_judge_one(reward, problem, completion) for problem, completion in pairs]
+def _construct(target: Any, options: BaseModel | None, key: str) -> Reward:
     try:
-        scores = list(batch([problem for problem, _ in pairs], [completion for _, completion in pairs]))
+        return construct(target, options)
     except Exception as error:
-        return [_error_of(error)] * len(pairs)
-    if len(scores) != len(pairs):
-        return [Score.error(f"It returned {len(scores)} scores for {len(pairs)} completions.")] * len(pairs)
-    return scores
-
-
-def _judge_one(reward: Reward, problem: Problem, completion: str) -> Score:
-    try:
-        return reward(problem, completion)
-    except Exception as error:
-        return _error_of(error)
-
-
-def _error_of(error: Exception) -> Score:
-    return Score.error(f"{type(error).__name__}: {error}")
+        raise ValueError(f"{key}: {_say(error)}") from error
 
 
 def _add(problem: Problem, scores: dict[str, Score], weights: dict[str, float]) -> Score:
@@ -134,10 +133,8 @@ def _add(problem: Problem, scores: dict[str, Score], weights: dict[str, float]) 
     if errors:
         return Score.error("; ".join(errors))
     parts = {name: score.value for name, score in scores.items() if score.value is not None}
-    if "accuracy" in scores:
-        verdict = scores["accuracy"].verdict
-    else:
-        verdict = Verdict.PASS if all(score.verdict is Verdict.PASS for score in scores.values()) else Verdict.FAIL
+    deciding = [scores[name] for name in CORRECTNESS if name in scores] or list(scores.values())
+    verdict = Verdict.PASS if all(score.verdict is Verdict.PASS for score in deciding) else Verdict.FAIL
     return Score(
         verdict=verdict,
         value=sum(weights[name] * value for name, value in parts.items()),
@@ -147,30 +144,43 @@ def _add(problem: Problem, scores: dict[str, Score], weights: dict[str, float]) 
 
 
 def _import_reward(path: str, key: str) -> Any:
-    module_name, _, class_name = path.partition(":")
+    module_name, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
+        target = getattr(importlib.import_module(module_name), name)
+    except (ModuleNotFoundError, AttributeError, ValueError, TypeError) as error:
         hint = _nearest(path, KNOWN_REWARDS)
-        raise ValueError(f"{key}: no reward class at {path!r} ({error}).{hint}") from error
+        raise ValueError(f"{key}: no reward class or function at {path!r} ({_say(error)}).{hint}") from error
+    except Exception as error:  # the module is the user's, and may do anything
+        raise ValueError(f"{key}: {module_name} cannot be imported: {_say(error)}") from error
+    if not callable(target):
+        raise ValueError(f"{key}: {path!r} is {type(target).__name__}, not a reward class or function.")
+    return target
 
 
-def _arguments(reward_class: Any, spec: RewardSpec, key: str) -> tuple:
-    options_class = getattr(reward_class, "Options", None)
-    if options_class is None:
-        if spec.options:
-            raise ValueError(f"{key}: {spec.use} takes no options, got {', '.join(spec.options)}.")
-        return ()
+def _read_options(target: Any, use: str, given: Mapping[str, Any], key: str) -> BaseModel | None:
     try:
-        return (options_class(**spec.options),)
+        model = options_model(target)
+    except ValueError as error:
+        raise ValueError(f"{key}: {use}: {error}") from error
+    if model is None:
+        if given:
+            raise ValueError(f"{key}: {use} takes no options, got {', '.join(given)}.")
+        return None
+    try:
+        return model(**given)
     except ValidationError as error:
         first = error.errors()[0]
         option = ".".join(map(str, first["loc"]))
         unknown = first["type"] == "extra_forbidden"
-        hint = _nearest(option, tuple(options_class.model_fields)) if unknown else f" {first['msg']}."
-        raise ValueError(
-            f"{key}.{option}: {'unknown option' if unknown else 'bad value'} of {spec.use}.{hint}"
-        ) from error
+        hint = _nearest(option, tuple(model.model_fields)) if unknown else f" {first['msg']}."
+        raise ValueError(f"{key}.{option}: {'unknown option' if unknown else 'bad value'} of {use}.{hint}") from error
+
+
+def _say(error: Exception) -> str:
+    """An exception in one line; the type too, where the message is not written for the user."""
+    said = " ".join(str(error).split())
+    spoken = isinstance(error, ValueError | ImportError | AttributeError | RuntimeError)
+    return said if said and spoken else f"{type(error).__name__}: {said}"
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

@@ -30,3 +30,19 @@ class RewardSpec(BaseModel, extra="forbid", frozen=True):
         le=1,
         description="Share of the stage's steps after which this term counts; 0 means from the start.",
     )
+
+
+class RewardWorkersConfig(BaseModel, extra="forbid", frozen=True):
+    """The processes that score, beside those that sample."""
+
+    workers: int = Field(
+        default=1, ge=1, description="processes; more where scoring is slower than sampling, e.g. programs to run"
+    )
+    max_pending: int = Field(
+        default=64, ge=1, description="groups waiting per worker before sampling waits; bounds memory"
+    )
+    deadline_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="seconds a worker may be silent while it has work; then it is replaced and the group unscorable",
+    )

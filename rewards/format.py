@@ -25,6 +25,7 @@ class Format:
     """1.0 or 0.0. What is inside the reasoning and the answer does not matter, only that both are there."""
 
     name = "format"
+    judges = frozenset({"layout"})
     Options = FormatOptions
 
     def __init__(self, options: FormatOptions | None = None):

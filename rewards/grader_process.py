@@ -9,6 +9,7 @@ import json
 import os
 import queue
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 START_DEADLINE_S = 120.0  # importing sympy takes seconds on a busy machine; not counted against a check
-NOT_STARTED = "grader did not start"  # how such an error begins: then neither side has been looked at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,7 @@ class CheckResult:
     equal: bool | None = None
     unparsed: str | None = None  # "gold" or "answer"
     error: str | None = None  # "deadline", "crashed", "out of memory", ...: there was no comparison
+    at: str | None = None  # with an error: the side it is to blame on, "gold" or "answer"; None when on neither
 
 
 class GraderPool:
@@ -49,33 +50,31 @@ class GraderPool:
                 f"GraderPool needs workers >= 1, deadline_s > 0 and memory_mb >= 256 (sympy alone takes about 100), "
                 f"got workers={workers}, deadline_s={deadline_s}, memory_mb={memory_mb}."
             )
-        self.deadline_s = deadline_s
-        self._good_golds: set[str] = set()
-        self._children = [_Child(deadline_s, memory_mb) for _ in range(workers)]
-        self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()  # last in, first out: few checks keep to one warm child
-        for child in self._children:
-            self._idle.put(child)
+        self.deadline_s, self.memory_mb, self.workers = deadline_s, memory_mb, workers
         self._closed = False
-        self._finalizer = weakref.finalize(self, _kill_all, self._children)
+        self._make_children()
+
+    def _make_children(self) -> None:
+        self._owner = os.getpid()
+        children = [_Child(self.deadline_s, self.memory_mb) for _ in range(self.workers)]
+        self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()  # last in, first out: few checks keep to one warm child
+        for child in children:
+            self._idle.put(child)
+        self._finalizer = weakref.finalize(self, _kill_all, children)
 
     def check(self, gold: str, answer: str) -> CheckResult:
         """Compare two formulas. Waits for an idle child; every failure is a result, none is an exception."""
         if self._closed:
             raise RuntimeError("GraderPool is closed; make a new one.")
-        child = self._idle.get()
+        if self._owner != os.getpid():
+            self._finalizer.detach()
+            self._make_children()  # after a fork: the children, and the ones in use by other threads, are the parent's
+        idle = self._idle
+        child = idle.get()
         try:
-            return CheckResult(**child.ask({"gold": gold, "answer": answer}))
+            return child.ask(gold, answer)
         finally:
-            self._idle.put(child)
-
-    def reads(self, gold: str) -> bool:
-        """Whether `gold` is found equal to itself; then a comparison that failed did so because of the answer.
-
-        Only a yes is remembered: a no may be a grader that is dead for the moment.
-        """
-        if gold not in self._good_golds and not self._closed and self.check(gold, gold).equal:
-            self._good_golds.add(gold)
-        return gold in self._good_golds
+            idle.put(child)
 
     def close(self) -> None:
         """End every child. Checks under way in other threads return an error."""
@@ -90,34 +89,47 @@ class GraderPool:
 
 
 class _Child:
-    """One `rewards.math_worker` process: started when needed, killed when late."""
+    """One `rewards.math_worker` process and the worker it forked: started when needed, the worker killed when late."""
 
     def __init__(self, deadline_s: float, memory_mb: int):
         self.deadline_s = deadline_s
         self.memory_mb = memory_mb
         self.process: subprocess.Popen[bytes] | None = None
+        self.worker = 0  # process id; 0 until it is ready
+        self.requests = 0
+        self.at = "answer"  # the side that time is being spent on
+        self.pending = b""  # half a line
         self.owner = os.getpid()
 
-    def ask(self, request: dict[str, str]) -> dict[str, Any]:
-        if self.owner != os.getpid():  # after a fork the pipes are shared with the original: leave its process alone
-            self.process, self.owner = None, os.getpid()
-        if self.process is None or self.process.poll() is not None:
+    def ask(self, gold: str, answer: str) -> CheckResult:
+        if self.process is not None and self.process.poll() is not None:
             self.kill()
-            self.process = self._spawn()
-            started = _read_line(self.process, START_DEADLINE_S)
-            if "error" in started:
-                self.kill()
-                return {"error": f"{NOT_STARTED}: {started['error']}"}
-        reply = self._exchange(self.process, request)
-        if "error" in reply:
+        if self.process is None:
+            self.process, self.worker = self._spawn(), 0
+        if not self.worker and (fault := self._await_worker(self.process)):
             self.kill()
-        return reply
+            return CheckResult(error=f"grader did not start: {fault}")
+        end = time.monotonic() + self.deadline_s
+        try:
+            result = self._exchange(self.process, gold, answer, end)
+            if result.error == "crashed":  # by its own fault or by chance? Once more shows.
+                result = self._exchange(self.process, gold, answer, end)
+            return result
+        except _LateError:
+            with suppress(ProcessLookupError):
+                os.kill(self.worker, signal.SIGKILL)
+            self.worker = 0
+            return CheckResult(error="deadline", at=self.at)
+        except (OSError, ValueError, EOFError):  # the process died, or another thread closed the pool
+            self.kill()
+            return CheckResult(error="crashed", at=None)
 
     def kill(self) -> None:
-        process, self.process = self.process, None
+        process, self.process, self.worker, self.pending = self.process, None, 0, b""
         if process is None:
             return
-        process.kill()
+        with suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)  # the worker too
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe:
@@ -137,33 +149,65 @@ class _Child:
             start_new_session=True,  # Ctrl-C is for the parent, which then closes the pool
         )
 
-    def _exchange(self, process: subprocess.Popen[bytes], request: dict[str, str]) -> dict[str, Any]:
-        assert process.stdin is not None
+    def _await_worker(self, process: subprocess.Popen[bytes]) -> str:
+        """Why no worker got ready, or an empty string."""
+        end = time.monotonic() + START_DEADLINE_S
         try:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
-        except (OSError, ValueError):  # the child died, or another thread closed the pool
-            return {"error": "crashed"}
-        return _read_line(process, self.deadline_s)
+            while True:
+                line = self._read_line(process, end)
+                if "id" in line:  # a last word of the worker before
+                    continue
+                self.worker = line.get("ready", 0)
+                return line.get("error", "")
+        except _LateError:
+            return "deadline"
+        except (OSError, ValueError, EOFError):
+            return "crashed"
 
+    def _exchange(self, process: subprocess.Popen[bytes], gold: str, answer: str, end: float) -> CheckResult:
+        assert process.stdin is not None
+        self.requests += 1
+        request = {"id": self.requests, "gold": gold, "answer": answer}
+        self.at, gold_started, gold_seconds = "answer", time.monotonic(), 0.0
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.flush()
+        while True:
+            line = self._read_line(process, end)
+            if "ready" in line:  # another worker: the one that was asked is gone
+                self.worker = line["ready"]
+                return CheckResult(error="crashed", at=self.at)
+            if line.get("id") != request["id"]:
+                continue
+            if "at" in line:
+                now = time.monotonic()
+                gold_seconds += now - gold_started if self.at == "gold" else 0.0
+                self.at, gold_started = line["at"], now
+                if gold_seconds > self.deadline_s / 2:
+                    self.at = "gold"  # what is left would be no fair time for the answer
+                continue
+            if line.get("error") == "out of memory":  # then the worker ends itself
+                self.worker = 0
+            at = self.at if "error" in line else None
+            return CheckResult(equal=line.get("equal"), unparsed=line.get("unparsed"), error=line.get("error"), at=at)
 
-def _read_line(process: subprocess.Popen[bytes], deadline_s: float) -> dict[str, Any]:
-    assert process.stdout is not None
-    end = time.monotonic() + deadline_s
-    line = b""
-    try:
+    def _read_line(self, process: subprocess.Popen[bytes], end: float) -> dict[str, Any]:
+        """One reply. Raises _LateError, or EOFError and others when the process is gone."""
+        assert process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
-            while not line.endswith(b"\n"):
+            while b"\n" not in self.pending:
                 if not selector.select(max(0.0, end - time.monotonic())):
-                    return {"error": "deadline"}
+                    raise _LateError
                 chunk = os.read(process.stdout.fileno(), 65536)
                 if not chunk:
-                    return {"error": "crashed"}
-                line += chunk
+                    raise EOFError
+                self.pending += chunk
+        line, _, self.pending = self.pending.partition(b"\n")
         return json.loads(line)
-    except (OSError, ValueError):  # closed by another thread, or half a line from a dying child
-        return {"error": "crashed"}
+
+
+class _LateError(Exception):
+    """The deadline has passed."""
 
 
 def _kill_all(children: list[_Child]) -> None:

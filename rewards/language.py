@@ -4,9 +4,12 @@
 
 The paper does not say how words are split or their language told. Here it goes by script:
 
-- a word is a run of two or more Latin, Cyrillic or Hangul letters; apostrophes and digits end a run;
+- a word is a run of two or more letters of a script with spaces (Latin, Cyrillic, Greek, Hangul, Arabic, Hebrew,
+  Devanagari); apostrophes and digits end a run;
 - Han characters and kana have no spaces between words: a run of n of them counts as ceil(n / 2) words, since Chinese
-  words are nearly two characters long on average. Counting characters would give Chinese twice the weight of English;
+  words are nearly two characters long on average. Counting characters would give Chinese twice the weight of English.
+  Thai has no spaces either, and words of about four characters;
+- Han characters are Japanese in a sentence that has kana, and Chinese elsewhere;
 - not words: digits, punctuation, single letters (variables, but "a" and "I" too), LaTeX commands, formulas, code,
   and the names given. A formula or code span that holds three words in a row is prose in disguise and counts.
 
@@ -22,21 +25,30 @@ from data.chat import parse_completion
 from data.problems import Problem
 from rewards.reward import Score
 
-LATIN, HAN, KANA, HANGUL, CYRILLIC = "latin", "han", "kana", "hangul", "cyrillic"
-SCRIPTS = {"en": {LATIN}, "zh": {HAN}, "ja": {HAN, KANA}, "ko": {HANGUL}, "ru": {CYRILLIC}}
+LATIN, HAN, KANA, HANGUL, CYRILLIC, THAI = "latin", "han", "kana", "hangul", "cyrillic", "thai"
+ARABIC, DEVANAGARI, GREEK, HEBREW = "arabic", "devanagari", "greek", "hebrew"
+SCRIPTS = {
+    "en": {LATIN}, "zh": {HAN}, "ja": {KANA}, "ko": {HANGUL}, "ru": {CYRILLIC}, "th": {THAI}, "ar": {ARABIC},
+    "hi": {DEVANAGARI}, "el": {GREEK}, "he": {HEBREW},
+}  # fmt: skip
 
 _RUNS = re.compile(
     rf"(?P<{LATIN}>[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f]+)"
     rf"|(?P<{HAN}>[\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af]+)"
     rf"|(?P<{KANA}>[\u3041-\u3096\u30a1-\u30fa\u30fc]+)|(?P<{HANGUL}>[\uac00-\ud7a3]+)|(?P<{CYRILLIC}>[\u0400-\u04ff]+)"
+    rf"|(?P<{THAI}>[\u0e01-\u0e3a\u0e40-\u0e4e]+)|(?P<{ARABIC}>[\u0621-\u0652\u066e-\u06d3\u0750-\u077f]+)"
+    rf"|(?P<{DEVANAGARI}>[\u0900-\u0963\u0971-\u097f]+)|(?P<{GREEK}>[\u0386-\u03ff\u1f00-\u1fff]+)"
+    rf"|(?P<{HEBREW}>[\u05d0-\u05ea]+)"
 )
-_SPANS = re.compile(
-    r"```.*?```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)"
-    r"|\\begin\{(equation|align|gather|cases|array|[pbv]?matrix)\*?\}.*?\\end\{\1\*?\}",
-    re.DOTALL,
+_SENTENCES = re.compile(r"[^。！？!?\n]+[。！？!?\n]*")
+# Characters per word where no spaces separate them: means over running text.
+_WORD_LENGTH = {HAN: 2, KANA: 2, THAI: 4}
+_SPAN_START = re.compile(
+    r"```|`(?=[^`\n]*`)|\$\$|\$(?=[^$\n]*\$)|\\\[|\\\(|\\begin\{(?P<name>equation|align|gather|cases|array|[pbv]?matrix)\*?\}"
 )
+_SPAN_ENDS = {"\\[": "\\]", "\\(": "\\)"}  # the others end as they start
 _COMMAND = re.compile(r"\\(?:begin|end)\s*\{[a-z]*\*?\}|\\[A-Za-z]+\*?")
-_PROSE = re.compile(r"[A-Za-z]{2,}\s+[A-Za-z]{2,}\s+[A-Za-z]{2,}|[㐀-䶿一-鿿]{5}")
+_PROSE = re.compile(r"(?<![A-Za-z])[A-Za-z]{2,}+\s++[A-Za-z]{2,}+\s++[A-Za-z]{2,}|[㐀-䶿一-鿿]{5}")
 
 
 class LanguageOptions(BaseModel, extra="forbid", frozen=True):
@@ -66,6 +78,7 @@ class LanguageConsistency:
     """Eq. 7 as a reward in [0, 1]. Missing, malformed or empty reasoning earns nothing."""
 
     name = "language"
+    judges = frozenset({"language"})
     Options = LanguageOptions
 
     def __init__(self, options: LanguageOptions | None = None):
@@ -102,22 +115,46 @@ def language_consistency(text: str, language: str, names: Collection[str] = ()) 
 
 def count_words_by_script(text: str, names: Collection[str] = ()) -> dict[str, int]:
     """Number of words per script, by the rules above."""
-    text = _COMMAND.sub(" ", _SPANS.sub(_keep_prose, text))
+    text = _COMMAND.sub(" ", _without_spans(text))
     for name in sorted(filter(None, names), key=len, reverse=True):
         boundary = r"(?<![A-Za-z]){}(?![A-Za-z])" if name.isascii() else "{}"
         text = re.sub(boundary.format(re.escape(name)), " ", text, flags=re.IGNORECASE)
     counts: dict[str, int] = {}
-    for match in _RUNS.finditer(text):
-        script, length = match.lastgroup or "", len(match[0])
-        words = (length + 1) // 2 if script in (HAN, KANA) else int(length > 1)
-        if words:
-            counts[script] = counts.get(script, 0) + words
+    for sentence in _SENTENCES.findall(text):
+        runs = [(match.lastgroup or "", len(match[0])) for match in _RUNS.finditer(sentence)]
+        japanese = any(script == KANA for script, _ in runs)
+        for script, length in runs:
+            words = -(-length // _WORD_LENGTH[script]) if script in _WORD_LENGTH else int(length > 1)
+            if words:
+                script = KANA if script == HAN and japanese else script
+                counts[script] = counts.get(script, 0) + words
     return counts
 
 
-def _keep_prose(span: re.Match[str]) -> str:
-    inside = _COMMAND.sub("", span[0])
-    return inside if _PROSE.search(inside) else " "
+def _without_spans(text: str) -> str:
+    """The text without formulas and code, but with the prose inside of them.
+
+    Linear: an end that is not found once is not looked for again, however many spans are opened.
+    """
+    pieces, position, endless = [], 0, set()
+    while start := _SPAN_START.search(text, position):
+        pieces.append(text[position : start.start()])
+        kind = start["name"] or start[0]
+        end = None if kind in endless else _end_of_span(text, start)
+        if end is None:
+            endless.add(kind)
+            pieces.append(start[0])
+        else:
+            inside = _COMMAND.sub("", text[start.start() : end])
+            pieces.append(inside if _PROSE.search(inside) else " ")
+        position = end or start.end()
+    return "".join([*pieces, text[position:]])
+
+
+def _end_of_span(text: str, start: re.Match[str]) -> int | None:
+    ending = rf"\\end\{{{start['name']}\*?\}}" if start["name"] else re.escape(_SPAN_ENDS.get(start[0], start[0]))
+    end = re.compile(ending).search(text, start.end())
+    return end.end() if end else None
 
 
 def _scripts_of(language: str) -> set[str]:

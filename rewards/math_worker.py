@@ -1,11 +1,12 @@
-"""The child process of `rewards.grader_process`: decides whether two formulas are equal, one JSON line at a time.
+"""The child process of `rewards.grader_process`: decides whether two answers are equal, one JSON line at a time.
 
-    stdin   {"gold": str, "answer": str}
-    stdout  {"ready": true} once, then per request {"equal": bool} | {"unparsed": "gold" | "answer"} | {"error": str}
+    stdin   {"id": n, "gold": str, "answer": str}
+    stdout  {"ready": pid} from every new worker, then per request
+            {"at": "gold" | "answer"}, as often as the side changes that time is spent on, and once
+            {"equal": bool} | {"unparsed": "gold" | "answer"} | {"error": str}; all with the "id" of the request
 
-Text is read by latex2sympy's grammar (ANTLR) alone: math-verify's plain-expression reader calls sympy's `parse_expr`,
-which evaluates Python, so it is left out. Parsing may still allocate or compute without end (`9^{9^9}`); the limits on
-memory and processor time below and the parent's deadline are what stops it. This is not a sandbox for programs.
+Two processes: this one imports sympy, forks a worker and waits; the worker answers. A worker that was killed is
+replaced within milliseconds, since the imports are done. It is not a sandbox for programs: it parses formulas.
 
 Not guaranteed: where a library swallows the MemoryError of an enormous intermediate, the reply is "not equal" instead
 of an error. It is never "equal" for that reason.
@@ -13,58 +14,33 @@ of an error. It is never "equal" for that reason.
 Run as: python -m rewards.math_worker MEMORY_MB CPU_SECONDS_PER_CHECK
 """
 
+import ctypes
 import json
 import logging
 import math
 import os
 import resource
+import signal
 import sys
 import time
+from contextlib import suppress
+from functools import partial
 from typing import Any, TextIO
 
-# A proof of readiness that also warms sympy's caches, so that the first deadline measures grading, not importing.
-WARM_UP = ("\\frac{1}{2}", "\\sqrt{4}-\\frac{3}{2}")
+from rewards.math_compare import Report, UnreadableError, equal_formulas
+from rewards.math_shape import same_answer
+
+# Proofs of readiness that also warm sympy's caches, so that the first deadline measures grading, not importing.
+WARM_UP = (("\\frac{1}{2}", "\\sqrt{4}-\\frac{3}{2}"), ("x^2-1", "(x-1)(x+1)"), ("x>2", "(2,\\infty)"))
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def compare(gold: str, answer: str) -> dict[str, Any]:
-    """Whether `answer` equals `gold` by math-verify, with its own timeouts (SIGALRM) off."""
-    from math_verify import verify
-
-    parsed_gold = parse_formula(gold)
-    if not parsed_gold:
-        return {"unparsed": "gold"}
-    parsed_answer = parse_formula(answer)
-    if not parsed_answer:
-        return {"unparsed": "answer"}
-    equal = bool(verify(parsed_gold, parsed_answer, timeout_seconds=None, raise_on_error=True))
-    return {"equal": equal and not differ_in_size(parsed_gold[0], parsed_answer[0])}
-
-
-def differ_in_size(gold: Any, answer: Any) -> bool:
-    """Whether two numbers are apart by more than 1e-5 of the larger one.
-
-    Verify rounds to six decimals, so it would call `1/2004!` and `1/2006!` equal: both are nearly 0.
-    """
-    from sympy import Expr, N
-
-    if not all(isinstance(side, Expr) and side.is_number for side in (gold, answer)):
-        return False
-    gold_value, answer_value = N(gold), N(answer)
-    if not (gold_value.is_finite and answer_value.is_finite):
-        return False
-    return bool(abs(gold_value - answer_value) > max(abs(gold_value), abs(answer_value)) / 10**5)
-
-
-def parse_formula(text: str) -> list[Any]:
-    """The sympy object written as LaTeX in `text`, in a list; empty when it is not a formula."""
-    from math_verify import LatexExtractionConfig, parse
-
-    return parse(
-        "\\boxed{" + text + "}",
-        [LatexExtractionConfig(boxed_match_priority=0)],
-        fallback_mode="no_fallback",
-        parsing_timeout=None,  # type: ignore[arg-type]  # None is documented: no signals, the caller keeps time
-    )
+def compare(gold: str, answer: str, report: Report = lambda side: None) -> dict[str, Any]:
+    """Whether `answer` equals `gold`, both normalised. `report` as in `equal_formulas`."""
+    try:
+        return {"equal": same_answer(gold, answer, partial(equal_formulas, report=report))}
+    except UnreadableError as error:
+        return {"unparsed": error.side}
 
 
 def limit_memory(megabytes: int) -> None:
@@ -84,25 +60,62 @@ def limit_cpu(seconds: float) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
-def serve(requests: TextIO, replies: TextIO, cpu_seconds: float) -> None:
-    """Answer until stdin closes. After running out of memory the process ends, since its caches may be damaged."""
+def end_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def serve(requests: TextIO, replies: TextIO, cpu_seconds: float) -> bool:
+    """Answer until stdin closes, and return True; False after running out of memory, which may damage caches."""
     for line in requests:
         limit_cpu(cpu_seconds)
         request = json.loads(line)
+        number = request["id"]
         try:
-            reply = compare(request["gold"], request["answer"])
+            reply = compare(
+                request["gold"],
+                request["answer"],
+                lambda side, number=number: send(replies, {"id": number, "at": side}),
+            )
         except MemoryError:
             reply = {"error": "out of memory"}
         except Exception as error:
             reply = {"error": f"{type(error).__name__} while comparing"}
-        send(replies, reply)
+        send(replies, {"id": number, **reply})
         if reply.get("error") == "out of memory":
-            return
+            return False
+    return True
+
+
+def _report(replies: TextIO, number: int, side: str) -> None:
+    send(replies, {"id": number, "at": side})
 
 
 def send(replies: TextIO, reply: dict[str, Any]) -> None:
     replies.write(json.dumps(reply) + "\n")
     replies.flush()
+
+
+def supervise(replies: TextIO, cpu_seconds: float) -> None:
+    """Keep one forked worker alive until it ends by itself, which it does when stdin closes."""
+    status = 1
+    while status != 0:
+        worker = os.fork()
+        if worker == 0:
+            os._exit(0 if work(replies, cpu_seconds) else 1)
+        _, status = os.waitpid(worker, 0)
+
+
+def work(replies: TextIO, cpu_seconds: float) -> bool:
+    """The life of a worker: True when it is not to be replaced, because nobody asks or listens any more."""
+    end_with_parent()
+    try:
+        send(replies, {"ready": os.getpid()})
+        with open(0, encoding="utf-8", closefd=False) as requests:
+            return serve(requests, replies, cpu_seconds)
+    except OSError:
+        return True
 
 
 def main() -> None:
@@ -113,12 +126,14 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     limit_memory(memory_mb)
     try:
-        warm = compare(*WARM_UP)
+        failed = [pair for pair in WARM_UP if compare(*pair) != {"equal": True}]
     except Exception as error:
         send(replies, {"error": f"grader cannot start: {type(error).__name__}: {error}"})
         return
-    send(replies, {"ready": True} if warm == {"equal": True} else {"error": f"grader failed its self-test: {warm}"})
-    serve(sys.stdin, replies, cpu_seconds)
+    if failed:
+        send(replies, {"error": f"grader failed its self-test: {failed[0]}"})
+        return
+    supervise(replies, cpu_seconds)
 
 
 if __name__ == "__main__":

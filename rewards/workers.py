@@ -18,12 +18,15 @@ class RewardWorker:
         """One Score per pair; `progress` is the share of the stage's steps already taken, in [0, 1]."""
         return self._reward.score_batch(problems, completions, progress)
 
-    def counters(self) -> dict[str, dict[str, int]]:
-        """Judgements so far: reward name -> {"pass": n, "fail": n, "error": n}."""
-        return {
+    def take_counts(self) -> dict[str, dict[str, int]]:
+        """Judgements since the last call: reward name -> {"pass": n, "fail": n, "error": n}."""
+        taken = {
             name: {verdict: counts[verdict] for verdict in ("pass", "fail", "error")}
             for name, counts in self._reward.counts.items()
         }
+        for counts in self._reward.counts.values():
+            counts.clear()
+        return taken
 
     def close(self) -> None:
         """End the processes the reward holds."""

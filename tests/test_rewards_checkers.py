@@ -39,14 +39,14 @@ def test_other_lists_fail(answer):
     [
         ("true", ["True", "yes", "YES.", "真", "是", "对", r"\text{true}", "**Yes**"]),
         ("否", ["no", "False", "假", "错"]),
-        ("B", ["b", "(B)", "B.", r"\text{(B)}"]),
+        ("B", ["b", "(B)", "B.", r"\text{(B)}", "B. Paris", "Option B"]),
     ],
 )
 def test_choice_by_meaning_passes(truth, answers):
     assert {verdict("choice", truth, answer) for answer in answers} == {Verdict.PASS}
 
 
-@pytest.mark.parametrize("answer", ["no", "yes or no", "true false", "A", "", "maybe", "yes, but no", "是否"])
+@pytest.mark.parametrize("answer", ["no", "yes or no", "true false", "A", "", "maybe", "yes, but no", "是否", "Y. N"])
 def test_other_or_several_choices_fail(answer):
     assert verdict("choice", "yes", answer) is Verdict.FAIL
 
@@ -150,3 +150,56 @@ def test_arbitrary_text_never_breaks_a_grader(text):
 )
 def test_unreadable_ground_truth_is_an_error(checker, truth):
     assert verdict(checker, truth, "3") is Verdict.ERROR
+
+
+@pytest.mark.parametrize("answer", ["A, C", "C and A", "AC", "(A), (C)", r"\text{A, C}", "a、c", "A/C"])
+def test_options_in_any_order(answer):
+    assert verdict("options", "A, C", answer) is Verdict.PASS
+
+
+@pytest.mark.parametrize("answer", ["A", "A, B, C", "ABCD", "A, A, C", "A or C, not B", "none", "x, y"])
+def test_other_options_fail(answer):
+    assert verdict("options", "A, C", answer) is Verdict.FAIL
+
+
+KNIGHTS = '{"Ann": "knight", "Bob": "knave"}'
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Ann: knight, Bob: knave",
+        "bob = Knave; ann = Knight",
+        "Ann is a knight and Bob is a knave.",
+        '{"Bob": "knave", "Ann": "knight"}',
+        "- Ann: knight\n- Bob: knave",
+        "Ann -> knight, and Bob -> knave",
+    ],
+)
+def test_a_value_for_every_key(answer):
+    assert verdict("key_value", KNIGHTS, answer) is Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Ann: knight",
+        "Ann: knight, Bob: knight",
+        "Ann: knight, Bob: knave, Ann: knave",
+        '{"Ann": "knave", "Ann": "knight", "Bob": "knave"}',
+        "Ann: knight or knave, Bob: knave",
+        "Ann: knight, Bob: knave, Cid: knave",
+        "knight, knave",
+        "[" * 1500,
+    ],
+)
+def test_missing_wrong_or_hedged_values_fail(answer):
+    assert verdict("key_value", KNIGHTS, answer) is Verdict.FAIL
+
+
+@pytest.mark.parametrize(
+    ("checker", "gold"),
+    [("options", "none"), ("options", ""), ("key_value", "[]"), ("key_value", "{}"), ("key_value", "a")],
+)
+def test_unusable_ground_truth_is_an_error(checker, gold):
+    assert verdict(checker, gold, "A") is Verdict.ERROR

@@ -1,6 +1,7 @@
 """The grader pool keeps its promises about hanging, crashing and dying children."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -58,6 +59,29 @@ def test_hanging_comparison_is_killed_and_the_pool_goes_on(bomb):
         result = pool.check("42", bomb)
         assert result.equal is None and result.error is not None
         assert pool.check(r"\sqrt{4}", "2").equal is True
+
+
+def test_hang_is_replaced_without_starting_python_again():
+    with GraderPool(deadline_s=1.0) as pool:
+        assert pool.check("2+3", "5").equal is True
+        before = {child.pid for child in children()}
+        assert pool.check("42", BOMBS[0]).error is not None
+        assert pool.check("2+3", "5").equal is True
+        assert {child.pid for child in children()} == before
+
+
+def test_hang_is_blamed_on_the_side_that_hangs():
+    with GraderPool(deadline_s=1.0) as pool:
+        assert pool.check("42", BOMBS[0]).at == "answer"
+        assert pool.check(BOMBS[0], "42").at == "gold"
+
+
+def test_worker_that_is_killed_between_checks_is_replaced():
+    with GraderPool() as pool:
+        assert pool.check("2+3", "5").equal is True
+        for child in children():
+            child.children()[0].kill()
+        assert pool.check("2+3", "5").equal is True
 
 
 def test_import_time_is_not_counted_against_the_first_deadline():
@@ -125,7 +149,7 @@ def test_killed_parent_leaves_no_orphan_even_in_the_middle_of_a_check():
         "import threading, time, psutil\n"
         "from rewards.grader_process import GraderPool\n"
         "pool = GraderPool(deadline_s=1.0); pool.check('2+3', '5')\n"
-        "pool._children[0].deadline_s = 1000.0\n"
+        "pool._idle.queue[0].deadline_s = 1000.0\n"
         "print(psutil.Process().children()[0].pid, flush=True)\n"
         "pool.check('42', '9^{9^{9^{9}}}')\n"
     )
@@ -143,3 +167,18 @@ def test_killed_parent_leaves_no_orphan_even_in_the_middle_of_a_check():
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match="workers=0"):
         GraderPool(workers=0)
+
+
+def test_pool_works_after_a_fork_while_another_thread_uses_it():
+    with GraderPool(deadline_s=30.0) as pool:
+        pool._idle.get()  # as another thread would, which the fork does not have
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if pool.check("x+1", "1+x").equal else 1)
+        end = time.monotonic() + 60
+        while (done := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
+            time.sleep(0.05)
+        if done == (0, 0):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        assert done == (child, 0)

@@ -31,7 +31,10 @@ def problem(language: str, **metadata) -> Problem:
         ("```\nx = foo(bar)\n``` done", {"latin": 1}),
         ("$so we hide English text here$ 好的", {"latin": 6, "han": 1}),
         ("```I think that this is prose``` 好的", {"latin": 5, "han": 1}),
-        ("ひらがな と 漢字", {"kana": 3, "han": 1}),
+        ("ひらがな と 漢字", {"kana": 4}),
+        ("これは漢字です。这是汉字。", {"kana": 4, "han": 2}),
+        ("สวัสดีครับ hello", {"thai": 3, "latin": 1}),
+        ("مرحبا नमस्ते γειά שלום", {"arabic": 1, "devanagari": 1, "greek": 1, "hebrew": 1}),
         ("안녕 привет", {"hangul": 1, "cyrillic": 1}),
         ("3 + 8 = 11", {}),
         ("", {}),
@@ -127,3 +130,13 @@ def test_shares_of_arbitrary_text_are_shares(text):
 )
 def test_repetition_counts_repeated_ngrams(text, n, ratio):
     assert repetition_ratio(text, n) == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("start", ["\\(", "\\[", "$$ ", "```", "\\begin{align}", "$" + "a" * 30 + " "])
+def test_spans_that_never_end_are_read_in_linear_time(start):
+    text = start * 200_000 + "\n some words"  # quadratic reading would take minutes
+    assert language_consistency(text, "en") == 1.0
+
+
+def test_long_words_in_a_formula_are_read_in_linear_time():
+    assert language_consistency("$" + "a" * 400_000 + "$ 两个词 two words", "en") == 0.5

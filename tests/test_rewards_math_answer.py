@@ -27,6 +27,15 @@ def pool():
         (r"<think>a</think><answer>It is \boxed{42}.</answer>", "42"),
         (r"<think>\boxed{41}</think>\boxed{42}", "42"),
         (r"\boxed{42}", "42"),
+        (r"<think>a</think>First \boxed{41}, but checking gives \boxed{42}.", "42"),
+        ("```python\nprint('\\boxed{41}')\n```\nOutput: \\boxed{42}", "42"),
+        (r"<think>a</think>\fbox{42}", "42"),
+        (r"<think>a</think>Answer - \boxed{42}", "42"),
+        (r"<think>a</think>$x=\boxed{42}^\circ$", "42"),
+        (r"<think>a</think>The answer is \boxed 42.", "42"),
+        (r"<think>a</think>\boxed{41} or \boxed{42}", "41, 42"),
+        (r"<think>a</think>$x=\boxed{41}$ and $y=\boxed{42}$", "41, 42"),
+        (r"<think>a</think>\boxed{\boxed{41} or \boxed{42}}", "41, 42"),
     ],
 )
 def test_answer_is_found(completion, answer):
@@ -42,13 +51,13 @@ def test_answer_is_found(completion, answer):
         r"<think>the answer is \boxed{42}</think>I am done.",
         r"<think>the answer is \boxed{42}",
         r"<think><answer>42</answer></think>",
-        r"<think>a</think>\boxed{41} or \boxed{42}",
-        r"<think>a</think>\boxed{\boxed{41} or \boxed{42}}",
         r"<think>a</think>\boxed{41}<answer>42</answer>",
         "<think>a</think><answer>41</answer><answer>42</answer>",
         r"<think>a</think><answer>42\boxed{42}",
         r"<think>a</think>\boxed{42",
         r"<think>a</think>\boxed{}",
+        r"<think>a</think>It is -\boxed{5}",
+        r"<think>a</think>$\boxed{5}^2$",
     ],
 )
 def test_completion_that_commits_to_no_single_answer_has_none(completion):
@@ -147,34 +156,30 @@ def test_gold_that_hangs_the_grader_is_an_error_without_a_value():
 
 
 class ScriptedPool(GraderPool):
-    """Every comparison of different sides ends in `error`; `gold_error` is what the gold answer alone leads to."""
+    """Every comparison ends in `result`."""
 
-    def __init__(self, error, gold_error=None):
+    def __init__(self, result):
         super().__init__()
-        self.error, self.gold_error, self.asked = error, gold_error, []
+        self.result = result
 
     def check(self, gold, answer):
-        self.asked.append((gold, answer))
-        error = self.gold_error if gold == answer else self.error
-        return CheckResult(error=error) if error else CheckResult(equal=True)
+        return self.result
 
 
 @pytest.mark.parametrize(
     ("error", "said"),
     [("out of memory", "ran out of memory"), ("crashed", "failed: crashed"), ("deadline", "within 5 s")],
 )
-def test_grader_that_fails_on_the_answer_alone_fails_the_answer(error, said):
-    pool = ScriptedPool(error)
-    scores = [grade_math(r"\sqrt{2}", answer, pool) for answer in ("x^2", "x^3")]
-    assert all(score.verdict is Verdict.FAIL and said in score.detail for score in scores)
-    assert pool.asked.count((r"\sqrt{2}", r"\sqrt{2}")) == 1  # the gold answer is tried once
+def test_grader_that_fails_on_the_answer_fails_the_answer(error, said):
+    score = grade_math(r"\sqrt{2}", "x^2", ScriptedPool(CheckResult(error=error, at="answer")))
+    assert score.verdict is Verdict.FAIL and said in score.detail
 
 
 @pytest.mark.parametrize(
-    ("error", "gold_error"), [("crashed", "crashed"), ("deadline", "deadline"), ("grader did not start: crashed", None)]
+    ("error", "at"), [("crashed", None), ("deadline", "gold"), ("grader did not start: crashed", None)]
 )
-def test_dead_grader_is_an_error_not_a_wrong_answer(error, gold_error):
-    score = grade_math(r"\sqrt{2}", "x^2", ScriptedPool(error, gold_error))
+def test_dead_grader_is_an_error_not_a_wrong_answer(error, at):
+    score = grade_math(r"\sqrt{2}", "x^2", ScriptedPool(CheckResult(error=error, at=at)))
     assert (score.verdict, score.value) == (Verdict.ERROR, None)
 
 
@@ -184,9 +189,14 @@ def test_python_powers_are_never_evaluated_into_a_reward():
 
 
 def test_numbers_are_read_exactly():
-    assert parse_number("0.1") * 3 == parse_number("3/10")
+    assert (parse_number("0.1") or 0) * 3 == parse_number("3/10")
     assert parse_number("-\\frac{3}{4}") == parse_number("-0.75")
     assert parse_number("3/0") is None
     assert parse_number("1e9999999") is None
     assert parse_number("10²") is None
     assert equal_numbers("123456789012345678901", "123456789012345678902") is False
+
+
+@pytest.mark.parametrize("piece", ["$", "\\[ ", "1,", "111 ", "{", "}", "**", "a ", "\\text{or} ", "\\begin{align}"])
+def test_hundred_thousand_characters_before_the_box_do_not_matter(piece):
+    assert extract_answer(piece * (100_000 // len(piece)) + " so \\boxed{42}").text == "42"

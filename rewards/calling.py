@@ -1,0 +1,140 @@
+"""One way to call every kind of reward: functions, classes, coroutines, batches. What goes wrong is an error score.
+
+A reward is any of these, named by an import path (`module:name`):
+
+    def short(problem, completion, *, max_words: int = 50) -> Score: ...      keyword-only arguments are its options
+    class Short:  def __call__(self, problem, completion) -> Score: ...       options: a pydantic model named Options,
+                                                                              or keyword-only constructor arguments
+    async def short(problem, completion) -> Score: ...                        awaited, all of a batch at once
+    class Short:  def score_batch(self, problems, completions) -> list[Score]
+
+Instead of a Score it may return a truth value or a finite number from 0 to 1; 1 passes. A batch that raises is tried
+again row by row, so that no completion can void the others.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from data.problems import Problem
+from rewards.reward import Reward, Score
+
+
+class FunctionReward:
+    """A plain or async function as a reward of the same name, with its options filled in."""
+
+    def __init__(self, function: Callable[..., Any], options: BaseModel | None = None):
+        self.name = getattr(function, "__name__", type(function).__name__)  # an object that can be called has none
+        self.judges = getattr(function, "judges", None)
+        self._function = function
+        self._options = {} if options is None else {name: getattr(options, name) for name in type(options).model_fields}
+
+    def __call__(self, problem: Problem, completion: str) -> Any:
+        return self._function(problem, completion, **self._options)
+
+
+def options_model(target: Any) -> type[BaseModel] | None:
+    """The pydantic model of a reward's options: its `Options`, or one made of its keyword-only arguments.
+
+    None when it takes no options.
+    """
+    if (declared := getattr(target, "Options", None)) is not None:
+        return declared
+    try:
+        signature = inspect.signature(target, eval_str=True)
+    except Exception as error:  # eval_str runs the annotations, which are the user's
+        raise ValueError(f"its signature cannot be read: {type(error).__name__}: {error}") from error
+    parameters = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if not parameters:
+        return None
+    fields: dict[str, Any] = {
+        p.name: (Any if p.annotation is p.empty else p.annotation, ... if p.default is p.empty else p.default)
+        for p in parameters
+    }
+    config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    return create_model("Options", __config__=config, **fields)
+
+
+def construct(target: Any, options: BaseModel | None) -> Reward:
+    """The reward object of a class or function. `options` is an instance of its `options_model`."""
+    if not inspect.isclass(target):
+        return FunctionReward(target, options)
+    make: Any = target
+    if options is None:
+        return make()
+    if getattr(target, "Options", None) is not None:
+        return make(options)
+    return make(**{name: getattr(options, name) for name in type(options).model_fields})
+
+
+def judge(reward: Any, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
+    """One Score per pair, in order. Never raises: an exception is the failure of a grader, so an error score."""
+    if len(problems) != len(completions):
+        raise ValueError(f"judge got {len(problems)} problems and {len(completions)} completions.")
+    batch = getattr(reward, "score_batch", None)
+    if batch is not None:
+        return _judge_batch(batch, problems, completions)
+    results = [_attempt(reward, problem, completion) for problem, completion in zip(problems, completions, strict=True)]
+    waiting = [position for position, result in enumerate(results) if inspect.isawaitable(result)]
+    if waiting:
+        for position, result in zip(waiting, _wait([results[position] for position in waiting]), strict=True):
+            results[position] = result
+    return [as_score(result) for result in results]
+
+
+def as_score(result: Any) -> Score:
+    """What a reward returned, as a Score. Anything that is no judgement is an error."""
+    if isinstance(result, Score):
+        return result
+    if isinstance(result, Exception):
+        return Score.error(f"{type(result).__name__}: {result}")
+    if isinstance(result, bool):
+        return Score.passed() if result else Score.failed()
+    if isinstance(result, int | float) and 0 <= result <= 1:
+        return Score.passed() if result == 1 else Score.failed(float(result))
+    shown = f" {str(result)[:80]!r}" if isinstance(result, str | float) else ""  # others may not even be printable
+    kind = f"{type(result).__module__}.{type(result).__qualname__}".removeprefix("builtins.")
+    return Score.error(f"It returned{shown} ({kind}), which is no Score, truth value or number from 0 to 1.")
+
+
+def _judge_batch(batch: Callable[..., Any], problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
+    try:
+        results = batch(list(problems), list(completions))
+        if inspect.isawaitable(results):
+            (results,) = _wait([results])
+        if isinstance(results, Exception):
+            raise results
+        scores = [as_score(result) for result in results]
+    except Exception as error:
+        if len(problems) == 1:
+            return [as_score(error)]
+        pairs = zip(problems, completions, strict=True)
+        return [_judge_batch(batch, [problem], [completion])[0] for problem, completion in pairs]
+    if len(scores) != len(problems):
+        return [Score.error(f"It returned {len(scores)} scores for {len(problems)} completions.")] * len(problems)
+    return scores
+
+
+def _attempt(reward: Any, problem: Problem, completion: str) -> Any:
+    try:
+        return reward(problem, completion)
+    except Exception as error:
+        return error
+
+
+def _wait(awaitables: list[Awaitable[Any]]) -> list[Any]:
+    """Results or exceptions of awaitables, awaited together; also where an event loop runs already (async actors)."""
+
+    async def gather() -> list[Any]:
+        return await asyncio.gather(*awaitables, return_exceptions=True)
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(gather())
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(gather())).result()
