@@ -1,7 +1,10 @@
 """Ray processes with names, deadlines and phases. Every wait on another process goes through `wait`."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from itertools import dropwhile
 from typing import Any
 
 # Read by Ray when it is imported or started; whoever sets them otherwise has their way.
@@ -16,11 +19,18 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 class PhaseTimeout(Exception):
     """A phase did not end within its deadline."""
 
+    retry = True  # the same command may succeed another time
+
 
 class ActorDied(Exception):
     """A process of the run was killed or crashed while a phase waited for it."""
 
+    retry = True
     key: Any = None  # which one, where the call that raised it was given keys
+
+
+class StartFailed(Exception):
+    """The constructor of an actor raised: it would raise again, so nothing is gained by starting another one."""
 
 
 def start_ray() -> None:
@@ -42,9 +52,53 @@ def stop_ray() -> None:
         ray.shutdown()
 
 
-def spawn(cls: type, *args: Any, threads: int = 1, gpus: float = 0, **kwargs: Any) -> Any:
-    """Start `cls(*args, **kwargs)` as a Ray actor whose numeric libraries use `threads` threads.
+class _Host:
+    """What runs in an actor whose class was named by its import path: that class, imported there alone."""
 
+    def __init__(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        module, _, name = target.partition(":")
+        self._object = getattr(import_module(module), name)(*args, **kwargs)
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._object, method)(*args, **kwargs)
+
+    def iterate(self, method: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        yield from getattr(self._object, method)(*args, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """`handle.method`, to be called with `remote(...)` as on Ray's own handles."""
+
+    actor: Any
+    name: str
+    settings: Mapping[str, Any]
+
+    def options(self, **settings: Any) -> "_Method":
+        return replace(self, settings={**self.settings, **settings})
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        streaming = self.settings.get("num_returns") == "streaming"
+        method = self.actor.iterate if streaming else self.actor.call
+        return method.options(**self.settings).remote(self.name, *args, **kwargs)
+
+
+class Handle:
+    """An actor whose class the caller never imports, so that a driver needs no torch."""
+
+    def __init__(self, actor: Any, name: str):
+        self._actor, self._name = actor, name
+
+    def __getattr__(self, method: str) -> _Method:
+        if method.startswith("_"):
+            raise AttributeError(method)
+        return _Method(self._actor, method, {"name": f"{self._name}.{method}"})
+
+
+def spawn(target: type | str, *args: Any, threads: int = 1, gpus: float = 0, **kwargs: Any) -> Any:
+    """Start `target(*args, **kwargs)` as a Ray actor whose numeric libraries use `threads` threads.
+
+    target: a class, or "module:Class", which only the actor's process then imports.
     CPUs are not reserved: phases take turns on the same cores (colocated placement), so reservations would deadlock.
     """
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -54,24 +108,38 @@ def spawn(cls: type, *args: Any, threads: int = 1, gpus: float = 0, **kwargs: An
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic GEMMs on CUDA
     }
     options = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": environment}}
-    return ray.remote(cls).options(**options).remote(*args, **kwargs)
+    if isinstance(target, type):
+        return ray.remote(target).options(**options).remote(*args, **kwargs)
+    name = target.rpartition(":")[2]
+    host = ray.remote(type(name, (_Host,), {}))  # the process shows the name of what it hosts
+    return Handle(host.options(**options).remote(target, args, kwargs), name)
 
 
 def wait(refs: Any, *, phase: str, deadline_s: float) -> Any:
-    """The values of one ref or a list of refs. Raises PhaseTimeout or ActorDied, naming the phase; errors raised inside
-    an actor come back as themselves."""
+    """The values of one ref or a list of refs. Raises PhaseTimeout, ActorDied or StartFailed, naming the phase; errors
+    raised inside a method of an actor come back as themselves."""
     try:
         return ray.get(refs, timeout=deadline_s)
     except GetTimeoutError:
         raise PhaseTimeout(f"{phase}: no answer within {deadline_s:.0f} s") from None
     except RayActorError as error:
+        if error.actor_init_failed:
+            raise StartFailed(f"{phase}: a worker process cannot start: {_raised(error)}") from error
         raise ActorDied(f"{phase}: a worker process died ({_reason(error)})") from None
     except RayTaskError as error:
         raise error.cause from error
 
 
+def _raised(error: RayActorError) -> str:
+    """The exception at the end of the traceback that Ray hands on as text, in one line."""
+    lines = str(error).splitlines()
+    last_frame = max((number for number, line in enumerate(lines) if line.startswith('  File "')), default=0)
+    said = dropwhile(lambda line: line.startswith(" "), lines[last_frame + 1 :])  # after the frame's source line
+    return " ".join(" ".join(said).split())
+
+
 def _reason(error: RayActorError) -> str:
-    """First and last line of Ray's account: what happened, and the exception behind it when there is one."""
+    """First and last line of Ray's account: what happened, and why when it is known."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if len(lines) < 2 else f"{lines[0]} {lines[-1]}"
 
@@ -82,7 +150,7 @@ def share(value: Any) -> Any:
 
 
 def kill(actor: Any) -> None:
-    ray.kill(actor, no_restart=True)
+    ray.kill(actor._actor if isinstance(actor, Handle) else actor, no_restart=True)
 
 
 def next_item(streams: Mapping[Any, Any], *, phase: str, deadline_s: float) -> tuple[Any, Any]:

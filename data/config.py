@@ -7,7 +7,9 @@ from pydantic import BaseModel, Field, model_validator
 
 RowSchema = Literal["auto", "r1", "gsm8k", "math", "aime", "columns"]
 FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-LOCAL_OR_HUB = "a path, or the name of something on a hub"  # marks such a field for the readers of recipes
+# Marks of fields, for the readers of recipes:
+LOCAL_OR_HUB = "a path, or the name of something on a hub"
+OPERATIONAL = "how a stage is run, not what it makes: a stage that was cut off goes on with another value"
 
 
 def is_local(written: str, folder: Path = Path()) -> bool:

@@ -29,16 +29,16 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
     Takes sequences longest first and puts each into the fullest bin that still has room, else into a new one. Ties go
     by index, so the result depends on the arguments alone. Never uses more than 11/9 of the fewest possible bins + 4
-    (Johnson 1973). Raises ValueError as `check_fit` does.
+    (Johnson 1973). A sequence longer than `capacity` gets a bin of its own: cutting it would train on something that
+    nobody sampled.
     """
-    check_fit(lengths, capacity)
     bins: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free tokens, bin), sorted
     for index in _longest_first(lengths):
         length = lengths[index]
         at = bisect_left(room, (length, -1))
         if at == len(room):
-            free, bin_index = capacity, len(bins)
+            free, bin_index = max(capacity, length), len(bins)
             bins.append([])
         else:
             free, bin_index = room.pop(at)
@@ -67,16 +67,6 @@ def equalise(bins_of_rank: Sequence[Sequence[Sequence[int]]]) -> list[list[list[
                 bins[fullest] = members[0::2]
                 bins.append(members[1::2])
     return equal
-
-
-def check_fit(lengths: Sequence[int], capacity: int) -> None:
-    """Raise ValueError for the first sequence longer than a bin: cutting it would train on something nobody sampled."""
-    for index, length in enumerate(lengths):
-        if length > capacity:
-            raise ValueError(
-                f"sequence {index} has {length} tokens but a packed row holds {capacity}: raise the capacity or "
-                "shorten prompts and completions"
-            )
 
 
 def _longest_first(lengths: Sequence[int]) -> list[int]:

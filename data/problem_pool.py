@@ -1,11 +1,13 @@
 """The problems a stage draws from: procedural families, general instructions, your own files, in stated shares."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field, field_validator
 
 from data.config import ProblemSource
+from data.decontaminate import decontaminate, problem_texts
 from data.families import FAMILIES, LANGUAGES, LEVELS, Split
 from data.families import problem as family_problem
 from data.instructions import instruction_problem
@@ -39,13 +41,18 @@ class ProblemsConfig(BaseModel, extra="forbid", frozen=True):
 class ProblemPool:
     """An endless, reproducible sequence of problems: number i is always the same one."""
 
-    def __init__(self, config: ProblemsConfig, split: Split, seed: int):
+    def __init__(self, config: ProblemsConfig, split: Split, seed: int, held_out: Sequence[ProblemSource] = ()):
+        """`held_out`: benchmarks; listed problems that share 10 words in a row with them are left out and counted."""
         self.config, self.seed = config, seed
         self.split: Split = split
         self._orders: dict[int, list[int]] = {}  # of the last epoch drawn from
-        self._listed = [problem for source in config.sources for problem in read_problems(source)]
+        listed = (problem for source in config.sources for problem in read_problems(source))
+        texts = (text for source in held_out for problem in read_problems(source) for text in problem_texts(problem))
+        clean = decontaminate(listed, texts, problem_texts)
+        self._listed, self.contaminated = clean.kept, clean.dropped_count
         if config.sources and not self._listed:
-            raise SourceError(f"no problems in {', '.join(source.path for source in config.sources)}")
+            found = f" that are not held out ({self.contaminated} are)" if self.contaminated else ""
+            raise SourceError(f"no problems in {', '.join(source.path for source in config.sources)}{found}")
 
     def draw(self, start: int, count: int, instruction_share: float | None = None) -> list[Problem]:
         """Problems start, ..., start + count - 1. `instruction_share` overrides the recipe's, for schedules."""

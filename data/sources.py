@@ -11,13 +11,11 @@ import json
 import logging
 import random
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data.config import FILE_SUFFIXES, ProblemSource
 from data.problems import Problem
@@ -44,6 +42,21 @@ def read_problems(source: ProblemSource) -> Iterator[Problem]:
     return islice(problems, source.limit)
 
 
+def check_first_row(source: ProblemSource) -> None:
+    """Read the first row of a source that is a file, or a folder of them. Raises SourceError as `read_problems` does.
+
+    What `datasets` would have to load is left unread: that takes seconds, or a network.
+    """
+    files = _local_files(Path(source.path).expanduser(), source.split)
+    if not files:
+        return
+    first = next((placed for file in files for placed in _read_file(file)), None)
+    if first is None:
+        raise SourceError(f"{source.path}: there are no rows")
+    if not source.skip_bad_rows:
+        next(_parse_rows([first], source))
+
+
 def shuffled(items: Iterable[Item], seed: int, buffer_size: int) -> Iterator[Item]:
     """Shuffle a stream with a buffer: exact when the stream fits, otherwise no item comes earlier than `buffer_size`
     places before its turn. Deterministic in (items, seed, buffer_size)."""
@@ -68,12 +81,15 @@ def read_jsonl(path: Path) -> Iterator[PlacedRow]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield f"{path} line {number}", _json_object(line, f"{path} line {number}")
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SourceError(f"{path}: broken gzip data after line {number} ({error}); compress the file again") from None
 
 
 def read_parquet(path: Path) -> Iterator[PlacedRow]:
     """Rows of a parquet file with their numbers (from 1), decoded batch by batch."""
+    import pyarrow as pa  # slow to import, and many runs read JSONL alone
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path) as file:
             number = 0
@@ -87,14 +103,18 @@ def read_parquet(path: Path) -> Iterator[PlacedRow]:
 
 def _placed_rows(source: ProblemSource) -> Iterator[PlacedRow]:
     path = Path(source.path).expanduser()
-    if path.is_file():
-        return _read_file(path)
-    files = _files_of_split(path, source.split) if path.is_dir() else []
+    files = _local_files(path, source.split)
     if files:
         return (placed for file in files for placed in _read_file(file))
     if path.is_dir() or (re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source.path) and not source.path.endswith(FILE_SUFFIXES)):
         return _read_hugging_face(source)
     raise SourceError(f"{source.path}: there is no such file or folder, and it is not a Hugging Face dataset name")
+
+
+def _local_files(path: Path, split: str) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return _files_of_split(path, split) if path.is_dir() else []
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:

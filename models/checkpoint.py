@@ -1,6 +1,7 @@
 """Hugging Face checkpoints in and out: any causal LM, with the MTP layer that transformers leaves behind."""
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from models.attention import NAME as LAYOUT_ATTENTION
 from models.mtp import MTPModule, load_mtp, mtp_state_dict
@@ -37,6 +38,11 @@ def resolve_device(name: str) -> torch.device:
 
 def load_tokenizer(path: Path | str):
     return AutoTokenizer.from_pretrained(path)
+
+
+def context_length(path: Path | str) -> float:
+    """Tokens of prompt and completion together that the model at `path` takes; infinite when it does not say."""
+    return getattr(AutoConfig.from_pretrained(path), "max_position_embeddings", math.inf)
 
 
 def load_model(
@@ -76,7 +82,10 @@ def hub_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 def save_model(
     folder: Path, model: PreTrainedModel, tokenizer, mtp: nn.Module | None = None, dtype: torch.dtype = torch.float32
 ) -> None:
-    """config.json, tokenizer and one model.safetensors in `dtype`, as from_pretrained, vLLM and lm-eval load them."""
+    """config.json, tokenizer and one model.safetensors in `dtype`, as from_pretrained, vLLM and lm-eval load them.
+
+    generation_config.json (where completions end) is there when it says more than follows from config.json.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = hub_state_dict(model)
     if model.config.tie_word_embeddings:
@@ -93,6 +102,9 @@ def save_model(
     if hasattr(model.config, "num_mtp_layers"):
         config["num_nextn_predict_layers"] = int(mtp is not None)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    generation = model.generation_config
+    if generation and generation.to_diff_dict() != GenerationConfig.from_model_config(model.config).to_diff_dict():
+        generation.to_json_file(folder / "generation_config.json")
     tokenizer.save_pretrained(folder)
 
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.durable import sha256, sync, write_text
+
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 NOT_PAYLOAD = (MANIFEST, PLAN, "timings.jsonl", "checkpoints")
@@ -33,6 +35,7 @@ class Manifest:
     seed: int
     code_version: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    earlier_versions: list[dict[str, Any]] = field(default_factory=list)  # of attempts before: the two above
     device: str = ""
     wall_time_s: float = 0.0
     created: str = ""  # UTC, ISO 8601
@@ -71,8 +74,7 @@ class HashCache:
         known = self._known.get(key)
         if not reread and known and known[:2] == [stat.st_size, stat.st_mtime_ns]:
             return known[2]
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256(path)
         self._known[key], self._changed = [stat.st_size, stat.st_mtime_ns, digest], True
         return digest
 
@@ -144,33 +146,10 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    _sync(folder)
-
-
 def sync_payload(folder: Path) -> None:
     """Bring the payload to disk before the manifest that vouches for it."""
     for path in [*payload_files(folder), Path()]:
-        _sync(folder / path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(folder / path)
 
 
 def next_old_name(folder: Path) -> Path:

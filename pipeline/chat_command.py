@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from data.chat import Template, parse_completion, render_prompt
-from pipeline.checkpoint_paths import check_checkpoint
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, stage_errors
+from pipeline.inputs import loadable_checkpoint
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +25,7 @@ def chat(
     seed: Annotated[int, typer.Option(help="the same seed and questions give the same completions")] = 0,
 ) -> None:
     """Ask a checkpoint: questions are read line by line from the terminal or a pipe; Ctrl-D ends."""
-    folder = check_checkpoint(checkpoint)
+    folder = loadable_checkpoint(checkpoint)
 
     from rich.console import Console
 
@@ -33,7 +33,8 @@ def chat(
     from rollouts.transformers_generator import TransformersGenerator
 
     console = Console(highlight=False, soft_wrap=True)
-    generator = TransformersGenerator(str(folder), max_slots=1)
+    with stage_errors(f"{checkpoint} cannot be loaded", Path(".r1_chat_error.log"), again=""):
+        generator = TransformersGenerator(str(folder), max_slots=1)
     if template == "chat" and not generator.tokenizer.chat_template:
         raise RecipeError(f"{checkpoint}: its tokenizer has no chat template; try --template plain")
     params = SamplingParams(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from pipeline.reward_command import audit_reward, try_cases
 from pipeline.sandbox_command import doctor, sandbox, serve
 from pipeline.sandbox_command import run as run_in_sandbox
 from training.stage import StageError
+
+if TYPE_CHECKING:
+    from pipeline.config import Pipeline
 
 main = typer.Typer(
     name="r1",
@@ -78,8 +81,21 @@ def run(
             return
         from pipeline.progress import open_progress
 
+        _check_models(pipeline, again=bool(redo or redo_from))
         made = runner.run(pipeline, redo=redo or (), redo_from=redo_from or (), progress=open_progress(pipeline))
         print(f"report: {runner.write_report(pipeline, made)}")
+
+
+def _check_models(pipeline: "Pipeline", again: bool) -> None:
+    """Refuse folders whose model nothing can load. That imports torch, so only for stages that may have to be made."""
+    from pipeline.artifact import MANIFEST
+    from pipeline.inputs import model_problems
+
+    chosen = [stage for stage in pipeline.stages.values() if pipeline.only in (None, stage.name)]
+    waiting = [stage for stage in chosen if again or not (stage.folder / MANIFEST).exists()]
+    problems = list(model_problems(waiting))
+    if problems:
+        raise RecipeError(problems)
 
 
 @main.command()
@@ -96,8 +112,9 @@ def status(folder: Annotated[Path, typer.Argument(metavar="RUN", help="run folde
 def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="run folder, e.g. runs/tiny")]) -> None:
     """Write the HTML report of a run again and say where it is."""
     with plain_errors():
-        if not folder.is_dir():
-            raise RecipeError(f"{folder} is not a run folder: it does not exist")
+        from pipeline.status import status as read_status
+
+        read_status(folder)  # refuses what is no run folder
         print(import_module("pipeline.report").write_report(folder))
 
 

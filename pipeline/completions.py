@@ -1,6 +1,5 @@
 """Scored completions: one row each, in a parquet file; and the score table made of them."""
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.problems import Problem
-from pipeline.artifact import sync_folder
 from pipeline.statistics import summarise
 from rewards.canonical import canonical_answer
 from rewards.reward import Score, Verdict
@@ -59,13 +57,9 @@ def completion_row(checkpoint: str, problem: Problem, sample: int, completion: C
     }
 
 
-def save_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as parquet; a reader, or a crash, sees the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=COLUMNS), temporary)
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as parquet."""
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], schema=COLUMNS), path)
 
 
 def load_rows(path: Path) -> list[dict[str, Any]]:

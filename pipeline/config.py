@@ -109,7 +109,8 @@ def _installed(path: Path) -> Path:
 def _load_single(
     path: Path, document: Document, settings: list[tuple[list[str], Document]], kinds: Mapping[str, StageKind]
 ) -> Pipeline:
-    roles = kinds[document.data["stage"]].inputs if document.data["stage"] in kinds else {}
+    kind = document.data["stage"]
+    roles = kinds[kind].inputs if isinstance(kind, str) and kind in kinds else {}
     given = {keys[1] for keys, _ in settings if keys[0] == "inputs" and len(keys) > 1}
     beside = path.parent / "pipeline.yaml"
     pipeline, listing = None, []

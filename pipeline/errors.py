@@ -29,6 +29,12 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f"; known: {', '.join(known)}" if known else ""
 
 
+def near_miss(word: str, choices: Iterable[str]) -> str:
+    """`did_you_mean` where the choices are too many to list: "" when none is near."""
+    hint = did_you_mean(word, choices)
+    return "" if hint.startswith("; known") else hint
+
+
 @contextmanager
 def stage_errors(failure: str, log: Path, again: str) -> Iterator[None]:
     """Whatever goes wrong inside as a StageError: "<failure>: <why>", and `again` where another try may help.
@@ -37,9 +43,11 @@ def stage_errors(failure: str, log: Path, again: str) -> Iterator[None]:
     """
     try:
         yield
-    except (StageError, SourceError, PromptError) as error:
-        retry = isinstance(error, StageError) and error.retry
-        raise StageError(f"{failure}: {error}{again if retry else ''}", retry=retry) from error
     except Exception as error:
-        log.write_text(traceback.format_exc(), encoding="utf-8")
-        raise StageError(f"{failure}: {type(error).__name__}: {error} (traceback in {log}){again}") from error
+        # `cluster.actors` marks its errors with `retry`, as StageError does; a ValueError comes again every time.
+        retry = getattr(error, "retry", isinstance(error, OSError | MemoryError))
+        said = str(error)
+        if not isinstance(error, StageError | SourceError | PromptError):
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+            said = f"{type(error).__name__}: {' '.join(said.split())} (traceback in {log})"
+        raise StageError(f"{failure}: {said}{again if retry else ''}", retry=retry) from error

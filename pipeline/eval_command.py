@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from data.chat import Layout, Template
-from pipeline.checkpoint_paths import check_checkpoint, label_checkpoints
+from pipeline.checkpoint_paths import label_checkpoints
 from pipeline.errors import RecipeError, stage_errors
+from pipeline.inputs import loadable_checkpoint
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,14 +36,14 @@ def evaluate(
     By name: base, zero, student_base and student_rl get the plain prompt and answer tags, others the chat template.
     """
     settings = [argument for argument in arguments if "=" in argument and not Path(argument).exists()]
-    paths = [check_checkpoint(Path(argument)) for argument in arguments if argument not in settings]
-    if not paths:
+    named = [Path(argument) for argument in arguments if argument not in settings]
+    if not named:
         raise RecipeError("name at least one checkpoint folder, e.g. r1 eval runs/tiny/zero")
     if output is not None and not output.parent.is_dir():
         raise RecipeError(f"--output: the folder {output.parent} does not exist")
     options = {"num_problems": problems, "samples": samples}
     config = build_config(settings, {key: value for key, value in options.items() if value is not None})
-    checkpoints = label_checkpoints(paths)
+    checkpoints = label_checkpoints([loadable_checkpoint(path) for path in named])
     config = _with_prompting(config, checkpoints, template, layout)
     log = (output.parent if output else Path()) / ".r1_eval_error.log"
     with stage_errors("the evaluation failed", log, again=""):

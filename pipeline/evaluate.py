@@ -13,12 +13,13 @@ from typing import Any
 
 from cluster.actors import ActorDied, PhaseTimeout, start_ray
 from data.chat import Layout, render_prompt
+from data.durable import is_whole, replacing, sealing
 from data.problem_pool import ProblemPool
 from data.problems import Problem
 from models.checkpoint import load_tokenizer
 from pipeline.artifact import write_json
 from pipeline.checkpoint_pool import CheckpointPool
-from pipeline.completions import GENERAL, completion_row, load_rows, save_rows, score_checkpoint
+from pipeline.completions import GENERAL, completion_row, load_rows, score_checkpoint, write_rows
 from pipeline.errors import did_you_mean
 from pipeline.evaluate_config import EvaluateConfig, Prompting
 from rewards.config import RewardSpec
@@ -50,15 +51,19 @@ def run(config: EvaluateConfig, context: StageContext) -> None:
     try:
         for number, (label, folder) in enumerate(checkpoints.items()):
             done = context.output / DONE / f"{number}_{re.sub(r'[^A-Za-z0-9_-]', '_', label)}.parquet"
-            if not done.exists():
-                save_rows(done, evaluator.evaluate(label, folder))
+            if not is_whole(done, f"'{label}' is evaluated again"):
+                own = evaluator.evaluate(label, folder)
+                done.parent.mkdir(parents=True, exist_ok=True)
+                with sealing(done) as file:
+                    write_rows(file, own)
             own = load_rows(done)
             progress.finished_checkpoints(number + 1, len(problems))
             results[label] = score_checkpoint(own)
             rows += own
     finally:
         evaluator.close()
-    save_rows(context.output / COMPLETIONS, rows)
+    with replacing(context.output / COMPLETIONS) as file:
+        write_rows(file, rows)
     write_json(context.output / RESULTS, {"suite": _suite(config, problems, list(checkpoints)), "checkpoints": results})
     tokens = sum(row["length"] for row in rows)
     write_stats(context.output, {"problems": len(problems), "samples": len(rows), "tokens": tokens})

@@ -2,17 +2,22 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import did_you_mean
-from pipeline.stages import Many, StageKind
+from pipeline.checkpoint_paths import check_checkpoint
+from pipeline.errors import RecipeError, did_you_mean, near_miss
+from pipeline.stages import KINDS, Many, StageKind
 from pipeline.yaml_source import Document, Place
 
 if TYPE_CHECKING:
     from pipeline.config import Stage
+
+_INDEX = "model.safetensors.index.json"
+_JSON_FILES = ("config.json", _INDEX, "generation_config.json", "tokenizer_config.json", "tokenizer.json")
+_VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json")  # any one makes a tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +37,8 @@ def input_problems(
     kinds: Mapping[str, StageKind],
     document: Document,
 ) -> Iterator[str]:
-    """One sentence per missing role, unknown role, unknown stage, wrong artifact kind and unreadable folder.
+    """One sentence per missing role, unknown role, unknown stage, wrong artifact kind, unreadable folder and setting
+    that asks more of an input than it can do.
 
     `leaves` has every stage of the pipeline, also those whose recipe is faulty (None).
     """
@@ -52,12 +58,13 @@ def input_problems(
                 unknown.add(role)
                 hint = did_you_mean(role, wanted) if wanted else "; it takes none"
                 yield f"{item.place}: stage '{name}' ({stage.kind}) has no input '{role}'{hint}"
+        yield from _length_problems(stage, stages, kinds, document)
 
 
 def _problems_of(
     item: Input, role: str, kind: str | Many, name: str, leaves: Mapping[str, str | None]
 ) -> Iterator[str]:
-    expected = kind.kind if isinstance(kind, Many) else kind
+    expected = _artifact_kind(kind)
     if "." in item.role and not isinstance(kind, Many):
         yield f"{item.place}: input '{role}' of stage '{name}' takes one {expected}, not several"
         return
@@ -103,15 +110,29 @@ def artifact_fault(path: Path, kind: str) -> str | None:
     return None
 
 
+def _artifact_kind(wanted: str | Many) -> str:
+    return wanted.kind if isinstance(wanted, Many) else wanted
+
+
 def checkpoint_fault(path: Path) -> str | None:
     """Why a Hugging Face checkpoint folder cannot be loaded, read from its headers alone; None when it looks whole."""
-    config, index = path / "config.json", path / "model.safetensors.index.json"
+    return _config_fault(path) or _weights_fault(path) or _tokenizer_fault(path)
+
+
+def _config_fault(path: Path) -> str | None:
+    config = path / "config.json"
     if not config.is_file():
         return f"{path} has no config.json, so it is not a checkpoint in Hugging Face format"
-    for file in (config, index):
-        if file.exists() and not isinstance(_read_json(file), dict):
-            return f"{file} is not valid JSON"
-    weights = sorted(path.glob("*.safetensors"))
+    broken = [name for name in _JSON_FILES if (path / name).exists() and not isinstance(_read_json(path / name), dict)]
+    if broken:
+        return f"{path / broken[0]} is not valid JSON"
+    if not isinstance(_read_json(config).get("model_type"), str):
+        return f"{config} has no model_type, so nothing says which model it is"
+    return None
+
+
+def _weights_fault(path: Path) -> str | None:
+    weights, index = sorted(path.glob("*.safetensors")), path / _INDEX
     if index.exists():
         weight_map = _read_json(index).get("weight_map", {})
         missing = sorted(name for name in set(weight_map.values()) if not (path / name).is_file())
@@ -120,6 +141,92 @@ def checkpoint_fault(path: Path) -> str | None:
     if not weights:
         return f"{path} has no *.safetensors file (pickled weights, pytorch_model.bin, are not loaded: convert them)"
     return next((fault for fault in map(_safetensors_fault, weights) if fault), None)
+
+
+def _tokenizer_fault(path: Path) -> str | None:
+    if any(any(path.glob(pattern)) for pattern in _VOCABULARIES):
+        return None
+    return f"{path} has no tokenizer (no tokenizer.json, tokenizer.model or vocabulary)"
+
+
+def model_fault(path: Path) -> str | None:
+    """Why transformers has no language model for a checkpoint that `checkpoint_fault` passes. Takes seconds: torch."""
+    from transformers import __version__
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    config = path / "config.json"
+    model_type = _read_json(config)["model_type"]
+    if model_type in KNOWN:
+        return None
+    hint = near_miss(model_type, KNOWN)
+    return f"{config}: transformers {__version__} has no language model of model_type '{model_type}'{hint}"
+
+
+def model_problems(stages: "Iterable[Stage]", kinds: Mapping[str, StageKind] = KINDS) -> Iterator[str]:
+    """One sentence per folder given to `stages` whose model is unknown. Imports torch when there is such a folder."""
+    for stage in stages:
+        for item in stage.inputs:
+            role = item.role.partition(".")[0]
+            if item.stage is None and _artifact_kind(kinds[stage.kind].inputs[role]) == "checkpoint":
+                fault = model_fault(item.path)
+                if fault:
+                    yield f"{item.place}: input '{role}' of stage '{stage.name}' cannot be used: {fault}"
+
+
+def loadable_checkpoint(path: Path) -> Path:
+    """The absolute path of a checkpoint folder of the command line. Raises RecipeError when it cannot be loaded."""
+    folder = check_checkpoint(path)
+    fault = checkpoint_fault(folder) or model_fault(folder)
+    if fault:
+        raise RecipeError(fault)
+    return folder
+
+
+def _length_problems(
+    stage: "Stage", stages: "Mapping[str, Stage]", kinds: Mapping[str, StageKind], document: Document
+) -> Iterator[str]:
+    """The longest completion of a stage against the models that other stages hand it. Training keeps the context, so it
+    is that of the folder the first of them starts from. One sentence, and none where a folder is too small as well."""
+    longest = getattr(getattr(stage.config, "rollout", None), "max_new_tokens", None)
+    if not isinstance(longest, int):
+        return
+    origins = [(item, _origin(item, stages, kinds)) for item in stage.inputs]
+    rooms = [(item, origin, context_length(origin)) for item, origin in origins if origin is not None]
+    short = [(item, origin, room) for item, origin, room in rooms if room is not None and longest >= room]
+    if short and all(item.stage is not None for item, _, _ in short):
+        _, origin, room = short[0]
+        place = document.place(("stages", stage.name, "set", "rollout.max_new_tokens"))
+        yield f"{place}: {too_long(stage.name, longest, origin, room)}"
+
+
+def _origin(item: Input, stages: "Mapping[str, Stage]", kinds: Mapping[str, StageKind]) -> Path | None:
+    """The folder whose weights an input goes back to, through the stages that train them further; None without one."""
+    passed: set[str] = set()
+    while item.stage is not None:
+        parent = stages.get(item.stage)
+        if parent is None or parent.leaves != "checkpoint" or parent.name in passed:
+            return None
+        passed.add(parent.name)
+        policies = (i for i in parent.inputs if kinds[parent.kind].inputs.get(i.role) == "checkpoint")
+        policy = next(policies, None)
+        if policy is None:
+            return None
+        item = policy
+    return item.path
+
+
+def context_length(checkpoint: Path) -> int | None:
+    """`max_position_embeddings` of a checkpoint folder, None when it does not say."""
+    config = _read_json(checkpoint / "config.json")
+    found = config.get("max_position_embeddings") if isinstance(config, dict) else None
+    return found if isinstance(found, int) else None
+
+
+def too_long(stage: str, longest: int, model: Path, room: int) -> str:
+    return (
+        f"rollout.max_new_tokens of stage '{stage}' is {longest}, but {model} takes {room} tokens, prompt and "
+        f"completion together; set less than {room}"
+    )
 
 
 def _read_json(path: Path) -> Any:

@@ -1,18 +1,19 @@
-"""Faults of a stage's settings that its config class cannot see: missing files, labels and domains that hit nothing.
+"""Faults of a stage's settings that its config class cannot see: unreadable files, labels and domains that hit nothing.
 
 Free of torch, so that a recipe is refused at once and not when its stage comes up, hours later.
 """
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from data.config import is_local
-from pipeline.errors import did_you_mean
-from pipeline.inputs import Input
+from data.config import FILE_SUFFIXES, is_local
+from data.schemas import SourceError
+from data.sources import check_first_row
+from pipeline.errors import did_you_mean, near_miss
+from pipeline.inputs import Input, context_length, too_long
 from pipeline.yaml_source import Document, KeyPath, Place
 from rewards.combine import check_rewards
 
@@ -21,43 +22,46 @@ _DEFAULT = "default"  # the entry of `prompting` for checkpoints that have none 
 
 def settings_problems(name: str, config: BaseModel, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
     """One sentence per fault of the settings of stage `name`; `settings` knows where each was written."""
-    yield from _missing_files(config, settings)
+    yield from _source_problems(config, settings)
+    yield from _dataset_problems(config, settings)
     yield from _length_problems(name, config, settings, inputs)
     yield from _label_problems(name, config, settings, inputs)
     yield from _reward_problems(config, settings)
 
 
-def _missing_files(config: Any, settings: Document) -> Iterator[str]:
+def _source_problems(config: Any, settings: Document) -> Iterator[str]:
+    """Problem files that are not there, or whose first row is no problem."""
     named = [
-        ((*keys, number, "path"), source.path)
+        ((*keys, number, "path"), source)
         for keys in (("problems", "sources"), ("held_out_sources",))
         for number, source in enumerate(_get(config, keys) or ())
     ]
-    for keys, written in named:
-        path = Path(written).expanduser()
-        if is_local(written) and not path.exists():
+    for keys, source in named:
+        path = Path(source.path).expanduser()
+        if is_local(source.path) and not path.exists():
             names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-            yield f"{settings.place(keys)}: {_dotted(keys)}: there is no {written}{_near(path.name, names)}"
+            yield f"{settings.place(keys)}: {_dotted(keys)}: there is no {source.path}{near_miss(path.name, names)}"
+            continue
+        try:
+            check_first_row(source)
+        except SourceError as error:
+            yield f"{settings.place(keys)}: {_dotted(keys)}: {error}"
+
+
+def _dataset_problems(config: Any, settings: Document) -> Iterator[str]:
+    dataset = getattr(config, "dataset", None)
+    if isinstance(dataset, Path) and not dataset.name.endswith(FILE_SUFFIXES):
+        place = settings.place(("dataset",))
+        yield f"{place}: dataset: {dataset.name} is of an unknown file type; expected {', '.join(FILE_SUFFIXES)}"
 
 
 def _length_problems(name: str, config: Any, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
+    """The longest completion against the folders a stage is given; `pipeline.inputs` looks at those of other stages."""
     longest = _get(config, ("rollout", "max_new_tokens"))
     for item in inputs if isinstance(longest, int) else ():
-        room = _max_positions(item.path) if item.stage is None else None
+        room = context_length(item.path) if item.stage is None else None
         if room is not None and longest >= room:
-            yield (
-                f"{settings.place(('rollout', 'max_new_tokens'))}: rollout.max_new_tokens of stage '{name}' is "
-                f"{longest}, but {item.path} takes {room} tokens, prompt and completion together; set less than {room}"
-            )
-
-
-def _max_positions(checkpoint: Path) -> int | None:
-    """`max_position_embeddings` of a checkpoint folder, None when it does not say."""
-    try:
-        found = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, int) else None
+            yield f"{settings.place(('rollout', 'max_new_tokens'))}: {too_long(name, longest, item.path, room)}"
 
 
 def _label_problems(name: str, config: Any, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
@@ -72,8 +76,8 @@ def _label_problems(name: str, config: Any, settings: Document, inputs: Sequence
 
 
 def _reward_problems(config: Any, settings: Document) -> Iterator[str]:
-    specs = _get(config, ("rewards",)) or ()
-    if not specs:
+    specs = getattr(config, "rewards", None)
+    if specs is None:
         return
     try:
         classes = [reward_class for reward_class, _ in check_rewards(specs)]
@@ -129,8 +133,3 @@ def _get(config: Any, keys: KeyPath) -> Any:
 
 def _dotted(keys: KeyPath) -> str:
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".")
-
-
-def _near(word: str, choices: Collection[str]) -> str:
-    hint = did_you_mean(word, choices)
-    return "" if hint.startswith("; known") else hint

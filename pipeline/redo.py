@@ -9,7 +9,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.artifact import next_old_name, sync_folder, write_json
+from data.durable import sync
+from pipeline.artifact import next_old_name, write_json
 
 _FILE = ".redo.json"
 
@@ -45,7 +46,7 @@ def move_aside(folder: Path, asked: Sequence[str], names: Sequence[str]) -> None
         write_json(folder / _FILE, {"asked": list(asked), "waiting": list(names[number:])})
         if (folder / name).exists():
             (folder / name).rename(next_old_name(folder / name))
-            sync_folder(folder)
+            sync(folder)
     if names:
         write_json(folder / _FILE, {"asked": list(asked), "waiting": []})
 
@@ -60,4 +61,4 @@ def forget(folder: Path, made: Collection[str]) -> None:
         asked = []
     if set(asked) <= set(made):
         (folder / _FILE).unlink()
-        sync_folder(folder)
+        sync(folder)

@@ -146,19 +146,25 @@ def _card(card: Mapping[str, Any], prefix: str = "") -> list[Html]:
     scalars = {name: value for name, value in card.items() if not isinstance(value, Mapping)}
     shown = []
     if scalars:
-        rows = [row(_words(name), [_cell(value)]) for name, value in scalars.items()]
+        rows = [row(_words(k), [str(v) if k.endswith("seed") else _cell(v)]) for k, v in scalars.items()]
         shown.append(table([prefix or "In all", ""], rows, css="card"))
     for name, value in card.items():
         if not isinstance(value, Mapping) or not value:
             continue
         title = f"{prefix}: {_words(name)}" if prefix else _words(name)
-        if all(isinstance(v, int | float) and not isinstance(v, bool) for v in value.values()):
+        if _is_distribution(value):
             greatest = max(abs(v) for v in value.values()) or 1
             rows = [_bar_row(key, v, abs(v) / greatest) for key, v in value.items()]
             shown.append(table([title, "", ""], rows, css="card"))
         else:
             shown += _card(value, title)
     return shown
+
+
+def _is_distribution(card: Mapping[str, Any]) -> bool:
+    """Numbers that can be compared with each other; a total beside its mean cannot."""
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in card.values())
+    return numbers and "mean" not in card
 
 
 def _bar_row(name: str, value: float, share: float) -> Html:

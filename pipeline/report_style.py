@@ -41,7 +41,7 @@ thead th { border-bottom: 1px solid var(--ink); font-weight: 600; vertical-align
 tbody th, thead th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
 tr.group th { padding-top: .8rem; font-style: italic; color: var(--muted); }
 td b { font-weight: 700; } td small { display: block; color: var(--muted); font-size: .72rem; line-height: 1.2; }
-table.card { min-width: 0; } table.card td { text-align: right; }
+table.card { min-width: 0; } table.card td { text-align: right; white-space: normal; max-width: 30rem; }
 table.card td.words { text-align: left; white-space: normal; }
 .tables { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: flex-start; }
 .bar { display: inline-block; height: .55em; background: var(--accent); opacity: .55; vertical-align: baseline; }

@@ -1,6 +1,7 @@
 """Walk the stages: skip what is made, resume what was cut off, make the rest, refuse what does not fit."""
 
 import json
+import logging
 import os
 import time
 import traceback
@@ -36,6 +37,8 @@ PROGRESS_FILE = ".progress.json"  # in a stage's folder: last event and seconds 
 PIPELINE_FILE = "pipeline.json"  # in the run folder: which stages there are, for status and report
 _RESUME = "; run the same command again to resume it"
 _SAVE_EVERY_S = 2.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,8 +154,7 @@ def _make(
         for item in stage.inputs
     }
     identity = {"stage_kind": stage.kind, "config": stage.record, "seed": stage.seed, "parents": recorded}
-    if not (stage.folder / PLAN).exists():
-        write_json(stage.folder / PLAN, {"stage": stage.name, **identity})
+    attempts = _begin(stage, identity)
     clock = _Clock(stage, shown)
     context = StageContext(
         name=stage.name,
@@ -177,8 +179,8 @@ def _make(
         **identity,
         content_hash=content_hash,
         files=files,
-        code_version=provenance.code_version(),
-        versions=provenance.versions(),
+        **attempts[-1],
+        earlier_versions=attempts[:-1],
         device=str(stats.pop("device", "") or provenance.device()),
         wall_time_s=round(clock.seconds(), 3),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -186,6 +188,32 @@ def _make(
     )
     manifest.write(stage.folder)
     return manifest
+
+
+def _begin(stage: Stage, identity: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Write down what the stage is made from, and by which versions; returns those of its attempts, this one last.
+
+    Attempts of the same versions in a row count as one. A change since the last attempt is reported in the log.
+    """
+    plan = _read_json(stage.folder / PLAN) or {"stage": stage.name, **identity}
+    attempts = list(plan.get("attempts", []))
+    now = {"code_version": provenance.code_version(), "versions": provenance.versions()}
+    changes = _changed_versions(attempts[-1], now) if attempts else []
+    if changes:
+        sentence = "stage '%s' goes on with other versions than before: %s; its manifest will list both"
+        logger.warning(sentence, stage.name, ", ".join(changes))
+    elif attempts:
+        attempts.pop()
+    attempts.append(now)
+    write_json(stage.folder / PLAN, {**plan, "attempts": attempts})
+    return attempts
+
+
+def _changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """["code 3f2a91c07d11 -> 88e0b14a2c5d", "torch 2.13.0 -> 2.13.1"]; another commit of the same code is no change."""
+    old, new = ({"code": made["code_version"]["sources"][:12], **made["versions"]} for made in (before, now))
+    names = dict.fromkeys([*old, *new])
+    return [f"{n} {old.get(n, 'none')} -> {new.get(n, 'none')}" for n in names if old.get(n) != new.get(n)]
 
 
 class _Clock:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from data.config import OPERATIONAL
 from pipeline.artifact import (
     MANIFEST,
     PLAN,
@@ -176,11 +177,12 @@ _ABSENT = object()
 def _changed_keys(old: Any, new: Any, config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(key, old, new) of what differs. `config` is what `new` was dumped from.
 
-    A key the old config lacks, at its default now, is no change: the key is newer than the artifact.
+    A key the old config lacks, at its default now, is no change: the key is newer than the artifact. Nor is an
+    operational key (`data.config.OPERATIONAL`).
     """
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
-            if key in old or not _is_default(config, key):
+            if not _is_operational(config, key) and (key in old or not _is_default(config, key)):
                 place = f"{prefix}.{key}" if prefix else key
                 yield from _changed_keys(old.get(key, _ABSENT), new.get(key, _ABSENT), _part(config, key), place)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
@@ -202,6 +204,11 @@ def _part(config: Any, key: Any) -> Any:
 def _is_default(config: Any, key: str) -> bool:
     field = type(config).model_fields.get(key) if isinstance(config, BaseModel) else None
     return field is not None and getattr(config, key) == field.get_default(call_default_factory=True, validated_data={})
+
+
+def _is_operational(config: Any, key: str) -> bool:
+    field = type(config).model_fields.get(key) if isinstance(config, BaseModel) else None
+    return field is not None and OPERATIONAL in field.metadata
 
 
 def _show(value: Any) -> str:

@@ -1,8 +1,10 @@
 """The `rewards` section of a recipe: a list of RewardSpec."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
+
+from data.config import OPERATIONAL
 
 
 class RewardSpec(BaseModel, extra="forbid", frozen=True):
@@ -32,16 +34,16 @@ class RewardSpec(BaseModel, extra="forbid", frozen=True):
     )
 
 
-class RewardWorkersConfig(BaseModel, extra="forbid", frozen=True):
+class RewardWorkersConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The processes that score, beside those that sample."""
 
-    workers: int = Field(
+    workers: Annotated[int, OPERATIONAL] = Field(
         default=1, ge=1, description="processes; more where scoring is slower than sampling, e.g. programs to run"
     )
-    max_pending: int = Field(
+    max_pending: Annotated[int, OPERATIONAL] = Field(
         default=64, ge=1, description="groups waiting per worker before sampling waits; bounds memory"
     )
-    deadline_s: float = Field(
+    deadline_s: Annotated[float, OPERATIONAL] = Field(
         default=600.0,
         gt=0,
         description="seconds a worker may be silent while it has work; then it is replaced and the group unscorable",

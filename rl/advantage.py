@@ -40,8 +40,9 @@ def assign_advantages(
         truncated: [G] stopped by the length limit, for `overlong: mask`.
         max_length: the longest completion the rollout may sample, tokens.
 
-    `has_signal` and dynamic sampling look at the rewards as given, before the overlong penalty, as DAPO judges groups
-    by correctness. A masked truncated completion still counts in the group's mean: it is evidence about the problem.
+    `has_signal` and dynamic sampling look at the rewards as given, before the overlong penalty: a spread of lengths
+    alone is no signal. (DAPO judges groups by correctness, its only other reward.) A masked truncated completion still
+    counts in the group's mean: it is evidence about the problem.
     """
     shaped = list(rewards)
     if objective.overlong == "soft":

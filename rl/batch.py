@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.packing import best_fit, check_fit, deal, equalise
+from data.packing import best_fit, deal, equalise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +36,10 @@ class TrainingSequence:
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
+
+
+class NonFiniteLoss(FloatingPointError):
+    """The loss or a gradient of a mini-batch was not finite. The weights are as they were before the step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,14 +85,13 @@ def make_mini_batches(sequences: Sequence[TrainingSequence], count: int, seed: i
 
 
 def pack(sequences: Sequence[TrainingSequence], capacity: int) -> list[MicroBatch]:
-    """Pack sequences into rows of at most `capacity` tokens. Raises ValueError when one is longer than that."""
+    """Pack sequences into rows of at most `capacity` tokens; a longer sequence is a row of its own."""
     return pack_for_ranks(sequences, capacity, ranks=1)[0]
 
 
 def pack_for_ranks(sequences: Sequence[TrainingSequence], capacity: int, ranks: int) -> list[list[MicroBatch]]:
     """The micro-batches of each rank, equally many on all (see `data.packing`); some may be empty rows."""
     lengths = [len(sequence) for sequence in sequences]
-    check_fit(lengths, capacity)  # here, so that the message has the index in `sequences`, not in a rank's share
     bins_of_rank = []
     for share in deal(lengths, ranks):
         bins = best_fit([lengths[i] for i in share], capacity)

@@ -1,9 +1,10 @@
 """Settings of GRPO. Free of torch, so that recipes load fast."""
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from data.config import OPERATIONAL, ProblemSource
 from data.problem_pool import ProblemsConfig
 from rewards.config import RewardSpec, RewardWorkersConfig
 from rl.objective import ObjectiveConfig
@@ -15,6 +16,10 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
     """GRPO as DeepSeek-R1 runs it (section 2.1): sample a rollout batch, split it into mini-batches, one step each."""
 
     problems: ProblemsConfig = Field(default=ProblemsConfig(), description="prompts to sample on")
+    held_out_sources: tuple[ProblemSource, ...] = Field(
+        default=(),
+        description="benchmarks no problem of `problems.sources` may share 10 words in a row with (R1, D.1)",
+    )
     rewards: tuple[RewardSpec, ...] = Field(
         default=(RewardSpec(use="rewards.accuracy:Accuracy"), RewardSpec(use="rewards.format:Format")),
         description="reward terms; accuracy and format with the same weight are R1-Zero's (Eq. 4)",
@@ -27,6 +32,12 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
     group_size: int = Field(default=16, ge=2, description="completions per question; the paper's 16")
     mini_batches: int = Field(
         default=16, ge=1, description="optimizer steps per rollout batch, one epoch; the paper's 16"
+    )
+    resample_rounds: int = Field(
+        default=9,
+        ge=0,
+        description="with objective.dynamic_sampling: further rounds of questions at most, to fill the batch with "
+        "groups that have a signal; 9, as DAPO's code gives up after 10 in all. What is there is then trained on",
     )
     reference_every: int = Field(
         default=400, ge=1, description="steps after which the reference becomes the current policy"
@@ -51,7 +62,14 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
         default=OptimizerConfig(), description="constant 3e-6 as the paper; schedule not stated"
     )
     trainer: TrainerConfig = Field(default=TrainerConfig(), description="the training process")
-    mismatch_limit: float = Field(
+    unscorable_limit: Annotated[float, OPERATIONAL] = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="largest share of a rollout batch that rewards may fail to judge; above it the run stops, since "
+        "what is left is no fair sample",
+    )
+    mismatch_limit: Annotated[float, OPERATIONAL] = Field(
         default=0.05,
         gt=0,
         description="nats; the run stops when generator and trainer disagree more than this per token on average: then "
@@ -71,9 +89,10 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _generator_is_used(self) -> Self:
-        ignored = self.generator.model_fields_set - {"max_slots", "deadline_s"}
+        given, default = self.generator.model_dump(), GeneratorConfig().model_dump()
+        ignored = [key for key in given if given[key] != default[key] and key not in ("max_slots", "deadline_s")]
         if self.sample_in_trainer and ignored:
-            raise ValueError(f"sample_in_trainer starts no generators, so generator.{min(ignored)} would be ignored")
+            raise ValueError(f"sample_in_trainer starts no generators, so generator.{ignored[0]} would be ignored")
         return self
 
     @model_validator(mode="after")

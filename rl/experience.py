@@ -1,19 +1,17 @@
 """From prompts to training sequences: sample, score while others are still sampling, compare within groups."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from data.chat import render_prompt
 from data.problems import Problem
 from rewards.pool import RewardPool
 from rewards.reward import Score, Verdict
-from rl.advantage import assign_advantages
+from rl.advantage import assign_advantages, group_advantages
 from rl.batch import TrainingSequence
 from rl.objective import Objective
-from rollouts.config import RolloutConfig
 from rollouts.pool import GeneratorPool
 from rollouts.records import Group, Request, SamplingParams
 
@@ -24,33 +22,36 @@ class ScoredGroup:
     problem: Problem
     scores: list[Score]  # [G]
 
+    @property
+    def has_signal(self) -> bool:
+        """Whether the rewards tell its completions apart."""
+        return group_advantages([score.value for score in self.scores], divide_by_std=False).has_signal
+
 
 def sample_and_score(
     problems: Sequence[Problem],
     *,
-    tokenizer: Any,
+    render: Callable[[Sequence[Problem]], Sequence[list[int] | None]],
     pool: GeneratorPool,
     rewards: RewardPool,
-    rollout: RolloutConfig,
     params: SamplingParams,
     progress: float,
 ) -> list[ScoredGroup]:
     """One scored group per problem, in their order. Each group goes to a reward worker as soon as it is complete.
 
+    render: token ids of prompts; None for one that leaves no room to answer, whose problem is then left out.
     progress: share of the stage's steps taken, for rewards that start late.
     """
     by_key = {f"{place}:{problem.id}": problem for place, problem in enumerate(problems)}
-    requests = [
-        Request(key=key, prompt_ids=render_prompt(tokenizer, problem.messages, rollout.template))
-        for key, problem in by_key.items()
-    ]
+    prompts = zip(by_key, render(problems), strict=True)
+    requests = [Request(key=key, prompt_ids=ids) for key, ids in prompts if ids is not None]
     groups = {}
     for group in pool.stream(requests, params):
         groups[group.key] = group
         texts = [completion.text for completion in group.completions]
         rewards.submit(group.key, by_key[group.key], texts, progress)
     scores = rewards.collect()
-    return [ScoredGroup(group=groups[key], problem=problem, scores=scores[key]) for key, problem in by_key.items()]
+    return [ScoredGroup(group=groups[r.key], problem=by_key[r.key], scores=scores[r.key]) for r in requests]
 
 
 def training_sequences(

@@ -108,8 +108,8 @@ class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
     preset: Preset = Field(
         default="r1",
         description="Named objective that fills every field left null: r1 (DeepSeek-R1's GRPO), v3_2 (DeepSeek-V3.2), "
-        "dapo, dr_grpo, gspo; r1 because this is the pipeline being reproduced. dapo drops groups without signal but "
-        "does not resample to fill the batch; v3_2 lacks keep-routing and keep-sampling-mask for now.",
+        "dapo, dr_grpo, gspo; r1 because this is the pipeline being reproduced. v3_2 lacks keep-routing and "
+        "keep-sampling-mask for now.",
     )
     clip_low: float | None = Field(
         default=None,
@@ -174,8 +174,9 @@ class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
     )
     dynamic_sampling: bool | None = Field(
         default=None,
-        description="Leave groups without signal (all rewards equal) out of training altogether. dapo: true. Others: "
-        "false: they have zero advantage but still count in the denominators and keep their KL term.",
+        description="Leave groups without signal (all rewards equal) out of training altogether, and ask further "
+        "questions in their place (see resample_rounds). dapo: true. Others: false: they have zero advantage but still "
+        "count in the denominators and keep their KL term.",
     )
     overlong: Overlong | None = Field(
         default=None,

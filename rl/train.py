@@ -7,6 +7,7 @@ repeat: draw questions; sample a group of completions for each with pi_old; scor
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +15,11 @@ import numpy as np
 
 from cluster.actors import kill, spawn, start_ray, wait
 from data.problem_pool import ProblemPool
-from models.checkpoint import load_tokenizer
+from data.problems import Problem
 from rewards.pool import RewardPool
-from rl.batch import TrainingSequence, make_mini_batches
+from rl.batch import NonFiniteLoss, TrainingSequence, make_mini_batches
 from rl.config import GRPOConfig
 from rl.experience import ScoredGroup, counts, rollout_metrics, sample_and_score, sample_rows, training_sequences
-from rl.trainer import NonFiniteLoss, PolicyTrainer
 from rollouts.pool import GeneratorPool
 from training.checkpoint import CheckpointStore
 from training.run_log import METRICS, RunLog, read_log, write_stats
@@ -57,11 +57,10 @@ class Session:
         self.config, self.context = config, context
         policy = str(context.inputs["policy"])
         self.objective = config.objective.resolve()
-        self.tokenizer = load_tokenizer(policy)
-        self.problems = ProblemPool(config.problems, "train", context.seed)
+        self.problems = ProblemPool(config.problems, "train", context.seed, config.held_out_sources)
         self.rewards = RewardPool(config.rewards, config.reward_workers)
         self.trainer = spawn(
-            PolicyTrainer,
+            "rl.trainer:PolicyTrainer",
             policy,
             config.optimizer,
             objective=self.objective,
@@ -73,10 +72,11 @@ class Session:
             threads=config.trainer.threads,
         )
         self.pool = GeneratorPool(policy, config.generator, shared=self.trainer if config.sample_in_trainer else None)
-        self.store, self.log = CheckpointStore(context.output / "checkpoints"), RunLog(context.output)
+        self.log = RunLog(context.output)
+        self.store = CheckpointStore(context.output / "checkpoints", log=self.log)
         self.pending_metrics: dict[str, float] = {}  # of the rollout batch; logged with its first step
         self.seconds: dict[str, float] = {}
-        self.tokens = 0
+        self.tokens = self.too_long = 0
 
     def seed(self, purpose: str, step: int) -> int:
         """Seeds that depend on the stage's seed, the purpose and the step alone, so that a resumed run repeats them."""
@@ -108,36 +108,63 @@ class Session:
         self.seconds = {"time/sync_s": time.monotonic() - started}
 
     def sample_and_score(self, step: int) -> list[ScoredGroup]:
-        config, started = self.config, time.monotonic()
+        """A rollout batch. Under dynamic sampling, further questions take the place of groups without signal."""
+        started = time.monotonic()
         self._report(step, phase="sampling")
-        progress = step / config.steps
-        count = config.questions_per_step * config.mini_batches
-        share = config.problems.instruction_share if progress >= config.general_from_share else 0.0
-        groups = sample_and_score(
-            self.problems.draw(step * config.questions_per_step, count, share),
-            tokenizer=self.tokenizer,
-            pool=self.pool,
-            rewards=self.rewards,
-            rollout=config.rollout,
-            params=config.rollout.params(config.group_size, self.seed("sampling", step)),
-            progress=progress,
-        )
+        count = self.config.questions_per_step * self.config.mini_batches
+        groups, asked, missing = [], 0, count
+        for resampling in range(1 + self.config.resample_rounds * self.objective.dynamic_sampling):
+            groups += self._sample_round(step, resampling, missing)
+            asked += missing
+            missing = count - sum(scored.has_signal for scored in groups)
+            if missing == 0:
+                break
+        self.too_long = asked - len(groups)
         self.seconds["time/sample_s"] = time.monotonic() - started
         self.tokens = sum(len(c.token_ids) for scored in groups for c in scored.group.completions)
-        self.log.samples(sample_rows(groups, step + 1, config.log_samples))
+        self.log.samples(sample_rows(groups, step + 1, self.config.log_samples))
         return groups
 
+    def _sample_round(self, step: int, resampling: int, count: int) -> list[ScoredGroup]:
+        """Groups for `count` questions; those of resampling rounds lie past all that the stage asks first."""
+        config, progress = self.config, step / self.config.steps
+        share = config.problems.instruction_share if progress >= config.general_from_share else 0.0
+        first = (resampling * config.steps + step) * config.questions_per_step
+        purpose = f"sampling/{resampling}" if resampling else "sampling"
+        return sample_and_score(
+            self.problems.draw(first, count, share),
+            render=self._render,
+            pool=self.pool,
+            rewards=self.rewards,
+            params=config.rollout.params(config.group_size, self.seed(purpose, step)),
+            progress=progress,
+        )
+
+    def _render(self, problems: Sequence[Problem]) -> list[list[int] | None]:
+        conversations = [problem.messages for problem in problems]
+        rendered = self.trainer.render_prompts.remote(conversations, self.config.rollout.template)
+        return self._wait(rendered, "rendering prompts")
+
     def compare(self, groups: Sequence[ScoredGroup]) -> list[TrainingSequence]:
+        if not groups:
+            sentence = f"{self.context.name}: all {self.too_long} prompts fill the policy's context; use shorter ones"
+            raise StageError(sentence, retry=False)
         sequences, counters = training_sequences(groups, self.objective, self.config.rollout.max_new_tokens)
         errors = {f"reward/{name}_errors": counts["error"] for name, counts in self.rewards.take_counts().items()}
+        counters["experience/prompts_too_long"] = self.too_long
         self.pending_metrics = rollout_metrics(groups) | counters | errors
-        if counters["experience/unscorable"] == counters["experience/sampled"]:
-            reasons = {score.detail for scored in groups for score in scored.scores if score.value is None}
-            raise StageError(
-                f"{self.context.name}: none of {counters['experience/sampled']} completions can be scored: "
-                f"{'; '.join(sorted(reasons)[:3])}"
-            )
+        self._check_unscorable(groups, counters["experience/unscorable"], counters["experience/sampled"])
         return sequences
+
+    def _check_unscorable(self, groups: Sequence[ScoredGroup], unscorable: float, sampled: float) -> None:
+        if unscorable <= self.config.unscorable_limit * sampled and unscorable < sampled:
+            return
+        reasons = Counter(score.detail for scored in groups for score in scored.scores if score.value is None)
+        commonest = "; ".join(reason for reason, _ in reasons.most_common(3))
+        raise StageError(
+            f"{self.context.name}: {unscorable:.0f} of {sampled:.0f} completions cannot be scored, more than "
+            f"unscorable_limit {self.config.unscorable_limit}: {commonest}"
+        )
 
     def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
         started = time.monotonic()
@@ -189,7 +216,8 @@ class Session:
 
     def save_policy(self) -> None:
         self._wait(self.trainer.save_checkpoint.remote(str(self.context.output)), "saving the policy")
-        write_stats(self.context.output, counts(read_log(self.context.output / METRICS)))
+        stats = counts(read_log(self.context.output / METRICS)) | {"problems_held_out": self.problems.contaminated}
+        write_stats(self.context.output, stats)
 
     def close(self) -> None:
         self.pool.close()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rl.batch import MicroBatch, TrainingSequence, pack
+from rl.batch import MicroBatch, NonFiniteLoss, TrainingSequence, pack
 from rl.loss import policy_loss
 from rl.metrics import combine, mini_batch_metrics
 from rl.mismatch import mismatch_sums
@@ -19,10 +19,6 @@ from rollouts.transformers_generator import ModelSampler
 from training.trainer import Trainer
 
 REFERENCE = "reference.safetensors"
-
-
-class NonFiniteLoss(FloatingPointError):
-    """A loss or gradient was not finite. The weights are as they were before the step."""
 
 
 class PolicyTrainer(Trainer):

@@ -1,14 +1,15 @@
 """Settings of sampling, shared by every stage that samples. Free of torch, so that recipes load fast."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
 from data.chat import Template
+from data.config import OPERATIONAL
 from rollouts.records import SamplingParams
 
 
-class GeneratorConfig(BaseModel, extra="forbid", frozen=True):
+class GeneratorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The processes that sample, each with the embedded engine (rollouts.transformers_generator)."""
 
     replicas: int = Field(
@@ -24,12 +25,12 @@ class GeneratorConfig(BaseModel, extra="forbid", frozen=True):
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="precision of sampling; float32 is the fast one on CPUs and equals the trainer's"
     )
-    deadline_s: float = Field(
-        default=1800.0, gt=0, description="seconds that one batch of prompts may take before the run stops and says so"
+    deadline_s: Annotated[float, OPERATIONAL] = Field(
+        default=1800.0, gt=0, description="seconds without a finished group before the run stops and says so"
     )
 
 
-class RolloutConfig(BaseModel, extra="forbid", frozen=True):
+class RolloutConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """How completions are drawn."""
 
     template: Template = Field(

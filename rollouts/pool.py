@@ -16,7 +16,6 @@ from cluster.actors import ActorDied, PhaseTimeout, kill, next_item, share, spaw
 from data.packing import deal
 from rollouts.config import GeneratorConfig
 from rollouts.records import Group, Request, SamplingParams
-from rollouts.transformers_generator import TransformersGenerator
 
 logger = logging.getLogger(__name__)
 _MAX_RESTARTS = 3  # per call of `stream`; a replica that keeps dying is a fault to report, not to hide
@@ -33,7 +32,7 @@ class GeneratorPool:
 
     def _start(self) -> Any:
         return spawn(
-            TransformersGenerator,
+            "rollouts.transformers_generator:TransformersGenerator",
             self.checkpoint,
             max_slots=self.config.max_slots,
             dtype=self.config.dtype,
@@ -55,7 +54,8 @@ class GeneratorPool:
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Group]:
         """Groups of all requests, each once, in the order they finish. See `Generator.sample` for what they hold.
 
-        Raises PhaseTimeout when no group arrives within the deadline, ActorDied when a replica keeps dying.
+        Raises PhaseTimeout when no group arrives within the deadline, ActorDied when a replica keeps dying, StartFailed
+        when one cannot be built.
         """
         shares = deal([len(r.prompt_ids) for r in requests], len(self._replicas))
         work = {i: [requests[r] for r in sorted(share)] for i, share in enumerate(shares) if share}
@@ -109,6 +109,7 @@ class GeneratorPool:
         return False
 
     def _restart(self, index: int) -> None:
+        kill(self._replicas[index])  # it may only have been out of reach: two would share its memory and its cores
         self._replicas[index] = self._start()
         if self._weights_at is not None:
             load = self._replicas[index].load_weights.remote(*self._weights_at)

@@ -28,7 +28,7 @@ class Row:
 
 
 def pack_examples(examples: Sequence[Example], capacity: int) -> list[Row]:
-    """Rows of at most `capacity` tokens. Raises ValueError when an example is longer."""
+    """Rows of at most `capacity` tokens; a longer example is a row of its own."""
     return [
         _row([examples[i] for i in members]) for members in best_fit([len(e.token_ids) for e in examples], capacity)
     ]

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
-from transformers import AutoConfig
 
 from data.chat import render_prompt
 from data.decontaminate import decontaminate, problem_texts
@@ -18,7 +17,7 @@ from data.problem_pool import ProblemPool, ProblemsConfig
 from data.problems import Problem
 from data.sources import read_problems
 from data.write import DataCard, count_by, write_dataset
-from models.checkpoint import load_tokenizer
+from models.checkpoint import context_length, load_tokenizer
 from rewards.config import RewardSpec
 from rewards.language import SCRIPTS, language_consistency
 from sft.config import CurationConfig
@@ -103,7 +102,7 @@ def _prompts(
     """The prompts that leave the policy room to answer, and how many do not."""
     policy = context.inputs["policy"]
     tokenizer = load_tokenizer(policy)
-    room = getattr(AutoConfig.from_pretrained(policy), "max_position_embeddings", float("inf"))
+    room = context_length(policy)
     problems = ProblemPool(config.problems, "train", context.seed).draw(0, config.prompts)
     prompts = [
         Prompt(key=f"{source}:{i}:{p.id}", problem=p, prompt_ids=render(tokenizer, p, i), source=source)

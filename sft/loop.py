@@ -8,7 +8,6 @@ from typing import Any
 from cluster.actors import kill, spawn, start_ray, wait
 from sft.batch import Row
 from sft.config import PretrainConfig, SFTConfig
-from sft.trainer import SupervisedTrainer
 from training.checkpoint import CheckpointStore
 from training.config import TrainerConfig
 from training.run_log import RunLog
@@ -29,7 +28,7 @@ def train(
     settings = config.trainer
     start_ray()
     trainer = spawn(
-        SupervisedTrainer,
+        "sft.trainer:SupervisedTrainer",
         str(checkpoint),
         config.optimizer,
         mtp=config.mtp_weight > 0,
@@ -48,7 +47,8 @@ def train(
 def _take_steps(
     trainer: Any, batches: Batches, steps: int, config: SFTConfig | PretrainConfig, context: StageContext
 ) -> None:
-    settings, store, log = config.trainer, CheckpointStore(context.output / "checkpoints"), RunLog(context.output)
+    settings, log = config.trainer, RunLog(context.output)
+    store = CheckpointStore(context.output / "checkpoints", log=log)
     first = resume(trainer, store, log, settings)
     rows = batches(first) if first < steps else []
     for step in range(first, steps):

@@ -1,17 +1,17 @@
 """Sampling and scoring of many prompts, chunk by chunk: what was done is on disk and is never done twice.
 
-A chunk is sampled by one call to the generators and committed by one rename. Sampling is reproducible for a fixed set
-of requests, so a stage that was killed and goes on ends with the same groups as one that was not.
+A chunk is sampled by one call to the generators and sealed in one file. Sampling is reproducible for a fixed set of
+requests, so a stage that was killed and goes on, or that lost a chunk, ends with the same groups as one that was not.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.actors import start_ray
+from data.durable import is_whole, sealing
 from data.problems import Problem
 from rewards.combine import check_rewards
 from rewards.config import RewardSpec, RewardWorkersConfig
@@ -59,7 +59,7 @@ def sampled_chunks(
     work: Path,
     on_group: Callable[[int], None],
 ) -> Iterator[Chunk]:
-    """All prompts with their completions, in order, a chunk at a time; chunks found in `work` are read, not sampled.
+    """All prompts with their completions, in order, a chunk at a time; whole ones found in `work` are read.
 
     `on_group` is told, after every group, how many of all prompts are done.
     Raises StageError when `work` belongs to other prompts or a reward cannot be built.
@@ -71,7 +71,7 @@ def sampled_chunks(
         for start in range(0, len(prompts), chunk_prompts):
             asked = prompts[start : start + chunk_prompts]
             file = work / f"prompts_{start:08d}.jsonl"
-            if not file.exists():
+            if not is_whole(file, "its prompts are sampled again"):
                 start_ray()
                 sampler = sampler or _Sampler(policy, generator, RewardPool(rewards, reward_workers))
                 _commit(file, asked, sampler.sample(asked, params, lambda done, start=start: on_group(start + done)))
@@ -130,14 +130,10 @@ def _check_rewards(specs: Sequence[RewardSpec]) -> None:
 
 
 def _commit(file: Path, prompts: Sequence[Prompt], sampled: dict[str, list[Sampled]]) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as lines:
+    with sealing(file) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for prompt in prompts:
             completions = [asdict(completion) for completion in sampled[prompt.key]]
             lines.write(json.dumps({"key": prompt.key, "completions": completions}) + "\n")
-        lines.flush()
-        os.fsync(lines.fileno())
-    os.replace(temporary, file)
 
 
 def _read(file: Path, prompts: Sequence[Prompt]) -> Chunk:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig
 
-from models.checkpoint import load_tokenizer
+from models.checkpoint import context_length, load_tokenizer
 from sft.batch import Example, Row, pack_examples
 from sft.config import SFTConfig
 from sft.conversations import conversation_examples, read_conversations
@@ -42,13 +41,12 @@ def fine_tune(config: SFTConfig, context: StageContext, *, checkpoint: Path, dat
 def load_samples(config: SFTConfig, checkpoint: Path, dataset: Path) -> tuple[list[Sample], int]:
     """The tokenised conversations that fit, and how many do not: they are dropped whole, since a cut one has no answer.
 
-    The limit is the model's length or `row_tokens`, whichever is smaller. Raises StageError when nothing is left, or
-    when the template has no room for a conversation.
+    The limit is the model's context. Raises StageError when nothing is left, or when the template has no room for a
+    conversation.
     """
     tokenizer = load_tokenizer(checkpoint)
     _check_tokenizer(tokenizer, checkpoint, config)
-    model_length = getattr(AutoConfig.from_pretrained(checkpoint), "max_position_embeddings", None)
-    limit = min(config.trainer.row_tokens, model_length or config.trainer.row_tokens)
+    limit = context_length(checkpoint)
     file = dataset / "data.parquet"
     samples, dropped = [], 0
     for row in read_conversations(file):
@@ -61,7 +59,7 @@ def load_samples(config: SFTConfig, checkpoint: Path, dataset: Path) -> tuple[li
         else:
             dropped += 1
     if not samples and dropped:
-        sentence = f"{file}: all {dropped} rows are longer than {limit} tokens; raise trainer.row_tokens"
+        sentence = f"{file}: all {dropped} rows are longer than the {limit} tokens of the model's context"
         raise StageError(sentence, retry=False)
     if not samples:
         raise StageError(f"{file} has no rows: there is nothing to train on; make the dataset again", retry=False)

@@ -1,11 +1,13 @@
 """Waiting for processes: every failure says which phase it hit."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
 
-from cluster.actors import ActorDied, PhaseTimeout, kill, next_item, spawn, wait
+from cluster.actors import ActorDied, PhaseTimeout, StartFailed, kill, next_item, spawn, wait
 
 
 class Worker:
@@ -77,6 +79,43 @@ def test_a_killed_process_names_the_phase_and_its_key(ray_session):
     assert raised.value.key == "b"
 
 
-def test_a_process_that_cannot_start_says_why(ray_session):
-    with pytest.raises(ActorDied, match="no such reward"):
-        ask(spawn(Worker, "no such reward").echo.remote(0))
+def test_a_process_that_cannot_start_says_why_in_one_line(ray_session):
+    unstartable = spawn(Worker, "no such\n  reward, or\nnone")
+    for call in (unstartable.echo.remote(0), [unstartable.echo.remote(0)]):
+        with pytest.raises(StartFailed) as raised:
+            ask(call)
+        sentence = "testing: a worker process cannot start: ValueError: no such reward, or none"
+        assert str(raised.value) == sentence
+    streams = {"c": unstartable.count.options(num_returns="streaming").remote([1])}
+    with pytest.raises(StartFailed, match="no such reward"):
+        next_item(streams, phase="testing", deadline_s=60)
+
+
+# --- actors named by their import path ---
+
+
+def test_an_actor_named_by_its_path_works_like_one_of_a_class(ray_session):
+    actor = spawn("toy_actors:Counter", 5, step=2)
+    try:
+        assert wait(actor.add.remote(3), phase="adding", deadline_s=60) == 11
+        stream = actor.count.options(num_returns="streaming").remote(3)
+        items = [next_item({"a": stream}, phase="counting", deadline_s=60) for _ in range(4)]
+        assert items == [("a", 11), ("a", 13), ("a", 15), ("a", None)]
+        with pytest.raises(ZeroDivisionError):
+            wait(actor.fail.remote(), phase="failing", deadline_s=60)
+        assert "toy_actors" not in sys.modules  # only the actor's process has imported it
+    finally:
+        kill(actor)
+    with pytest.raises(ActorDied):
+        wait(actor.add.remote(1), phase="adding", deadline_s=60)
+
+
+def test_a_class_that_is_not_there_is_named(ray_session):
+    actor = spawn("toy_actors:Nobody")
+    with pytest.raises(StartFailed, match="has no attribute 'Nobody'"):
+        wait(actor.add.remote(1), phase="adding", deadline_s=60)
+
+
+def test_the_driver_of_grpo_needs_no_torch():
+    program = "import rl.train, sft.loop, sys; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"

@@ -61,9 +61,11 @@ def test_known_packings(lengths, bins):
     assert best_fit(lengths, 10) == bins
 
 
-def test_a_sequence_that_fits_nowhere_is_named():
-    with pytest.raises(ValueError, match=r"sequence 2 has 11 tokens but a packed row holds 10"):
-        best_fit([1, 2, 11, 12], 10)
+def test_a_sequence_longer_than_a_row_has_one_of_its_own():
+    assert best_fit([1, 2, 11, 12], 10) == [[3], [2], [1, 0]]
+
+
+def test_an_empty_sequence_is_named():
     with pytest.raises(ValueError, match=r"sequence 1 has length 0"):
         best_fit([1, 0], 10)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data.config import Columns, ProblemSource
 from data.problems import Problem
 from data.schemas import SourceError, detect_language, last_boxed, problem_from_row, problem_to_row
-from data.sources import read_problems, shuffled
+from data.sources import check_first_row, read_problems, shuffled
 from data.write import SFT_SCHEMA, DataCard, count_by, write_dataset
 
 GSM8K = {
@@ -264,3 +264,27 @@ def test_dataset_is_written_whole_or_not_at_all(tmp_path):
     assert pq.read_table(tmp_path / "data.parquet").to_pylist() == [row]
     assert pq.read_schema(tmp_path / "data.parquet") == SFT_SCHEMA
     assert json.loads((tmp_path / "data_card.json").read_text())["by_domain"] == {"d": 1}
+
+
+def test_the_first_row_alone_is_checked(tmp_path, monkeypatch):
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(GSM8K) + "\nno JSON\n")
+    for named in (path, tmp_path):
+        check_first_row(ProblemSource(path=str(named), shuffle_seed=1))
+    path.write_text('{"prompt": "?"}\n')
+    with pytest.raises(SourceError, match=r"train\.jsonl line 1: the row fits no known schema"):
+        check_first_row(ProblemSource(path=str(tmp_path)))
+    check_first_row(ProblemSource(path=str(path), skip_bad_rows=True))
+    path.write_text("")
+    with pytest.raises(SourceError, match="there are no rows"):
+        check_first_row(ProblemSource(path=str(path)))
+    monkeypatch.setattr("datasets.load_dataset", None)
+    check_first_row(ProblemSource(path="openai/gsm8k"))
+
+
+def test_gzip_data_with_a_damaged_middle_is_one_sentence(tmp_path):
+    packed = bytearray(gzip.compress(json.dumps(GSM8K).encode() * 50))
+    packed[20:30] = bytes(10)
+    (tmp_path / "train.jsonl.gz").write_bytes(packed)
+    with pytest.raises(SourceError, match=r"train\.jsonl\.gz: broken gzip data"):
+        read(tmp_path)

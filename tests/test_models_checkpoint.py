@@ -129,6 +129,20 @@ def test_saving_twice_writes_the_same_bytes(checkpoint, tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_a_checkpoint_stops_where_the_loaded_one_did(checkpoint, tmp_path):
+    loaded, saved, again = (tmp_path / name for name in ("loaded", "saved", "again"))
+    save_model(loaded, load_model(checkpoint), load_tokenizer(checkpoint))
+    assert not (loaded / "generation_config.json").exists()  # config.json says it all
+    own = {"eos_token_id": [1, 5], "temperature": 0.5, "do_sample": False}  # which transformers itself refuses to save
+    (loaded / "generation_config.json").write_text(json.dumps(own))
+    save_model(saved, load_model(loaded), load_tokenizer(loaded))
+    save_model(again, load_model(saved), load_tokenizer(saved))
+    stored = (saved / "generation_config.json").read_bytes()
+    kept = load_model(saved).generation_config
+    assert (kept.eos_token_id, kept.temperature) == ([1, 5], 0.5)
+    assert (again / "generation_config.json").read_bytes() == stored
+
+
 def test_a_checkpoint_does_not_say_where_its_weights_came_from(tiny_checkpoint, tmp_path):
     model = load_model(tiny_checkpoint)
     save_model(tmp_path, model, load_tokenizer(tiny_checkpoint))

@@ -4,17 +4,20 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
+from cluster.actors import ActorDied, PhaseTimeout, StartFailed
 from pipeline import lock
 from pipeline.cli import main
 from pipeline.report_data import artifacts_digest, read_run
 from pipeline.stages import KINDS
-from tests.toy_stages import RECIPES, TOY_KINDS, write_recipes
+from tests.toy_stages import RECIPES, TOY_KINDS, write_checkpoint, write_recipes
+from training.stage import StageError
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ["torch", "ray", "transformers", "datasets", "plotly", "sympy", "pyarrow", "numpy"]
@@ -129,6 +132,7 @@ def test_the_recipes_of_the_package_are_found_from_anywhere(tmp_path):
         (["run", "recipes/zero.yaml"], "stage 'zero' needs 'base'"),
         (["status", "runs/none"], "not a run folder"),
         (["report", "runs/none"], "not a run folder"),
+        (["report", "recipes"], "recipes is not a run folder: it has no readable pipeline.json"),
         (["explain", "grop_size"], "did you mean 'group_size'?"),
         (["explain", "toy_train.stepz"], "did you mean 'steps'?"),
         (["run"], "Missing argument"),
@@ -152,6 +156,46 @@ def test_a_failed_stage_is_exit_code_1_and_says_how_to_resume(r1):
     result = r1("run", "recipes/pipeline.yaml", "zero.fail_at=2")
     assert result.exit_code == 1
     assert "stage 'zero' failed" in result.stderr and "run the same command again to resume" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "resumes"),
+    [
+        (ValueError("no"), False),
+        (KeyError("no"), False),
+        (AssertionError("no"), False),
+        (RuntimeError("shapes"), False),
+        (StageError("no", retry=False), False),
+        (StageError("no"), True),
+        (OSError("no space"), True),
+        (ActorDied("killed"), True),
+        (PhaseTimeout("late"), True),
+        (StartFailed("no"), False),
+    ],
+)
+def test_only_what_may_succeed_another_time_is_to_be_tried_again(r1, monkeypatch, fault, resumes):
+    def fails(config, context):
+        raise fault
+
+    monkeypatch.setitem(KINDS, "toy_base", replace(TOY_KINDS["toy_base"], run=fails))
+    result = r1("run", "recipes/pipeline.yaml")
+    assert result.exit_code == 1 and "stage 'base' failed" in result.stderr
+    assert ("run the same command again to resume" in result.stderr) == resumes
+
+
+def test_a_model_nobody_knows_is_refused_before_the_first_stage_starts(r1):
+    write_checkpoint(Path("start"), b"abc")
+    Path("start/config.json").write_text('{"model_type": "lama"}')
+    arguments = ["run", "recipes/pipeline.yaml", "zero.inputs.policy=./start"]
+    assert r1(*arguments, "--dry-run").exit_code == 0
+    result = r1(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    [sentence] = result.stderr.splitlines()
+    assert "input 'policy' of stage 'zero' cannot be used: start/config.json: transformers " in sentence
+    assert sentence.endswith("has no language model of model_type 'lama'; did you mean 'llama'?")
+    assert not Path("runs").exists()
+    Path("start/config.json").write_text('{"model_type": "llama"}')
+    assert r1(*arguments).exit_code == 0
 
 
 def test_a_report_that_fails_does_not_hide_that_the_run_is_complete(r1, monkeypatch):

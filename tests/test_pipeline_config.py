@@ -280,6 +280,17 @@ def test_one_stage_with_its_inputs_given_needs_no_pipeline(tmp_path):
     assert _load(tmp_path / "base.yaml").only == "base"
 
 
+@pytest.mark.parametrize("kind", ["[a]", "{a: b}", "3"])
+def test_a_stage_kind_that_is_no_word_is_a_sentence(tmp_path, kind):
+    path = write_recipes(tmp_path, zero=f"stage: {kind}\n")
+    for recipe in (path, tmp_path / "zero.yaml"):
+        [problem] = _problems(recipe)
+        assert problem.startswith(f"{tmp_path}/zero.yaml:1:") and "unknown stage kind" in problem
+    path.unlink()
+    [problem] = _problems(tmp_path / "zero.yaml")
+    assert "unknown stage kind" in problem
+
+
 def test_a_recipe_used_by_several_stages_asks_which(tmp_path):
     text = "name: toy\nstages:\n  a: {recipe: base.yaml}\n  b: {recipe: base.yaml}\n"
     write_recipes(tmp_path, pipeline=text)
@@ -306,6 +317,11 @@ def test_a_recipe_used_by_several_stages_asks_which(tmp_path):
             ),
             "lists no.safetensors",
         ),
+        (lambda folder: (folder / "config.json").write_text("{}"), "config.json has no model_type"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": 3}'), "config.json has no model_type"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer (no tokenizer.json, tokenizer.model"),
+        (lambda folder: (folder / "tokenizer.json").write_text('{"model"'), "tokenizer.json is not valid JSON"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text(""), "tokenizer_config.json is not valid JSON"),
         (lambda folder: (folder / "manifest.json").write_text('{"kind": "dataset"}'), "is a dataset, not a checkpoint"),
     ],
 )
@@ -316,6 +332,14 @@ def test_an_unreadable_checkpoint_is_found_before_anything_starts(tmp_path, dama
     [problem] = _problems(tmp_path / "zero.yaml", f"inputs.policy={tmp_path}/start")
     assert expected in problem
     assert "input 'policy' of stage 'zero'" in problem
+
+
+@pytest.mark.parametrize("vocabulary", ["tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "qwen.tiktoken"])
+def test_other_tokenizers_than_tokenizer_json_are_accepted(tmp_path, vocabulary):
+    write_recipes(tmp_path)
+    write_checkpoint(tmp_path / "start", b"123")
+    (tmp_path / "start" / "tokenizer.json").rename(tmp_path / "start" / vocabulary)
+    assert list(_load(tmp_path / "zero.yaml", f"inputs.policy={tmp_path}/start").stages) == ["zero"]
 
 
 def _shorten(path):

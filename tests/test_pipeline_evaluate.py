@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import logging
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -130,11 +132,33 @@ def test_resume_keeps_finished_checkpoints_and_ends_with_the_same_files(evaluate
     output, _ = evaluated
     again = tmp_path / "again"
     (again / "checkpoints").mkdir(parents=True)
-    shutil.copy(output / "checkpoints" / "0_base.parquet", again / "checkpoints")
+    for name in ("0_base.parquet", "0_base.parquet.sha256"):
+        shutil.copy(output / "checkpoints" / name, again / "checkpoints")
     events = []
     # dev1 now starts a pool of its own instead of taking over base's: the completions must not depend on that.
     stage.run(CONFIG, context_for(again, checkpoints, events))
     assert {event["phase"] for event in events if "phase" in event} == {"dev1"}
+    for name in ("results.json", "completions.parquet", "stats.json"):
+        assert (again / name).read_bytes() == (output / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: b"", lambda data: data[:-9], lambda data: data[:-9] + b"?" + data[-8:]]
+)
+def test_a_damaged_file_of_a_finished_checkpoint_is_reported_and_made_again(
+    evaluated, checkpoints, tmp_path, caplog, monkeypatch, damage
+):
+    output, again = evaluated[0], tmp_path / "again"
+    shutil.copytree(output, again)
+    file = again / "checkpoints" / "1_dev1.parquet"
+    file.write_bytes(damage(file.read_bytes()))
+    rows = [row for row in rows_of(output) if row["checkpoint"] == "dev1"]
+    asked = []
+    monkeypatch.setattr(stage._Evaluator, "evaluate", lambda self, label, folder: asked.append(label) or rows)
+    with caplog.at_level(logging.WARNING):
+        stage.run(CONFIG, context_for(again, checkpoints))
+    assert asked == ["dev1"]
+    assert caplog.messages == [f"{file} is damaged (content differs from its checksum); 'dev1' is evaluated again"]
     for name in ("results.json", "completions.parquet", "stats.json"):
         assert (again / name).read_bytes() == (output / name).read_bytes()
 
@@ -277,6 +301,27 @@ def test_a_bad_path_is_one_sentence_and_exit_code_2(command, tmp_path):
     assert empty.exit_code == 2 and "it has no weights" in empty.stderr
 
 
+@pytest.mark.parametrize("command", ["eval", "chat"])
+@pytest.mark.parametrize(
+    ("file", "damage", "expected"),
+    [
+        ("model.safetensors", lambda data: data[:-5], "model.safetensors is cut off"),
+        ("config.json", lambda data: data.replace(b'"deepseek_v3"', b'"deepseek_v33"'), "did you mean 'deepseek_v3'?"),
+        ("tokenizer.json", lambda data: data[:50], "tokenizer.json is not valid JSON"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_loaded_is_one_sentence_before_anything_starts(
+    checkpoints, tmp_path, monkeypatch, command, file, damage, expected
+):
+    shutil.copytree(checkpoints["base"], tmp_path / "base")
+    (tmp_path / "base" / file).write_bytes(damage((tmp_path / "base" / file).read_bytes()))
+    monkeypatch.setattr(stage, "run", None)
+    monkeypatch.setattr("rollouts.transformers_generator.TransformersGenerator", None)
+    result = CliRunner().invoke(app, [command, str(tmp_path / "base")])
+    [sentence] = result.stderr.splitlines()
+    assert result.exit_code == 2 and expected in sentence and result.stdout == ""
+
+
 def test_bad_settings_are_found_before_anything_starts(checkpoints):
     result = CliRunner().invoke(app, ["eval", str(checkpoints["base"]), "rolout.top_p=0.9"])
     assert result.exit_code == 2 and "did you mean 'rollout'" in result.stderr
@@ -325,6 +370,16 @@ def test_chat_answers_each_piped_line_the_same_way_every_time(checkpoints):
     assert result.exit_code == 0, result.output
     assert result.stdout.count("(cut off after 5 tokens)") == 2
     assert result.stdout == CliRunner().invoke(app, arguments, input="What is 3 + 4?\n\n计算 3 + 8\n").stdout
+
+
+def test_chat_says_in_one_sentence_that_a_checkpoint_does_not_load(checkpoints, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(checkpoints["base"], "base")
+    config = json.loads(Path("base/config.json").read_text(encoding="utf-8"))
+    Path("base/config.json").write_text(json.dumps(config | {"hidden_size": 128}), encoding="utf-8")
+    result = CliRunner().invoke(app, ["chat", "base"])
+    assert result.exit_code == 1 and result.stderr.splitlines()[-1].startswith("base cannot be loaded: RuntimeError: ")
+    assert "(traceback in .r1_chat_error.log)" in result.stderr and Path(".r1_chat_error.log").is_file()
 
 
 def test_chat_goes_on_after_a_question_too_long(checkpoints):

@@ -1,6 +1,9 @@
 """Settings that are well-formed but cannot work are refused when the recipe is read, with their place."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +11,8 @@ from pipeline.config import load
 from pipeline.errors import RecipeError
 from tests.toy_stages import write_checkpoint
 
+ROOT = Path(__file__).parents[1]
+ROW = '{"question": "How many?", "answer": "#### 3"}\n'
 CHAIN = "name: chain\nstages:\n  stage: {recipe: stage.yaml, inputs: {INPUTS}}\n"
 FAULTS = {
     "problem file": (
@@ -21,6 +26,46 @@ FAULTS = {
     "held-out file": (
         "stage: cold_start_data\nheld_out_sources: [{path: /nowhere/aime.jsonl}]\n",
         ["stage.yaml:2:", "held_out_sources[0].path: there is no /nowhere/aime.jsonl"],
+    ),
+    "problem file of another layout": (
+        "stage: grpo\nproblems: {sources: [{path: ./mine/odd.jsonl}]}\n",
+        ["stage.yaml:2:", "problems.sources[0].path: ", "mine/odd.jsonl line 2: the row fits no known schema"],
+    ),
+    "problem file that is no JSON": (
+        "stage: cold_start_data\nheld_out_sources: [{path: ./mine/text.jsonl}]\n",
+        ["stage.yaml:2:", "held_out_sources[0].path: ", "mine/text.jsonl line 1: not valid UTF-8 JSON"],
+    ),
+    "problem file that is no parquet": (
+        "stage: grpo\nproblems: {sources: [{path: ./mine/text.parquet}]}\n",
+        ["stage.yaml:2:", "mine/text.parquet: not a readable parquet file"],
+    ),
+    "problem file without rows": (
+        "stage: grpo\nproblems: {sources: [{path: ./mine/none.jsonl}]}\n",
+        ["stage.yaml:2:", "mine/none.jsonl: there are no rows"],
+    ),
+    "problem file of no known type": (
+        "stage: grpo\nproblems: {sources: [{path: ./stage.yaml}]}\n",
+        ["stage.yaml:2:", "stage.yaml: unknown file type; expected .jsonl, .jsonl.gz, .parquet"],
+    ),
+    "conversations of no known type": (
+        "stage: cold_start_data\ndataset: stage.yaml\n",
+        ["stage.yaml:2:", "dataset: stage.yaml is of an unknown file type; expected .jsonl, .jsonl.gz, .parquet"],
+    ),
+    "no reward": (
+        "stage: grpo\nrewards: []\n",
+        ["stage.yaml:2:", "rewards: list at least one reward, e.g. {use: rewards.accuracy:Accuracy}"],
+    ),
+    "endless learning rate": (
+        "stage: grpo\noptimizer: {lr: .inf}\n",
+        ["stage.yaml:2:", "optimizer.lr of grpo must be a finite number, got inf"],
+    ),
+    "endless temperature": (
+        "stage: evaluate\nrollout: {max_new_tokens: 64, temperature: .inf}\n",
+        ["stage.yaml:2:", "rollout.temperature of evaluate must be a finite number, got inf"],
+    ),
+    "endless deadline": (
+        "stage: grpo\nreward_workers: {deadline_s: .inf}\n",
+        ["stage.yaml:2:", "reward_workers.deadline_s of grpo must be a finite number, got inf"],
     ),
     "listed conversations": (
         "stage: cold_start_data\ndataset: mine/conversations\n",
@@ -44,7 +89,7 @@ FAULTS = {
     ),
     "language": (
         "stage: grpo\nrewards: [{use: 'rewards.language:LanguageConsistency', options: {language: zn}}]\n",
-        ["stage.yaml:2:", "rewards[0].options.language: 'zn' is not supported; use one of en, zh"],
+        ["stage.yaml:2:", "rewards[0].options.language: 'zn' is not supported; use one of "],
     ),
     "samples_for": (
         "stage: evaluate\nrollout: {max_new_tokens: 64}\nsamples_for:\n  bass: 16\n",
@@ -60,7 +105,7 @@ FAULTS = {
 def _load(folder, recipe, monkeypatch):
     monkeypatch.chdir(folder)
     write_checkpoint(folder / "start", b"abc")
-    (folder / "start" / "config.json").write_text(json.dumps({"max_position_embeddings": 512}))
+    (folder / "start" / "config.json").write_text(json.dumps({"model_type": "llama", "max_position_embeddings": 512}))
     if "max_new_tokens" not in recipe:
         recipe += "rollout: {max_new_tokens: 64}\n"
     (folder / "stage.yaml").write_text(recipe)
@@ -72,7 +117,14 @@ def _load(folder, recipe, monkeypatch):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_setting_that_cannot_work_is_one_sentence_with_its_place(tmp_path, monkeypatch, fault):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "train.jsonl").write_text("{}\n")
+    for name, content in {
+        "train.jsonl": ROW,
+        "odd.jsonl": '\n{"prompt": "How many?"}\n',
+        "text.jsonl": "How many?\n",
+        "text.parquet": "How many?\n",
+        "none.jsonl": "\n",
+    }.items():
+        (tmp_path / "mine" / name).write_text(content)
     recipe, expected = FAULTS[fault]
     with pytest.raises(RecipeError) as caught:
         _load(tmp_path, recipe, monkeypatch)
@@ -89,13 +141,18 @@ def test_a_setting_that_cannot_work_is_one_sentence_with_its_place(tmp_path, mon
         "rewards: [{use: 'rewards.accuracy:Accuracy', domains: [anything]}]\n",
         "stage: grpo\nproblems: {instruction_share: 0.2}\n"
         "rewards: [{use: 'rewards.accuracy:Accuracy', domains: [general, countdown]}]\n",
+        "stage: grpo\nproblems: {sources: [{path: table}, {path: odd.jsonl, skip_bad_rows: true}]}\n",
+        "stage: cold_start_data\ndataset: mine.jsonl\n",
         "stage: grpo\nrollout: {max_new_tokens: 511}\n",
         "stage: evaluate\nrollout: {max_new_tokens: 64}\nsamples_for: {base: 16}\nprompting: {default: {}, base: {}}\n",
         "stage: evaluate\n",
     ],
 )
 def test_what_can_work_is_accepted(tmp_path, monkeypatch, recipe):
-    (tmp_path / "mine.jsonl").write_text("{}\n")
+    (tmp_path / "mine.jsonl").write_text(ROW)
+    (tmp_path / "odd.jsonl").write_text('{"prompt": "How many?"}\n' + ROW)
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "train.csv").write_text("for `datasets`, which is too slow to ask here")
     assert list(_load(tmp_path, recipe, monkeypatch).stages) == ["stage"]
 
 
@@ -108,7 +165,7 @@ def test_problem_files_start_at_the_recipe_and_count_by_their_content(tmp_path, 
     file = tmp_path / "recipes" / "rows" / "train.jsonl"
     records = {}
     for written in ("rows/train.jsonl", "rows"):
-        for content in ('{"a": 1}\n', '{"a": 2}\n'):
+        for content in (ROW, ROW + ROW):
             file.write_text(content)
             recipe = f"stage: grpo\nproblems: {{sources: [{{path: {written}}}]}}\n"
             pipeline = _load(tmp_path / "recipes", recipe, monkeypatch)
@@ -122,3 +179,58 @@ def test_problem_files_start_at_the_recipe_and_count_by_their_content(tmp_path, 
 def test_the_name_of_a_hub_stays_as_it_is(tmp_path, monkeypatch):
     pipeline = _load(tmp_path, "stage: grpo\nproblems: {sources: [{path: openai/gsm8k}]}\n", monkeypatch)
     assert _source_of(pipeline) == "openai/gsm8k"
+
+
+STAGES = {
+    "zero.yaml": "stage: grpo\nrollout: {max_new_tokens: 600}\n",
+    "data.yaml": "stage: cold_start_data\nrollout: {max_new_tokens: 64}\n",
+    "sft.yaml": "stage: sft\n",
+    "pipeline.yaml": """\
+name: chain
+stages:
+  dev3: {recipe: zero.yaml, inputs: {policy: dev2}, set: {rollout.max_new_tokens: LONGEST}}
+  data: {recipe: data.yaml, inputs: {policy: ./start}}
+  dev1: {recipe: sft.yaml, inputs: {policy: ./start, dataset: data}}
+  dev2: {recipe: zero.yaml, inputs: {policy: dev1}, set: {rollout.max_new_tokens: 64}}
+""",
+}
+
+
+def _load_chain(folder, longest, context):
+    write_checkpoint(folder / "start", b"abc")
+    (folder / "start" / "config.json").write_text(json.dumps({"model_type": "llama"} | context))
+    for name, text in STAGES.items():
+        (folder / name).write_text(text.replace("LONGEST", str(longest)))
+    return load(folder / "pipeline.yaml")
+
+
+def test_training_keeps_the_context_that_a_later_stage_has(tmp_path):
+    with pytest.raises(RecipeError) as caught:
+        _load_chain(tmp_path, 512, {"max_position_embeddings": 512})
+    [problem] = caught.value.problems
+    assert problem.startswith(f"{tmp_path}/pipeline.yaml:3:")
+    assert f"rollout.max_new_tokens of stage 'dev3' is 512, but {tmp_path}/start takes 512 tokens" in problem
+    assert list(_load_chain(tmp_path, 511, {"max_position_embeddings": 512}).stages)[-1] == "dev3"
+    assert list(_load_chain(tmp_path, 512, {}).stages)[-1] == "dev3"  # it cannot be known
+
+
+def test_a_circle_of_stages_is_still_one_sentence(tmp_path):
+    (tmp_path / "zero.yaml").write_text(STAGES["zero.yaml"])
+    stages = "".join(f"  {a}: {{recipe: zero.yaml, inputs: {{policy: {b}}}}}\n" for a, b in ("ab", "ba"))
+    (tmp_path / "pipeline.yaml").write_text(f"name: chain\nstages:\n{stages}")
+    with pytest.raises(RecipeError, match="these stages wait for each other") as caught:
+        load(tmp_path / "pipeline.yaml")
+    assert len(caught.value.problems) == 1
+
+
+def test_reading_a_recipe_with_problem_files_imports_nothing_heavy(tmp_path):
+    (tmp_path / "mine.jsonl").write_text(ROW)
+    (tmp_path / "stage.yaml").write_text(f"stage: grpo\nproblems: {{sources: [{{path: {tmp_path}/mine.jsonl}}]}}\n")
+    write_checkpoint(tmp_path / "start", b"abc")
+    code = (
+        "import sys; from pathlib import Path; from pipeline.config import load; "
+        f"load(Path({str(tmp_path / 'stage.yaml')!r}), [{f'inputs.policy={tmp_path}/start'!r}]); "
+        "print([m for m in ('torch', 'ray', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

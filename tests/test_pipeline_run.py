@@ -1,6 +1,7 @@
 import fcntl
 import io
 import json
+import logging
 import os
 import random
 import signal
@@ -8,11 +9,12 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline import lock
+from pipeline import lock, provenance
 from pipeline.artifact import read_manifest, verify
 from pipeline.config import load
 from pipeline.errors import RecipeError
@@ -41,6 +43,10 @@ def toy(tmp_path):
         load(recipe, [f"output={go.folder}", *overrides], TOY_KINDS), **options
     )
     return go
+
+
+def _finish(config, context) -> None:
+    write_checkpoint(context.output, b"made")
 
 
 def _refusal(go, *overrides, **options) -> str:
@@ -222,6 +228,16 @@ def test_a_key_newer_than_the_artifact_is_no_difference_at_its_default(toy):
     assert "gone: 1 -> nothing" in _refusal(toy)
 
 
+def test_how_a_stage_is_run_may_change_between_attempts_and_after(toy):
+    toy()
+    manifest = toy.folder / "zero" / "manifest.json"
+    manifest.unlink()  # as cut off in its last moment
+    assert "steps: 5 -> 7" in _refusal(toy, "zero.pause_s=0.001", "zero.steps=7")
+    assert toy("zero.pause_s=0.001") == ["zero"]
+    assert json.loads(manifest.read_text())["config"]["pause_s"] == 0.001
+    assert toy("zero.pause_s=0") == []
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_damaged_payload_is_refused_naming_the_file(toy, name):
     toy()
@@ -258,6 +274,54 @@ def test_wall_time_counts_every_attempt(toy):
     (toy.folder / "base" / "manifest.json").unlink()
     toy(only="base")
     assert read_manifest(toy.folder / "base").wall_time_s > 1000.0
+
+
+def _attempt(monkeypatch, sources: str, torch: str, **version) -> dict:
+    """What an attempt with this code and this torch records, from now on."""
+    made = {"code_version": {"sources": sources * 64, **version}, "versions": {"python": "3.11.2", "torch": torch}}
+    monkeypatch.setattr(provenance, "code_version", lambda: made["code_version"])
+    monkeypatch.setattr(provenance, "versions", lambda: made["versions"])
+    return made
+
+
+def test_a_stage_that_goes_on_with_other_versions_says_so_and_lists_those_of_every_attempt(toy, monkeypatch, caplog):
+    with caplog.at_level(logging.WARNING):
+        first = _attempt(monkeypatch, "a", "2.13.0", git="1")
+        with pytest.raises(StageError):
+            toy("base.fail_at=2", only="base")
+        assert json.loads((toy.folder / "base" / "plan.json").read_text())["attempts"] == [first]
+        _attempt(monkeypatch, "b", "2.13.1", git="2")
+        with pytest.raises(StageError):
+            toy("base.fail_at=2", only="base")
+        second = _attempt(monkeypatch, "b", "2.13.1", git="3")  # a commit of the same code
+        with pytest.raises(StageError):
+            toy("base.fail_at=2", only="base")
+        third = _attempt(monkeypatch, "b", "2.13.2")
+        monkeypatch.setattr(provenance, "versions", lambda: third["versions"] | {"vllm": "0.11"})
+        monkeypatch.setitem(TOY_KINDS, "toy_base", replace(TOY_KINDS["toy_base"], run=_finish))
+        toy("base.fail_at=2", only="base")
+    start = "stage 'base' goes on with other versions than before: "
+    assert caplog.messages == [
+        f"{start}code aaaaaaaaaaaa -> bbbbbbbbbbbb, torch 2.13.0 -> 2.13.1; its manifest will list both",
+        f"{start}torch 2.13.1 -> 2.13.2, vllm none -> 0.11; its manifest will list both",
+    ]
+    manifest = read_manifest(toy.folder / "base")
+    assert manifest.earlier_versions == [first, second]
+    assert manifest.versions == third["versions"] | {"vllm": "0.11"} and manifest.code_version == third["code_version"]
+    assert toy("base.fail_at=2", only="base") == []
+
+
+def test_a_plan_of_before_versions_were_recorded_is_resumed(toy, caplog):
+    with pytest.raises(StageError):
+        toy("zero.fail_at=3")
+    path = toy.folder / "zero" / "plan.json"
+    plan = json.loads(path.read_text())
+    assert {*plan} == {"stage", "stage_kind", "config", "seed", "parents", "attempts"}
+    attempts = plan.pop("attempts")
+    path.write_text(json.dumps(plan))
+    with pytest.raises(StageError):
+        toy("zero.fail_at=3")
+    assert json.loads(path.read_text()) == plan | {"attempts": attempts} and not caplog.messages
 
 
 def test_a_resumed_stage_equals_an_undisturbed_one(toy, tmp_path):

@@ -1,5 +1,6 @@
 """The GRPO stage with its real processes, on a very small model."""
 
+import json
 import os
 import random
 import signal
@@ -12,9 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.config import ProblemSource
 from data.problem_pool import ProblemsConfig
 from rewards.config import RewardSpec
 from rl.config import GRPOConfig
+from rl.objective import ObjectiveConfig
 from rollouts.config import GeneratorConfig, RolloutConfig
 from training.config import OptimizerConfig, TrainerConfig
 from training.run_log import read_log
@@ -194,7 +197,47 @@ def test_a_killed_generator_changes_nothing(undisturbed, tiny_checkpoint, tmp_pa
     assert_same_files(tmp_path, undisturbed[0])
 
 
+# --- batches that are not as asked for ---
+
+
+@pytest.mark.slow
+def test_dynamic_sampling_fills_the_batch_with_groups_that_have_a_signal(ray_session, tiny_checkpoint, tmp_path):
+    from rl.train import run
+
+    some = (RewardSpec(use="toy_rewards:DigitsOfSome"),)
+    config = CONFIG.model_copy(update={"objective": ObjectiveConfig(preset="dapo"), "rewards": some, "steps": 4})
+    run(config, context_for(tiny_checkpoint, tmp_path))
+    wanted = CONFIG.questions_per_step * CONFIG.mini_batches * CONFIG.group_size
+    batches = [row for row in read_log(tmp_path / "metrics.jsonl") if "experience/sampled" in row]
+    assert [batch["experience/trained"] for batch in batches] == [wanted, wanted]
+    assert all(batch["experience/sampled"] == wanted + batch["experience/dropped"] > wanted for batch in batches)
+
+
+@pytest.mark.slow
+def test_a_prompt_that_fills_the_context_is_left_out_and_counted(ray_session, tiny_checkpoint, tmp_path):
+    from rl.train import run
+
+    rows = [{"question": "What is 1 + 2? " * (200 if i == 3 else 1) + f"({i})", "answer": "3"} for i in range(6)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    source = ProblemSource(path=str(tmp_path / "sums.jsonl"), row_schema="columns")
+    update = {"problems": ProblemsConfig(sources=(source,)), "steps": 2}
+    run(CONFIG.model_copy(update=update), context_for(tiny_checkpoint, tmp_path / "run"))
+    first = read_log(tmp_path / "run" / "metrics.jsonl")[0]
+    assert first["experience/prompts_too_long"] == 1
+    assert first["experience/sampled"] == 5 * CONFIG.group_size
+
+
 # --- what must not go on ---
+
+
+@pytest.mark.slow
+def test_too_many_completions_without_a_score_stop_the_stage(ray_session, tiny_checkpoint, tmp_path):
+    from rl.train import run
+
+    spec = RewardSpec(use="toy_rewards:DigitsOfSome", options={"fails": True})
+    config = CONFIG.model_copy(update={"rewards": (spec,)})
+    with pytest.raises(StageError, match=r"of 48 .* cannot be scored, more than unscorable_limit 0.2: .*no opinion"):
+        run(config, context_for(tiny_checkpoint, tmp_path))
 
 
 @pytest.mark.slow
@@ -226,7 +269,7 @@ def test_a_broken_reward_stops_the_stage_with_its_reason(ray_session, tiny_check
     from rl.train import run
 
     config = CONFIG.model_copy(update={"rewards": (RewardSpec(use="toy_rewards:Broken"),)})
-    with pytest.raises(StageError, match=r"none of 48 completions can be scored: .*the grader is out of order"):
+    with pytest.raises(StageError, match=r"48 of 48 completions cannot be scored.*the grader is out of order"):
         run(config, context_for(tiny_checkpoint, tmp_path))
 
 
@@ -235,5 +278,5 @@ def test_a_reward_that_is_not_there_is_named(ray_session, tiny_checkpoint, tmp_p
     from rl.train import run
 
     config = CONFIG.model_copy(update={"rewards": (RewardSpec(use="toy_rewards:Digit"),)})
-    with pytest.raises(Exception, match="no reward class at 'toy_rewards:Digit'"):
+    with pytest.raises(Exception, match="no reward class or function at 'toy_rewards:Digit'"):
         run(config, context_for(tiny_checkpoint, tmp_path))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rl.batch import TrainingSequence
+from rl.batch import NonFiniteLoss, TrainingSequence
 from rl.objective import ObjectiveConfig
-from rl.trainer import NonFiniteLoss, PolicyTrainer
+from rl.trainer import PolicyTrainer
 from training.config import OptimizerConfig
 
 
@@ -123,7 +123,7 @@ def test_a_step_on_garbage_is_refused(tiny_checkpoint, broken):
     assert np.isfinite(trainer.update(batch, lr=1e-3)["loss/policy"])  # and it can go on
 
 
-def test_a_completion_that_fits_no_row_is_an_error(tiny_checkpoint):
-    trainer = make_trainer(tiny_checkpoint, row_tokens=5)
-    with pytest.raises(ValueError, match="5"):
-        trainer.annotate(sequences())
+def test_sequences_longer_than_a_row_are_trained_on_whole(tiny_checkpoint):
+    short, long = (make_trainer(tiny_checkpoint, row_tokens=tokens).annotate(sequences()) for tokens in (5, 1000))
+    for one, other in zip(short, long, strict=True):
+        assert np.allclose(one.old_logprobs, other.old_logprobs, atol=1e-5)

@@ -125,3 +125,50 @@ def test_a_deadline_names_its_phase(ray_session, tiny_checkpoint):
             pool.sample(requests(1), PARAMS)
     finally:
         pool.close()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_loaded_is_said_at_once(ray_session, tmp_path, monkeypatch):
+    from cluster.actors import StartFailed
+    from rollouts.pool import GeneratorPool
+
+    (tmp_path / "config.json").write_text('{"model_type": "lama"}')
+    pool = GeneratorPool(str(tmp_path), GeneratorConfig(replicas=2, deadline_s=120))
+    started: list[int] = []
+    monkeypatch.setattr(pool, "_restart", started.append)
+    try:
+        with pytest.raises(StartFailed, match=r"sampling: a worker process cannot start: .*lama"):
+            pool.sample(requests(2), PARAMS)
+        with pytest.raises(StartFailed, match="weight sync to version 1: a worker process cannot start"):
+            pool.sync({}, version=1)
+    finally:
+        pool.close()
+    assert not started
+
+
+@pytest.mark.slow
+def test_a_replica_that_is_out_of_reach_is_ended_before_another_one_starts(pool, monkeypatch):
+    from cluster.actors import ActorDied, wait
+
+    old = pool._replicas[1]
+    monkeypatch.setattr("rollouts.pool.next_item", _out_of_reach_once())
+    groups = pool.sample(requests(), PARAMS)
+    assert len(groups) == 12 and pool._replicas[1] is not old
+    with pytest.raises(ActorDied):
+        wait(old.ready.remote(), phase="testing", deadline_s=60)
+
+
+def _out_of_reach_once():
+    """`next_item`, which at first says that the second replica died although it lives."""
+    from cluster.actors import ActorDied, next_item
+
+    told: list[ActorDied] = []
+
+    def tell(streams, **settings):
+        if told:
+            return next_item(streams, **settings)
+        told.append(ActorDied("unavailable"))
+        told[0].key = 1
+        raise told[0]
+
+    return tell

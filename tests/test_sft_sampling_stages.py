@@ -144,7 +144,7 @@ def test_a_stage_killed_between_chunks_ends_with_the_same_dataset(ray_session, z
     assert [path.stat().st_mtime_ns for path in done] == before  # nothing was sampled twice
     for name in ("data.parquet", "data_card.json", "stats.json"):
         assert (whole / name).read_bytes() == (cut / name).read_bytes()
-    keys = [json.loads(line)["key"] for path in sorted((cut / ".work").iterdir()) for line in path.open()]
+    keys = [json.loads(line)["key"] for path in sorted((cut / ".work").glob("*.jsonl")) for line in path.open()]
     asked = card(whole)["sampling"]
     assert len(keys) == len(set(keys)) == asked["prompts"] == 16 - asked["prompts_too_long"]
 

@@ -212,7 +212,8 @@ class Cut(Exception):
 
 
 @pytest.mark.slow
-def test_a_run_cut_off_and_resumed_equals_an_uncut_one(ray_session, tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize("lines_left", [None, 1])  # of the metrics, after a power cut; the checkpoint is of step 2
+def test_a_run_cut_off_and_resumed_equals_an_uncut_one(ray_session, tiny_checkpoint, tmp_path, caplog, lines_left):
     inputs = {"policy": tiny_checkpoint, "dataset": save_rows(tmp_path / "data", ROWS)}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
 
@@ -224,9 +225,12 @@ def test_a_run_cut_off_and_resumed_equals_an_uncut_one(ray_session, tiny_checkpo
     with pytest.raises(Cut):
         run_sft(sft_config(), StageContext(name="sft", inputs=inputs, output=cut, seed=5, report=kill_after_step_3))
     assert not (cut / "model.safetensors").exists()
+    metrics = (cut / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (cut / "metrics.jsonl").write_bytes(b"".join(metrics[:lines_left]))
     run_sft(sft_config(), StageContext(name="sft", inputs=inputs, output=cut, seed=5))
     for name in ("model.safetensors", "metrics.jsonl", "stats.json"):
         assert (whole / name).read_bytes() == (cut / name).read_bytes(), name
+    assert ("damaged (metrics.jsonl ends before it); starting from the beginning" in caplog.text) == bool(lines_left)
     stats = json.loads((whole / "stats.json").read_text())
     assert stats["samples"] == 7 and stats["steps"] == 6 == len((whole / "metrics.jsonl").read_text().splitlines())
 

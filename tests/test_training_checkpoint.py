@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from training.checkpoint import CheckpointStore
+from training.run_log import RunLog, read_log
 
 
 def _write(text: str):
@@ -94,6 +95,56 @@ def test_a_kill_between_the_renames_of_a_replacement_keeps_the_old_one(tmp_path)
 def test_an_empty_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="empty"):
         CheckpointStore(tmp_path).save(1, lambda folder: None)
+
+
+def _logged(folder: Path, steps: int) -> CheckpointStore:
+    """A store with a checkpoint of every step, and the logs of them."""
+    log = RunLog(folder)
+    store = CheckpointStore(folder / "checkpoints", log=log)
+    for step in range(1, steps + 1):
+        log.log(step, {"loss/value": 1 / step})
+        log.samples([{"step": step, "completion": f"{step}"}])
+        store.save(step, _write(str(step)))
+    return store
+
+
+def test_logs_are_on_disk_before_the_checkpoint_that_counts_on_them(tmp_path, monkeypatch):
+    fsync, synced = os.fsync, []
+
+    def note(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((path.name, (tmp_path / "checkpoints" / "step_00000001").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    _logged(tmp_path, 1)
+    assert {("metrics.jsonl", False), ("samples.jsonl", False), (tmp_path.name, False)} <= set(synced)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("damage", ["cut", "cut in a line", "zeros"])
+def test_a_checkpoint_ahead_of_its_logs_is_reported_set_aside_and_the_one_before_used(tmp_path, caplog, name, damage):
+    _logged(tmp_path, 3)
+    lines = (tmp_path / name).read_bytes().splitlines(keepends=True)
+    last = {"cut": b"", "cut in a line": lines[2][:-3], "zeros": bytes(len(lines[2]) - 1) + b"\n"}[damage]
+    (tmp_path / name).write_bytes(b"".join(lines[:2]) + last)
+    log = RunLog(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        step, _ = CheckpointStore(tmp_path / "checkpoints", log=log).latest()
+    assert step == 2
+    assert caplog.messages == [f"checkpoint step_00000003 is damaged ({name} ends before it); using step_00000002"]
+    log.truncate_after(step)
+    assert [row["step"] for row in read_log(tmp_path / name)] == [1, 2]
+    assert CheckpointStore(tmp_path / "checkpoints", log=log).latest()[0] == 2
+
+
+def test_lines_after_a_checkpoint_and_checkpoints_that_say_nothing_of_logs_are_no_fault(tmp_path):
+    store = _logged(tmp_path, 2)
+    store.log.log(3, {"loss/value": 0.0})
+    assert store.latest()[0] == 2
+    CheckpointStore(store.folder).save(3, _write("without a log"))
+    (tmp_path / "metrics.jsonl").unlink()
+    assert store.latest()[0] == 3
 
 
 def test_kill_while_saving_always_leaves_a_whole_checkpoint(tmp_path):

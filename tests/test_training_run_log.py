@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.run_log import RunLog, read_log
@@ -43,6 +43,7 @@ def _take_steps(log: RunLog, steps: range) -> None:
         log.samples([{"step": step, "completion": f"{step}{i}"} for i in range(2)])
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(total=st.integers(1, 8), data=st.data())
 def test_a_resumed_log_equals_an_undisturbed_one(tmp_path_factory, total, data):
     saved = data.draw(st.integers(0, total), label="step of the checkpoint")
@@ -67,6 +68,17 @@ def test_a_half_written_last_line_is_left_out_when_reading(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "a"')
     assert [row["step"] for row in read_log(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_sizes_are_of_the_whole_lines_up_to_a_step(tmp_path):
+    log = RunLog(tmp_path)
+    assert log.sizes(1) == {"metrics.jsonl": 0, "samples.jsonl": 0}
+    _take_steps(log, range(1, 4))
+    sizes = [log.sizes(step) for step in range(4)]
+    log.truncate_after(2)
+    assert sizes[2] == {name: (tmp_path / name).stat().st_size for name in ("metrics.jsonl", "samples.jsonl")}
+    assert 0 == sizes[0]["metrics.jsonl"] < sizes[1]["metrics.jsonl"] < sizes[2]["metrics.jsonl"]
+    assert sizes[2]["metrics.jsonl"] < sizes[3]["metrics.jsonl"]
 
 
 def test_lone_surrogates_of_a_model_do_not_break_the_log(tmp_path):

@@ -16,6 +16,20 @@ class Digits:
         return Score.passed(share) if share > 0.5 else Score.failed(share)
 
 
+class DigitsOfSome(Digits):
+    """No signal, or no score (`fails`), for every other problem."""
+
+    name = "digits_of_some"
+
+    def __init__(self, *, fails: bool = False):
+        self.fails = fails
+
+    def __call__(self, problem: Problem, completion: str) -> Score:
+        if sum(map(ord, problem.question)) % 2:
+            return super().__call__(problem, completion)
+        return Score.error("no opinion on this one") if self.fails else Score.failed()
+
+
 class Broken:
     """Fails on every completion."""
 

@@ -4,10 +4,11 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, FilePath
 
+from data.config import OPERATIONAL
 from pipeline.stages import Many, StageKind
 from training.checkpoint import CheckpointStore
 from training.run_log import RunLog
@@ -26,7 +27,7 @@ class ToyTrain(BaseModel, extra="forbid", frozen=True):
     group_size: int = Field(2, ge=2, le=64, description="completions per problem")
     optimizer: ToyOptimizer = Field(ToyOptimizer(), description="optimizer")
     data_file: FilePath | None = Field(None, description="file to read")
-    pause_s: float = Field(0.0, ge=0, description="seconds per step")
+    pause_s: Annotated[float, OPERATIONAL] = Field(0.0, ge=0, description="seconds per step")
     fail_at: int | None = Field(None, description="step that fails")
 
 
@@ -44,7 +45,8 @@ def write_checkpoint(folder: Path, weights: bytes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     header = json.dumps({"w": {"dtype": "U8", "shape": [len(weights)], "data_offsets": [0, len(weights)]}}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + weights)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.json").write_text("{}")
 
 
 def train(config: ToyTrain, context: StageContext) -> None:

@@ -1,31 +1,37 @@
 """Checkpoints of a stage that is running: whole or not there, checked before they are trusted.
 
 A checkpoint is written into a hidden folder, hashed, synced and renamed, so a kill at any moment leaves the previous
-one untouched. What is inside is the stage's business. Guards against torn writes and bit rot, not against malice.
+one untouched. What is inside is the stage's business, but for the sizes of its logs: a checkpoint ahead of them is not
+used, since the lines in between would never be written. Guards against torn writes and bit rot, not against malice.
 """
 
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from data.durable import sha256, sync
+from training.run_log import RunLog
+
 CHECKSUMS = "checksums.json"
+LOG_SIZES = "log_sizes.json"  # bytes of each log up to the checkpoint's step
 _NAME = re.compile(r"step_(\d{8,})")
 
 logger = logging.getLogger(__name__)
 
 
 class CheckpointStore:
-    """The checkpoints in one folder, named step_00000010 after the optimizer steps taken."""
+    """The checkpoints in one folder, named step_00000010 after the optimizer steps taken.
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    `log`: of the same stage. It is on disk before a checkpoint is, and reaches as far as one that is used.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, log: RunLog | None = None) -> None:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
-        self.folder, self.keep = folder, keep
+        self.folder, self.keep, self.log = folder, keep, log
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """Call `write` with an empty folder to fill, then make it the newest checkpoint and drop all but `keep`.
@@ -38,24 +44,27 @@ class CheckpointStore:
         temporary = self.folder / f".{final.name}.tmp"
         temporary.mkdir()
         write(temporary)
-        files = _files(temporary)
-        if not files:
+        if not _files(temporary):
             raise ValueError(f"the checkpoint of step {step} is empty: nothing was written to {temporary}")
-        checksums = {path.relative_to(temporary).as_posix(): _sha256(path) for path in files}
+        if self.log is not None:
+            self.log.sync()
+            (temporary / LOG_SIZES).write_text(json.dumps(self.log.sizes(step)), encoding="utf-8")
+        files = _files(temporary)
+        checksums = {path.relative_to(temporary).as_posix(): sha256(path) for path in files}
         (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=2), encoding="utf-8")
         for path in [temporary / CHECKSUMS, *files, *{path.parent for path in files}, temporary]:
-            _sync(path)
+            sync(path)
         if final.exists():
             final.rename(self.folder / f".{final.name}.replaced.tmp")
         temporary.rename(final)
-        _sync(self.folder)
+        sync(self.folder)
         for _, path in self._found()[self.keep :]:
             shutil.rmtree(path)
         self._drop_leftovers()
         return final
 
     def latest(self) -> tuple[int, Path] | None:
-        """(step, folder) of the newest checkpoint whose files are whole; None when there is none.
+        """(step, folder) of the newest checkpoint whose files and logs are whole; None when there is none.
 
         Damaged ones are renamed to <name>.damaged and reported in the log.
         """
@@ -66,7 +75,7 @@ class CheckpointStore:
         damaged: list[str] = []
         usable = None
         for step, path in self._found():
-            fault = _fault(path)
+            fault = _fault(path) or self._log_fault(step, path)
             if fault is None:
                 usable = (step, path)
                 break
@@ -76,6 +85,15 @@ class CheckpointStore:
         for sentence in damaged:
             logger.warning("%s; %s", sentence, instead)
         return usable
+
+    def _log_fault(self, step: int, checkpoint: Path) -> str | None:
+        """Which log lost lines that the checkpoint counts on; None when all are there or it says nothing of them."""
+        path = checkpoint / LOG_SIZES
+        if self.log is None or not path.exists():
+            return None
+        now = self.log.sizes(step)
+        short = [name for name, size in json.loads(path.read_bytes()).items() if now[name] < size]
+        return f"{', '.join(short)} ends before it" if short else None
 
     def _found(self) -> list[tuple[int, Path]]:
         """(step, folder) of every checkpoint, newest first."""
@@ -104,7 +122,7 @@ def _fault(checkpoint: Path) -> str | None:
             path = checkpoint / name
             if not path.is_file():
                 return f"{name}, missing"
-            if _sha256(path) != expected:
+            if sha256(path) != expected:
                 return f"{name}, content differs from its checksum"
     except (OSError, ValueError, AttributeError) as error:
         return f"{CHECKSUMS}, {type(error).__name__}"
@@ -120,16 +138,3 @@ def _move_aside(path: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,12 +1,14 @@
 """Settings that every training stage shares."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from data.config import OPERATIONAL
 
-class OptimizerConfig(BaseModel, extra="forbid", frozen=True):
+
+class OptimizerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """AdamW. The R1 paper does not state betas, decay or clipping of RL and SFT: these are V3's (section 4.2)."""
 
     lr: float = Field(
@@ -37,17 +39,19 @@ class OptimizerConfig(BaseModel, extra="forbid", frozen=True):
         return self.lr * (self.final_lr_share + (1 - self.final_lr_share) * cosine)
 
 
-class TrainerConfig(BaseModel, extra="forbid", frozen=True):
+class TrainerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The process that trains."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU when there is one")
     threads: int = Field(default=2, ge=1, description="compute threads on CPU; part of what makes a run reproducible")
     row_tokens: int = Field(
-        default=4096, ge=64, description="tokens of a packed row: one forward pass; bounded by memory"
+        default=4096,
+        ge=64,
+        description="tokens of a packed row: one forward pass; bounded by memory. Longer sequences get their own row",
     )
-    checkpoint_every: int = Field(
+    checkpoint_every: Annotated[int, OPERATIONAL] = Field(
         default=50, ge=1, description="optimizer steps between checkpoints; what a kill can cost"
     )
-    deadline_s: float = Field(
+    deadline_s: Annotated[float, OPERATIONAL] = Field(
         default=1800.0, gt=0, description="seconds one call to the trainer may take before the run stops"
     )

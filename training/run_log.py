@@ -6,17 +6,21 @@ then equal those of a run that was never cut off, byte for byte.
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from data.durable import sync, write_bytes
 
 METRICS, TIMINGS, SAMPLES = "metrics.jsonl", "timings.jsonl", "samples.jsonl"
 STATS = "stats.json"  # what a stage did in numbers; the manifest takes them over
 
 
 class RunLog:
-    """Appends to the logs in one folder. Lines reach the operating system at once, so a kill loses at most one."""
+    """Appends to the logs in one folder. Lines reach the operating system at once, so a kill loses at most one.
+
+    What a power cut loses is limited by `sync`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,12 +48,19 @@ class RunLog:
         """Drop every line of a later step, before these steps are taken again."""
         for name in (METRICS, TIMINGS, SAMPLES):
             path = self.folder / name
-            if not path.exists():
-                continue
-            lines = path.read_bytes().splitlines(keepends=True)
-            kept = [line for line in lines if (at := _step(line)) is not None and at <= step]
-            if len(kept) < len(lines):
-                _replace(path, b"".join(kept))
+            kept = _until(path, step)
+            if path.exists() and len(kept) < path.stat().st_size:
+                write_bytes(path, kept)
+
+    def sync(self) -> None:
+        """Bring every line so far to disk, before a checkpoint that counts on them."""
+        for path in (*(self.folder / name for name in (METRICS, TIMINGS, SAMPLES)), self.folder):
+            if path.exists():
+                sync(path)
+
+    def sizes(self, step: int) -> dict[str, int]:
+        """Bytes that each deterministic log has of the steps up to `step`."""
+        return {name: len(_until(self.folder / name, step)) for name in (METRICS, SAMPLES)}
 
     def _append(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
@@ -85,6 +96,12 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a log holds numbers, text, lists and mappings, got {type(value).__name__}")
 
 
+def _until(path: Path, step: int) -> bytes:
+    """The whole lines of a log up to `step`."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return b"".join(line for line in lines if (at := _step(line)) is not None and at <= step)
+
+
 def _step(line: bytes) -> int | None:
     """Step of a whole line; None for a torn one."""
     if not line.strip().endswith(b"}"):
@@ -102,13 +119,4 @@ def _drop_torn_end(path: Path) -> None:
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
-        _replace(path, whole)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+        write_bytes(path, whole)

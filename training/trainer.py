@@ -1,5 +1,7 @@
 """One trainer rank: a policy, its optimizer, packed forward passes, and its state on disk."""
 
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -7,6 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from data.chat import Template, render_prompt
 from models.attention import PackedLayout
 from models.checkpoint import hub_state_dict, load_model, load_mtp_module, load_tokenizer, resolve_device, save_model
 from models.mtp import mtp_hidden
@@ -95,6 +98,14 @@ class Trainer:
         targets = self._tensor(row.target_ids)[keep]
         mtp_logprobs, _ = token_logprobs(deeper[0, two_ahead[keep]], head, targets)
         return -logprobs.sum(), -mtp_logprobs.sum()
+
+    def render_prompts(
+        self, conversations: Sequence[Sequence[Mapping[str, str]]], template: Template
+    ) -> list[list[int] | None]:
+        """Token ids of prompts; None for one that fills the model's context. Raises PromptError."""
+        room = getattr(self.model.config, "max_position_embeddings", math.inf)
+        rendered = [render_prompt(self.tokenizer, messages, template) for messages in conversations]
+        return [ids if len(ids) < room else None for ids in rendered]
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

@@ -1,0 +1,32 @@
+"""Which problems a stage draws from."""
+
+import json
+
+import pytest
+
+from data.config import ProblemSource
+from data.problem_pool import ProblemPool, ProblemsConfig
+from data.schemas import SourceError
+
+BENCHMARK = "A farmer has twelve hens and every hen lays three eggs a day; how many eggs are there in a week?"
+
+
+def source(folder, name: str, questions: list[str]) -> ProblemSource:
+    rows = [json.dumps({"question": question, "answer": "1"}) for question in questions]
+    (folder / name).write_text("\n".join(rows))
+    return ProblemSource(path=str(folder / name), row_schema="columns")
+
+
+def test_problems_that_share_ten_words_with_a_benchmark_are_left_out_and_counted(tmp_path):
+    train = source(tmp_path, "train.jsonl", ["What is 2 + 3?", "Note: " + BENCHMARK, "What is 4 + 4?"])
+    held_out = source(tmp_path, "benchmark.jsonl", [BENCHMARK, "What is 2 + 4?"])
+    pool = ProblemPool(ProblemsConfig(sources=(train,)), "train", 0, [held_out])
+    assert pool.contaminated == 1
+    assert {problem.question for problem in pool.draw(0, 20)} == {"What is 2 + 3?", "What is 4 + 4?"}
+    assert ProblemPool(ProblemsConfig(sources=(train,)), "train", 0).contaminated == 0
+
+
+def test_a_source_that_is_all_held_out_is_refused(tmp_path):
+    train = source(tmp_path, "train.jsonl", [BENCHMARK])
+    with pytest.raises(SourceError, match=r"no problems in .*train\.jsonl that are not held out \(1 are\)"):
+        ProblemPool(ProblemsConfig(sources=(train,)), "train", 0, [train])
