@@ -148,7 +148,7 @@ class Session:
     def compare(self, groups: Sequence[ScoredGroup]) -> list[TrainingSequence]:
         if not groups:
             sentence = f"{self.context.name}: all {self.too_long} prompts fill the policy's context; use shorter ones"
-            raise StageError(sentence, retry=False)
+            raise StageError(sentence)
         sequences, counters = training_sequences(groups, self.objective, self.config.rollout.max_new_tokens)
         errors = {f"reward/{name}_errors": counts["error"] for name, counts in self.rewards.take_counts().items()}
         counters["experience/prompts_too_long"] = self.too_long
@@ -163,7 +163,8 @@ class Session:
         commonest = "; ".join(reason for reason, _ in reasons.most_common(3))
         raise StageError(
             f"{self.context.name}: {unscorable:.0f} of {sampled:.0f} completions cannot be scored, more than "
-            f"unscorable_limit {self.config.unscorable_limit}: {commonest}"
+            f"unscorable_limit {self.config.unscorable_limit}: {commonest}",
+            retry=True,  # a grader may have been out of order
         )
 
     def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
@@ -181,7 +182,7 @@ class Session:
         except NonFiniteLoss as error:
             dump = self._dump(mini_batch, step)
             sentence = f"{self.context.name}: step {step + 1}: {error}; the batch is in {dump}"
-            raise StageError(sentence, retry=False) from None
+            raise StageError(sentence) from None
         self.seconds["time/update_s"] += time.monotonic() - started
         self.log.log(step + 1, self.pending_metrics | metrics | {"optimizer/lr": lr})
         self._report(
@@ -200,7 +201,6 @@ class Session:
                 f"{self.context.name}: step {step + 1}: generator and trainer differ by {difference:.3g} nats per "
                 f"token, more than mismatch_limit {self.config.mismatch_limit}: the policy that samples is not the one "
                 "that trains",
-                retry=False,
             )
 
     def end_rollout(self, step: int) -> None:

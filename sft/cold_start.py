@@ -45,6 +45,5 @@ def _refined(curated: Curated, context: StageContext) -> list[Candidate]:
         raise StageError(
             f"{context.name}: none of {lost} accepted completions has reasoning and a tagged answer to lay out as a "
             "summary; keep filters.layout at answer_tags",
-            retry=False,
         )
     return refined

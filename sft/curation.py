@@ -88,7 +88,7 @@ def curate(
             candidates = (candidate_of(prompt.problem, c, prompt.source) for c in completions)
             curated.kept += [candidate for candidate in candidates if filters.accept(candidate)]
     if not curated.kept:
-        raise StageError(_nothing_accepted(context.name, curated), retry=False)
+        raise StageError(_nothing_accepted(context.name, curated))
     return curated
 
 
@@ -218,7 +218,7 @@ def write(
     rows, decontamination = without_held_out([*rows_of(candidates), *listed], config)
     if not rows:
         compared = decontamination["rows_compared"]
-        raise StageError(f"{context.name}: all {compared} rows hold held-out text; use other prompts", retry=False)
+        raise StageError(f"{context.name}: all {compared} rows hold held-out text; use other prompts")
     card = DataCard(
         n_rows=len(rows),
         by_domain=count_by(rows, "domain"),

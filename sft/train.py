@@ -60,9 +60,9 @@ def load_samples(config: SFTConfig, checkpoint: Path, dataset: Path) -> tuple[li
             dropped += 1
     if not samples and dropped:
         sentence = f"{file}: all {dropped} rows are longer than the {limit} tokens of the model's context"
-        raise StageError(sentence, retry=False)
+        raise StageError(sentence)
     if not samples:
-        raise StageError(f"{file} has no rows: there is nothing to train on; make the dataset again", retry=False)
+        raise StageError(f"{file} has no rows: there is nothing to train on; make the dataset again")
     return samples, dropped
 
 

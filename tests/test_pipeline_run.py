@@ -258,7 +258,7 @@ def test_a_failed_stage_says_so_and_is_resumed(toy):
 
 def test_a_failure_that_must_repeat_is_not_told_to_be_tried_again(toy):
     def fails(config, context):
-        raise StageError("the loss is nan", retry=False)
+        raise StageError("the loss is nan")
 
     kinds = TOY_KINDS | {"toy_base": type(TOY_KINDS["toy_base"])(config="", run=fails, leaves="checkpoint")}
     pipeline = load(toy.recipes / "pipeline.yaml", [f"output={toy.folder}"], TOY_KINDS)

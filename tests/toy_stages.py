@@ -58,7 +58,7 @@ def train(config: ToyTrain, context: StageContext) -> None:
     log.truncate_after(start)
     for step in range(start + 1, config.steps + 1):
         if step == config.fail_at:
-            raise StageError("the toy was told to fail; set fail_at=null")
+            raise StageError("the toy was told to fail; set fail_at=null", retry=True)
         value = (value * 31 + step * config.group_size) % 1_000_003
         log.log(step, {"toy/value": value})
         log.log_timing(step, {"time/step_s": time.perf_counter()})
