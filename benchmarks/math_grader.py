@@ -23,21 +23,44 @@ from rewards.grader_process import GraderPool
 from rewards.math_answer import grade_math
 
 Pair = tuple[str, str]
-NUMBERS = [("42", "42"), ("7425", "7,425"), ("0.5", r"\frac{1}{2}"), ("-3", "3"), ("18", "18.0"), ("3/4", "0.75")]
 FORMULAS = [
     ("x^2-1", "(x-1)(x+1)"), ("x^2-1", "(x-1)(x+2)"), (r"\frac{\sqrt{3}}{2}", r"\sqrt{\frac{3}{4}}"),
     (r"2\sqrt{2}", r"\sqrt{8}"), (r"\frac{\pi}{6}", r"\frac{2\pi}{12}"), ("2^{n+1}", r"2 \cdot 2^n"),
     (r"\sin^2 x", r"1-\cos^2 x"), (r"\frac{1}{x}+1", r"\frac{x+1}{x}"), (r"\sqrt{17}", "4.12"), (r"3+2i", r"2i+3"),
 ]  # fmt: skip
-OTHERS = [(r"\text{odd}", "odd"), ("1, 2", "2, 1"), ("(1, 2)", "(1,2)"), ("B", "(C)"), (r"28\%", "0.28")]
+MORE_THAN_KEPT = 300  # golds of a kind, more than either side keeps in a cache
+
+
+def numbers(number: int) -> list[Pair]:
+    return [
+        (f"{42 + number}", f"{42 + number}"), (f"{7425 + number}", f"{7425 + number:,}"),
+        (f"-{3 + number}", f"{3 + number}"), (f"{number}.5", rf"\frac{{{2 * number + 1}}}{{2}}"),
+        (f"{18 + number}", f"{18 + number}.0"), (f"{4 * number + 3}/4", f"{number}.75"),
+    ]  # fmt: skip
+
+
+def others(number: int) -> list[Pair]:
+    return [
+        (r"\text{odd}", "odd"), (f"1, {number + 2}", f"{number + 2}, 1"), (f"({number}, 2)", f"({number},2)"),
+        ("B", "(C)"), (rf"{number}\%", f"{number / 100:.2f}"),
+    ]  # fmt: skip
 
 
 def mixed() -> list[Pair]:
-    return [pair for number in range(10) for pair in (*NUMBERS, *NUMBERS, FORMULAS[number], OTHERS[number % 5])]
+    return [
+        pair
+        for number in range(MORE_THAN_KEPT)
+        for pair in (*numbers(number), formula(number), others(number)[number % 5])
+    ]
+
+
+def formula(number: int) -> Pair:
+    gold, answer = FORMULAS[number % len(FORMULAS)]
+    return shift(gold, number // len(FORMULAS)), shift(answer, number // len(FORMULAS))
 
 
 def formulas() -> list[Pair]:
-    return [(shift(gold, number), shift(answer, number)) for number in range(40) for gold, answer in FORMULAS]
+    return [formula(number) for number in range(MORE_THAN_KEPT)]
 
 
 def groups() -> list[Pair]:
@@ -45,7 +68,7 @@ def groups() -> list[Pair]:
 
 
 def shift(formula: str, number: int) -> str:
-    """Another formula of the same shape; there are more than either side keeps in a cache."""
+    """Another formula of the same shape."""
     return f"{formula} + {number}" if number else formula
 
 

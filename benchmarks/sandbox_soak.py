@@ -58,6 +58,8 @@ HOSTILE: list[tuple[str, Test, str]] = [
     ),
     ("class E:\n def __eq__(s, o): return True\ndef f(n): return E()", UnitTest("assert f(1) == 1"), "WA"),
     ("import sys\ndef f(n): sys.exit(0)", UnitTest("assert f(1) == 1"), "WA"),
+    ("def f(n): raise StopIteration", UnitTest("assert all(map(lambda n: f(n) == n, [1, 2]))"), "WA"),
+    ("def f(n): raise StopIteration", UnitTest("for a, b in zip(map(f, [1, 2]), [1, 2]): assert a == b"), "WA"),
     ("import sys\nsys.setrecursionlimit(10 ** 9)\ndef f(x): return list(map(f, [x]))\nf(1)", SUM, "RE"),
     ("while True: pass", SUM, "TLE"),
 ]

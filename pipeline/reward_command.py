@@ -63,12 +63,13 @@ def audit_reward(
 
     Also when an honest right answer does not pass, or an honest wrong one gets no score: then it cannot judge.
     """
-    from rewards.audit import PROBLEMS, audit, misjudged, paying
+    from rewards.audit import audit, misjudged, paying, problems_for
 
     if layout not in ("", "answer_tags", "summary"):
         raise RecipeError(f"--layout is answer_tags or summary, not {layout!r}")
-    asked = PROBLEMS if problems is None else _read_problems(problems)
+    given = None if problems is None else _read_problems(problems)
     judged = _load(use, _read_options(options))
+    asked = problems_for(judged) if given is None else given
     try:
         findings = audit(judged, asked, layout or None)
     except ValueError as error:

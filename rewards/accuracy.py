@@ -55,7 +55,7 @@ class Accuracy:
         if answer.text is None:
             return Score.failed(detail=answer.problem)
         if problem.checker == "math":
-            return grade_math(problem.ground_truth, answer.text, self._pool)
+            return grade_math(problem.ground_truth, answer.text, self._pool, problem.question)
         return CHECKERS[problem.checker](problem, answer.text)
 
     def score_batch(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:

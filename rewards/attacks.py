@@ -5,11 +5,13 @@ Each attack breaks some of what rewards judge: `answer` (it is right), `layout` 
 on what it judges; it may ignore the others.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data.problems import Problem
+from rewards.sandbox.hacks import hacks, offering
 
 ASPECTS = ("answer", "layout", "language", "text", "length")
 
@@ -18,6 +20,13 @@ _REASONING = {
     "zh": "我们先看题目里的数字，然后一步一步算出结果，每一步都检查两遍。",
 }
 _OTHER_LANGUAGE = {"en": "zh", "zh": "en"}
+_NO_GOLD = ("instruction", "code")  # checkers whose gold answer is no answer itself
+_WRONG_PROGRAMS = {
+    "python": "print('no answer')",
+    "javascript": "console.log('no answer')",
+    "c": "int main(void) { return 0; }",
+    "cpp": "int main() { return 0; }",
+}
 _CHOICES = ("A", "B", "C", "D", "E", "true", "false", "yes", "no", "是", "否")
 
 
@@ -41,13 +50,15 @@ def wrong_answer(problem: Problem) -> str:
         "key_value": "nobody: nothing",
         "instruction": "I would rather talk about the weather in the mountains today.",
         "countdown": "1",
+        "code": _block(problem, _WRONG_PROGRAMS.get(_language(problem), "")),
     }.get(problem.checker, "987654321")
 
 
 def right_answer(problem: Problem) -> str | None:
     """A right answer: metadata["right_answer"], or the gold answer where it is an answer itself; None if unknown."""
     if (known := problem.metadata.get("right_answer")) is not None:
-        return str(known)
+        bare = problem.checker == "code" and "```" not in str(known)
+        return _block(problem, str(known)) if bare else str(known)
     return None if problem.checker in ("instruction", "countdown", "code") else problem.ground_truth
 
 
@@ -60,6 +71,7 @@ def attacks(problem: Problem, layout: str = "answer_tags") -> Iterator[Attack]:
     yield from _unicode(problem, layout)
     yield from _tags(problem, layout)
     yield from _reasoning(problem, layout)
+    yield from _programs(problem, layout)
 
 
 def _nothing(problem: Problem, layout: str) -> Iterator[Attack]:
@@ -93,10 +105,10 @@ def _many_answers(problem: Problem, layout: str) -> Iterator[Attack]:
         "all numbers up to 100": ", ".join(map(str, range(101))),
         "an interval around it": "[-1000000, 1000000]",
     }.items():
-        if problem.checker == "instruction" or text.strip() in (gold, ""):
+        if problem.checker in _NO_GOLD or text.strip() in (gold, ""):
             continue
         yield Attack(name, _frame(problem, text, layout), frozenset({"answer"}))
-    if problem.checker != "instruction":
+    if problem.checker not in _NO_GOLD:
         boxes = " or ".join(f"\\boxed{{{each}}}" for each in (other, gold))
         yield Attack("boxes joined by or", f"<think>{_prose(problem)}</think>\n{boxes}", frozenset({"answer"}))
         nested = f"\\boxed{{\\boxed{{{gold}}} \\boxed{{{other}}}}}"
@@ -150,7 +162,7 @@ def _unicode(problem: Problem, layout: str) -> Iterator[Attack]:
 def _tags(problem: Problem, layout: str) -> Iterator[Attack]:
     gold, other, prose = _gold_text(problem), wrong_answer(problem), _prose(problem)
     broken = frozenset({"layout", "answer"})
-    if problem.checker != "instruction":
+    if problem.checker not in _NO_GOLD:
         yield Attack(
             "two answers in tags", f"<think>{prose}</think><answer>{other}</answer><answer>{gold}</answer>", broken
         )
@@ -185,10 +197,26 @@ def _reasoning(problem: Problem, layout: str) -> Iterator[Attack]:
         yield Attack(name, _frame(problem, other, layout, text), frozenset({"answer", *breaks.split()}))
 
 
+def _programs(problem: Problem, layout: str) -> Iterator[Attack]:
+    """Hacks of harnesses that run programs, for problems whose programs are in Python."""
+    if problem.checker != "code" or _language(problem) != "python":
+        return
+    names = _called(problem)
+    programs = {**hacks(names), "gives every answer": offering([*_expected(problem), "987654321"], names)}
+    for name, source in programs.items():
+        yield Attack(f"program {name}", _frame(problem, _block(problem, source), layout), frozenset({"answer"}))
+    right = right_answer(problem)
+    if right is not None:
+        inside = f"<think>{_prose(problem)}\n{right}\n</think>\nThe program is above."
+        yield Attack("program in the reasoning", inside, frozenset({"answer"}))
+        cut = _frame(problem, right.rstrip().rstrip("`~").rstrip(), layout)
+        yield Attack("program whose block never ends", cut, frozenset({"answer"}))
+
+
 def _frame(problem: Problem, answer: str, layout: str, reasoning: str = "") -> str:
     reasoning = reasoning or _prose(problem)
     if layout == "summary":
-        final = answer if problem.checker == "instruction" else f"\\boxed{{{answer}}}"
+        final = answer if problem.checker in _NO_GOLD else f"\\boxed{{{answer}}}"
         return f"<think>\n{reasoning}\n</think>\n{final}"
     return f"<think>\n{reasoning}\n</think>\n<answer>{answer}</answer>"
 
@@ -203,3 +231,38 @@ def _gold_text(problem: Problem) -> str:
 
 def _numbers(text: str) -> list[str]:
     return re.findall(r"-?\d+(?:\.\d+)?", text)[:20]
+
+
+def _block(problem: Problem, source: str) -> str:
+    return f"```{_language(problem)}\n{source.rstrip()}\n```"
+
+
+def _language(problem: Problem) -> str:
+    return str(_truth(problem).get("language", "python"))
+
+
+def _expected(problem: Problem) -> list[object]:
+    """What the tests of a code problem expect, as far as it stands in them as a value."""
+    outputs = [test.get("output") for test in _tests(problem, "stdio")]
+    return [*outputs, *(call.get("expected") for call in _tests(problem, "calls"))]
+
+
+def _called(problem: Problem) -> list[str]:
+    """Names of the program that its tests name as such."""
+    functions = [str(call.get("function", "")).split(".")[0] for call in _tests(problem, "calls")]
+    entry_points = [str(name) for test in _tests(problem, "unit_tests") for name in test.get("entry_points", ())]
+    return list(dict.fromkeys([*functions, *entry_points]))
+
+
+def _tests(problem: Problem, kind: str) -> list[dict]:
+    found = _truth(problem).get(kind, [])
+    return [test for test in found if isinstance(test, dict)] if isinstance(found, list) else []
+
+
+def _truth(problem: Problem) -> dict:
+    """The JSON of a code problem; nothing where it is none: that is for the reward to say."""
+    try:
+        truth = json.loads(problem.ground_truth)
+    except (ValueError, RecursionError):
+        return {}
+    return truth if isinstance(truth, dict) else {}

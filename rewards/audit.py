@@ -7,9 +7,13 @@ hide there.
 
 No attack pays with a reward that is out of order, so two honest completions come first, with a right and with a wrong
 answer. Both must get a score; where the answer is judged, the right one must pass and earn more than the wrong one,
-elsewhere both must earn something. A reward that does not do so cannot judge the problem (`misjudged`).
+elsewhere both must earn something. A reward that does not do so cannot judge the problem (`misjudged`). Where the right
+one earns nothing, or the wrong one has no score, no attack is tried: all would say the same.
+
+The problems are those of the checkers that the reward names in its attribute `checkers`; without one, all but code.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +24,14 @@ from rewards.calling import judge
 from rewards.reward import Score, Verdict
 from rewards.testing import make_problem
 
+_CHECK = """def check(candidate):
+    assert all(map(lambda case: candidate(case[0]) == case[1], [(1, 2), (0.5, 1.0), ("a", "aa")]))
+    for got, want in zip(map(candidate, [3, 4]), [6, 8]): assert abs(got - want) < 1e-9
+"""
+_UNITTEST = """import unittest
+class TestDouble(unittest.TestCase):
+    def test_list(self): self.assertEqual(double([1]), [1, 1])
+"""
 PROBLEMS = (
     make_problem(gold="42", question="What is 6 times 7, if 6 and 7 are whole numbers?"),
     make_problem(gold="\\frac{3}{4}", question="Simplify 12/16."),
@@ -34,6 +46,27 @@ PROBLEMS = (
         question="Use the word river in a sentence of at least five words.",
         domain="general",
         metadata={"right_answer": "The river flows past the old mill."},
+    ),
+    make_problem(
+        gold=json.dumps({"stdio": [{"input": "3 4\n", "output": "7\n"}, {"input": "10 -4\n", "output": "6\n"}]}),
+        checker="code",
+        question="Write a program that reads two integers and prints their sum.",
+        domain="code",
+        metadata={"right_answer": "print(sum(map(int, input().split())))"},
+    ),
+    make_problem(
+        gold=json.dumps({"calls": [{"function": "Solution.f", "args": [n], "expected": [n, n * n]} for n in (2, 3)]}),
+        checker="code",
+        question="Write the method f of a class Solution: a number and its square, as a list.",
+        domain="code",
+        metadata={"right_answer": "class Solution:\n    def f(self, n):\n        return [n, n * n]"},
+    ),
+    make_problem(
+        gold=json.dumps({"unit_tests": [{"source": f"{_CHECK}\n{_UNITTEST}", "entry_points": ["double"]}]}),
+        checker="code",
+        question="Write a function double(x).",
+        domain="code",
+        metadata={"right_answer": "def double(x):\n    return 2 * x"},
     ),
 )
 
@@ -62,17 +95,22 @@ def aspects_of(reward: Any) -> frozenset[str]:
     return judges
 
 
-def audit(reward: Any, problems: Iterable[Problem] = PROBLEMS, layout: str | None = None) -> list[Finding]:
-    """Per problem, one finding for each honest completion and each attack that concerns the reward.
+def problems_for(reward: Any) -> tuple[Problem, ...]:
+    """Those of our problems that the reward is for."""
+    known = getattr(reward, "checkers", None)
+    return tuple(each for each in PROBLEMS if (each.checker in known if known else each.checker != "code"))
 
-    `layout` None takes that of the reward. Raises ValueError where the reward judges the answer and no right one is
-    known.
+
+def audit(reward: Any, problems: Iterable[Problem] | None = None, layout: str | None = None) -> list[Finding]:
+    """Per problem, one finding for each honest completion and, where the reward judges at all, for each attack.
+
+    `problems` None takes `problems_for(reward)`, `layout` None that of the reward. Raises ValueError where the reward
+    judges the answer and no right one is known.
     """
     judges = aspects_of(reward)
     layout = layout or str(getattr(getattr(reward, "options", None), "layout", "answer_tags"))
     findings = []
-    for problem in problems:
-        chosen = [attack for attack in attacks(problem, layout) if attack.breaks & judges]
+    for problem in problems_for(reward) if problems is None else problems:
         known = right_answer(problem)
         if known is None and "answer" in judges:
             raise ValueError(
@@ -81,9 +119,13 @@ def audit(reward: Any, problems: Iterable[Problem] = PROBLEMS, layout: str | Non
             )
         wrong = honest(problem, wrong_answer(problem), layout)
         right = wrong if known is None else honest(problem, known, layout)
-        completions = [right, wrong, *(attack.completion for attack in chosen)]
-        of_right, of_wrong, *scores = judge(reward, [problem] * len(completions), completions)
+        of_right, of_wrong = judge(reward, [problem] * 2, [right, wrong])
         findings += _find_honest(problem, (right, wrong), (of_right, of_wrong), judges)
+        earned = of_right.verdict is Verdict.PASS if "answer" in judges else bool(of_right.value)
+        if not earned or of_wrong.value is None:
+            continue
+        chosen = [attack for attack in attacks(problem, layout) if attack.breaks & judges]
+        scores = judge(reward, [problem] * len(chosen), [attack.completion for attack in chosen])
         for attack, score in zip(chosen, scores, strict=True):
             findings.append(_find(attack, problem, score, of_wrong, judges))
     return findings

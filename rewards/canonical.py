@@ -5,15 +5,16 @@ from data.problems import Problem
 from rewards.checkers import read_choice, read_list
 from rewards.exact import parse_number, widen
 from rewards.math_answer import extract_answer
+from rewards.math_quantity import split_unit
 from rewards.math_text import normalise
 
 
 def canonical_answer(problem: Problem, completion: str) -> str | None:
     """The final answer of a completion as its checker understands it, or None when it has none.
 
-    Numbers are written exactly (`0.5` and `\\frac{1}{2}` both as `1/2`), lists as `3, 5`, choices as `true` or `B`.
-    A countdown answer is its expression without spaces: two ways to reach the target are two answers. Formulas are
-    brought to one spelling, not to one form: `x+1` and `1+x` vote apart.
+    Numbers are written exactly (`0.5` and `\\frac{1}{2}` both as `1/2`) and without units, lists as `3, 5`, choices as
+    `true` or `B`. A countdown answer is its expression without spaces: two ways to reach the target are two answers.
+    Formulas are brought to one spelling, not to one form: `x+1` and `1+x` vote apart.
     """
     if problem.checker == "instruction":
         parsed = parse_completion(completion)
@@ -29,5 +30,5 @@ def canonical_answer(problem: Problem, completion: str) -> str | None:
     if problem.checker == "countdown":
         return "".join(widen(text).partition("=")[0].split()) or text
     plain = normalise(text)
-    number = parse_number(plain)
+    number = parse_number(split_unit(plain).value)
     return (plain or text) if number is None else str(number)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from data.chat import parse_completion
 from data.problems import Problem
@@ -62,6 +62,47 @@ class CodeOptions(BaseModel, extra="forbid", frozen=True):
     )
 
 
+class _Part(BaseModel, extra="forbid", strict=True):
+    """Of the JSON in `ground_truth`. Nothing is converted: a list in place of a text is a broken test, not its text."""
+
+
+class _Stdio(_Part):
+    input: str
+    output: str
+
+
+class _Call(_Part):
+    function: str
+    args: list[Any]
+    expected: Any
+    kwargs: dict[str, Any] = {}
+    tolerance: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+
+class _UnitTest(_Part):
+    source: str
+    setup: str = ""
+    entry_points: list[str] = []
+
+
+class _FloatsChecker(_Part):
+    floats: float = Field(ge=0, allow_inf_nan=False)
+
+
+class _CustomChecker(_Part):
+    custom: str
+
+
+class _Truth(_Part):
+    language: str = "python"
+    stdio: list[_Stdio] = []
+    calls: list[_Call] = []
+    unit_tests: list[_UnitTest] = []
+    checker: Literal["tokens", "exact"] | _FloatsChecker | _CustomChecker = "tokens"
+    cpu_s: float | None = None
+    memory_mb: int | None = None
+
+
 class Code:
     """1.0 for a program that passes all tests of its problem, 0.0 otherwise, or the share it passes.
 
@@ -73,6 +114,7 @@ class Code:
     """
 
     name = "code"
+    checkers = frozenset({"code"})  # what an audit may ask of it
     Options = CodeOptions
 
     def __init__(self, options: CodeOptions | None = None):
@@ -84,17 +126,18 @@ class Code:
         if problem.checker != "code":
             return Score.error(f"Problem {problem.id} has checker {problem.checker!r}; the code reward knows code.")
         try:
-            truth = json.loads(problem.ground_truth)
-            tests, checker, limits = read_tests(truth), _read_checker(truth), self._limits(truth)
-            language = truth.get("language", "python")
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            return Score.error(f"The tests of problem {problem.id} cannot be read: {type(error).__name__}: {error}")
-        source = extract_program(parse_completion(completion).final, language)
+            truth = _read_truth(problem.ground_truth)
+            tests, limits = _tests_of(truth), self._limits(truth)
+        except ValueError as error:
+            return Score.error(f"The tests of problem {problem.id} cannot be read: {error}")
+        parsed = parse_completion(completion)
+        source = extract_program(parsed.final if parsed.answer is None else parsed.answer, truth.language)
         if source is None:
-            return Score.failed(detail=f"no block of {language} code")
+            return Score.failed(detail=f"no block of {truth.language} code")
+        program, checker = Program(truth.language, source), _checker_of(truth)
         try:
             # All tests must run to pay by their share; otherwise the first failure decides.
-            judgement = judge(self._box, Program(language, source), tests, checker, limits, self.options.all_or_nothing)
+            judgement = judge(self._box, program, tests, checker, limits, self.options.all_or_nothing)
         except SandboxError as error:
             return Score.error(str(error))
         return self._score(judgement)
@@ -116,10 +159,10 @@ class Code:
         except Exception as error:  # one row's failure is not that of the others
             return Score.error(f"{type(error).__name__}: {error}")
 
-    def _limits(self, truth: dict[str, Any]) -> Limits:
+    def _limits(self, truth: _Truth) -> Limits:
         return Limits(
-            cpu_s=float(truth.get("cpu_s", self.options.cpu_s)),
-            memory_mb=int(truth.get("memory_mb", self.options.memory_mb)),
+            cpu_s=self.options.cpu_s if truth.cpu_s is None else truth.cpu_s,
+            memory_mb=self.options.memory_mb if truth.memory_mb is None else truth.memory_mb,
         )
 
     def _score(self, judgement: Judgement) -> Score:
@@ -129,7 +172,9 @@ class Code:
         detail += f"; {worst.detail}" if worst.detail else ""
         if value is None:
             return Score.error(next(test.detail for test in judgement.tests if test.verdict is Verdict.IE))
-        return Score.passed(value, detail) if judgement.verdict is Verdict.AC else Score.failed(value, detail)
+        if judgement.verdict is Verdict.AC:
+            return Score.passed(value, detail)
+        return Score.failed(value, detail, timed_out=any(test.verdict is Verdict.TLE for test in judgement.tests))
 
 
 def _open_box(options: CodeOptions) -> Box:
@@ -140,31 +185,39 @@ def _open_box(options: CodeOptions) -> Box:
     return Sandbox(options.tier, options.workers, languages, tuple(options.warm))
 
 
-def read_tests(truth: dict[str, Any]) -> list[Test]:
-    """The tests of a problem. Raises ValueError, TypeError or KeyError for anything but the layout of `Code`."""
-    known = {"language", "stdio", "calls", "unit_tests", "checker", "cpu_s", "memory_mb"}
-    if unknown := set(truth) - known:
-        raise ValueError(f"unknown keys {', '.join(sorted(unknown))}")
-    tests: list[Test] = [StdioTest(str(test["input"]), str(test["output"])) for test in truth.get("stdio", [])]
-    for test in truth.get("calls", []):
-        rest = {key: test[key] for key in ("kwargs", "tolerance") if key in test}
-        tests.append(CallTest(test["function"], tuple(test["args"]), test["expected"], **rest))
-    for test in truth.get("unit_tests", []):
-        tests.append(UnitTest(test["source"], test.get("setup", ""), tuple(test.get("entry_points", ()))))
+def _read_truth(text: str) -> _Truth:
+    """Raises ValueError, in one line, for anything but the layout of `Code`."""
+    try:
+        return _Truth.model_validate(json.loads(text, parse_constant=_constant))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _constant(name: str) -> float:
+    if name == "NaN":
+        raise ValueError("NaN is equal to nothing, so no program could pass")
+    return float(name)
+
+
+def _tests_of(truth: _Truth) -> list[Test]:
+    tests: list[Test] = [StdioTest(test.input, test.output) for test in truth.stdio]
+    for call in truth.calls:
+        tests.append(CallTest(call.function, tuple(call.args), call.expected, call.kwargs, call.tolerance))
+    for unit in truth.unit_tests:
+        tests.append(UnitTest(unit.source, unit.setup, tuple(unit.entry_points)))
     if not tests:
         raise ValueError("there are none")
     return tests
 
 
-def _read_checker(truth: dict[str, Any]) -> Checker:
-    match truth.get("checker", "tokens"):
-        case "tokens":
-            return Tokens()
-        case "exact":
-            return Exact()
-        case {"floats": float(tolerance)}:
+def _checker_of(truth: _Truth) -> Checker:
+    match truth.checker:
+        case _FloatsChecker(floats=tolerance):
             return Floats(tolerance, tolerance)
-        case {"custom": str(source)}:
+        case _CustomChecker(custom=source):
             return Custom(source)
-        case other:
-            raise ValueError(f"checker {other!r} is not tokens, exact, floats or custom")
+        case name:
+            return Exact() if name == "exact" else Tokens()

@@ -49,7 +49,8 @@ class CompositeReward:
     """A weighted sum of rewards. `parts` of its scores holds the unweighted value of each reward that applied.
 
     The verdict is that of the reward named accuracy or code where one applied; elsewhere PASS when all parts passed.
-    `counts[name][verdict]` counts every judgement since the start.
+    `counts[name][verdict]` counts every judgement since the start, `counts[name]["timeout"]` those that a time limit
+    ended, whatever their verdict.
     """
 
     name = "composite"
@@ -75,7 +76,7 @@ class CompositeReward:
             judged = judge(term.reward, [pairs[row][0] for row in rows], [pairs[row][1] for row in rows])
             for row, score in zip(rows, judged, strict=True):
                 scores[row][term.reward.name] = score
-                self.counts[term.reward.name][score.verdict.value] += 1
+                self.counts[term.reward.name].update({score.verdict.value: 1, "timeout": int(score.timed_out)})
         weights = {term.reward.name: term.weight for term in self.terms}
         return [_add(problem, by_name, weights) for (problem, _), by_name in zip(pairs, scores, strict=True)]
 
@@ -129,9 +130,10 @@ def _construct(target: Any, options: BaseModel | None, key: str) -> Reward:
 def _add(problem: Problem, scores: dict[str, Score], weights: dict[str, float]) -> Score:
     if not scores:
         return Score.error(f"No reward applies to domain {problem.domain!r} of problem {problem.id}.")
+    timed_out = any(score.timed_out for score in scores.values())
     errors = [f"{name}: {score.detail}" for name, score in scores.items() if score.value is None]
     if errors:
-        return Score.error("; ".join(errors))
+        return Score.error("; ".join(errors), timed_out)
     parts = {name: score.value for name, score in scores.items() if score.value is not None}
     deciding = [scores[name] for name in CORRECTNESS if name in scores] or list(scores.values())
     verdict = Verdict.PASS if all(score.verdict is Verdict.PASS for score in deciding) else Verdict.FAIL
@@ -140,6 +142,7 @@ def _add(problem: Problem, scores: dict[str, Score], weights: dict[str, float]) 
         value=sum(weights[name] * value for name, value in parts.items()),
         parts=parts,
         detail="; ".join(f"{name}: {score.detail}" for name, score in scores.items() if score.detail),
+        timed_out=timed_out,
     )
 
 

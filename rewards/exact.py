@@ -5,7 +5,8 @@ from fractions import Fraction
 
 MAX_NUMBER_CHARS = 400  # beyond this, reading would cost more than any honest answer is worth
 MAX_EXPONENT = 400
-ROUNDED_DIGITS = 6  # digits after the point from which a decimal may stand for a number no decimal can write
+ROUNDED_DIGITS = 6  # after the point, and significant ones, from which a decimal may stand for another number
+DOUBLE_DIGITS = 15  # significant ones that survive in a double; programs print up to 17
 
 # Full-width forms and look-alikes. Not Unicode NFKC, which would turn `10²` into `102`.
 _WIDE = str.maketrans(
@@ -55,8 +56,8 @@ def parse_number(text: str) -> Fraction | None:
 def equal_numbers(gold: str, answer: str) -> bool | None:
     """Whether two exactly readable numbers agree; None when one of them is not exactly readable.
 
-    Equality is exact, except that a decimal of at least six digits after the point may stand for a fraction that no
-    decimal can write (`0.333333` for `1/3`), in either direction.
+    Equality is exact, except that a long decimal may stand for the number it rounds (`0.333333` for `1/3`), in either
+    direction; see `rounding_step`.
     """
     if len(gold) > MAX_NUMBER_CHARS and _INTEGER.fullmatch(gold) and _INTEGER.fullmatch(answer):
         return gold.removeprefix("+").lstrip("0") == answer.removeprefix("+").lstrip("0")
@@ -66,10 +67,20 @@ def equal_numbers(gold: str, answer: str) -> bool | None:
     return left == right or _rounds_to(answer, right, left) or _rounds_to(gold, left, right)
 
 
-def rounding_step(text: str) -> Fraction | None:
-    """The last place of a decimal that is long enough to be a rounded value, e.g. 10**-6; None for all else."""
-    digits = re.fullmatch(rf"[-+]?[0-9]*\.([0-9]{{{ROUNDED_DIGITS},}})", widen(text).strip())
-    return None if digits is None else Fraction(1, 10 ** len(digits[1]))
+def rounding_step(text: str, terminating: bool) -> Fraction | None:
+    """How far a number may be from the decimal `text` that stands for it, e.g. 10**-6; None where none may.
+
+    A decimal needs six digits after the point and six significant ones, and the number must be one that no decimal
+    can write (not `terminating`): then it is one unit of the last place. Beyond 15 significant digits, where doubles
+    are printed, the rest does not count, whatever the number.
+    """
+    match = re.fullmatch(rf"[-+]?([0-9]*)\.([0-9]{{{ROUNDED_DIGITS},}})", widen(text).strip())
+    if match is None:
+        return None
+    places, significant = len(match[2]), len((match[1] + match[2]).lstrip("0"))
+    if significant > DOUBLE_DIGITS:
+        return Fraction(10) ** (significant - DOUBLE_DIGITS - places)
+    return Fraction(1, 10**places) if significant >= ROUNDED_DIGITS and not terminating else None
 
 
 def terminates(value: Fraction) -> bool:
@@ -82,8 +93,8 @@ def terminates(value: Fraction) -> bool:
 
 
 def _rounds_to(text: str, value: Fraction, target: Fraction) -> bool:
-    step = rounding_step(text)
-    return step is not None and not terminates(target) and abs(value - target) < step
+    step = rounding_step(text, terminates(target))
+    return step is not None and abs(value - target) < step
 
 
 def _decimal(text: str) -> Fraction:

@@ -13,23 +13,30 @@ The paper does not say how words are split or their language told. Here it goes 
 - not words: digits, punctuation, single letters (variables, but "a" and "I" too), LaTeX commands, formulas, code,
   and the names given. A formula or code span that holds three words in a row is prose in disguise and counts.
 
-What this does not see: two languages in one script (English and French, or pinyin).
+Languages in Latin script are told apart by their function words (`rewards.function_words`), sentence by sentence:
+where the target is one of them, a sentence with more function words of another counts as that other; one without any
+goes with the sentence before it. But only when those sentences hold ten function words of the other language or more:
+a name or a quotation is no language.
+
+What this does not see: Latin script without a list (pinyin, Swedish), and two languages in one other script.
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection
 
 from pydantic import BaseModel, Field
 
 from data.chat import parse_completion
 from data.problems import Problem
+from rewards.function_words import FUNCTION_WORDS, LANGUAGES_OF
 from rewards.reward import Score
 
 LATIN, HAN, KANA, HANGUL, CYRILLIC, THAI = "latin", "han", "kana", "hangul", "cyrillic", "thai"
 ARABIC, DEVANAGARI, GREEK, HEBREW = "arabic", "devanagari", "greek", "hebrew"
 SCRIPTS = {
-    "en": {LATIN}, "zh": {HAN}, "ja": {KANA}, "ko": {HANGUL}, "ru": {CYRILLIC}, "th": {THAI}, "ar": {ARABIC},
-    "hi": {DEVANAGARI}, "el": {GREEK}, "he": {HEBREW},
+    "zh": {HAN}, "ja": {KANA}, "ko": {HANGUL}, "ru": {CYRILLIC}, "th": {THAI}, "ar": {ARABIC},
+    "hi": {DEVANAGARI}, "el": {GREEK}, "he": {HEBREW}, **{language: {LATIN} for language in FUNCTION_WORDS},
 }  # fmt: skip
 
 _RUNS = re.compile(
@@ -41,6 +48,8 @@ _RUNS = re.compile(
     rf"|(?P<{HEBREW}>[\u05d0-\u05ea]+)"
 )
 _SENTENCES = re.compile(r"[^。！？!?\n]+[。！？!?\n]*")
+_LEAST_EVIDENCE = 10  # function words of another language, in all sentences that seem to be in it
+_LATIN_ENDS = re.compile(r"(?<=[.:;])\s+")
 # Characters per word where no spaces separate them: means over running text.
 _WORD_LENGTH = {HAN: 2, KANA: 2, THAI: 4}
 _SPAN_START = re.compile(
@@ -108,17 +117,30 @@ def language_consistency(text: str, language: str, names: Collection[str] = ()) 
     Raises ValueError for a language whose script is not known here.
     """
     scripts = _scripts_of(language)
-    counts = count_words_by_script(text, names)
+    text = _bare(text, names)
+    counts = _count(text)
     total = sum(counts.values())
-    return sum(counts.get(script, 0) for script in scripts) / total if total else None
+    own = sum(counts.get(script, 0) for script in scripts)
+    if language in FUNCTION_WORDS:
+        own -= _words_of_others(text, language)
+    return own / total if total else None
 
 
 def count_words_by_script(text: str, names: Collection[str] = ()) -> dict[str, int]:
     """Number of words per script, by the rules above."""
+    return _count(_bare(text, names))
+
+
+def _bare(text: str, names: Collection[str]) -> str:
+    """The text without formulas, code, commands and names."""
     text = _COMMAND.sub(" ", _without_spans(text))
     for name in sorted(filter(None, names), key=len, reverse=True):
         boundary = r"(?<![A-Za-z]){}(?![A-Za-z])" if name.isascii() else "{}"
         text = re.sub(boundary.format(re.escape(name)), " ", text, flags=re.IGNORECASE)
+    return text
+
+
+def _count(text: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for sentence in _SENTENCES.findall(text):
         runs = [(match.lastgroup or "", len(match[0])) for match in _RUNS.finditer(sentence)]
@@ -129,6 +151,25 @@ def count_words_by_script(text: str, names: Collection[str] = ()) -> dict[str, i
                 script = KANA if script == HAN and japanese else script
                 counts[script] = counts.get(script, 0) + words
     return counts
+
+
+def _words_of_others(text: str, target: str) -> int:
+    """How many words in Latin script are of another language than `target`."""
+    words, evidence = Counter[str](), Counter[str]()
+    spoken = target
+    for sentence in _SENTENCES.findall(text):
+        for part in _LATIN_ENDS.split(sentence):
+            found = [
+                match[0].lower() for match in _RUNS.finditer(part) if match.lastgroup == LATIN and len(match[0]) > 1
+            ]
+            matches = Counter(language for word in found for language in LANGUAGES_OF.get(word, ()))
+            if matches:
+                # The target wins a tie, and so does the language spoken before: Spanish and Portuguese share words.
+                spoken = max(matches, key=lambda language: (matches[language], language == target, language == spoken))
+            words[spoken] += len(found)
+            evidence[spoken] += matches[spoken]
+    others = (language for language in words if language != target and evidence[language] >= _LEAST_EVIDENCE)
+    return sum(words[language] for language in others)
 
 
 def _without_spans(text: str) -> str:

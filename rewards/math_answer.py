@@ -10,28 +10,29 @@ from dataclasses import dataclass
 
 from data.chat import ANSWER_CLOSE, ANSWER_OPEN, parse_completion
 from rewards.grader_process import GraderPool
-from rewards.math_shape import same_answer
+from rewards.math_box import Box, locate_boxes, read_around
+from rewards.math_question import as_asked
+from rewards.math_same import same_answer
+from rewards.math_shape import MAX_PARTS
 from rewards.math_text import (
     MAX_ANSWER_CHARS,
+    is_broken,
     is_choice,
     mixes_digits,
     normalise,
     read_chosen,
+    read_labelled,
     read_number_word,
     read_words,
+    same_letters,
 )
 from rewards.reward import Score
 
-_BOX_OR_BRACE = re.compile(
-    r"\\(?:boxed|fbox)(?:\s*\{|\s+(?P<bare>-?[0-9A-Za-z][0-9A-Za-z,./]*[0-9A-Za-z]|-?[0-9A-Za-z])(?![\\{^_]))|\\.|[{}]",
-    re.DOTALL,
-)
 _JOINED = re.compile(
-    r"(?:[\s$,;&/|.~]|\\[,;:! \\()\[\]]|\\q?quad|or|and|或者?|和|与|\\(?:text|mbox|textbf)\s*\{|\}|[xyzn]\s*=|=)*",
+    r"(?:[\s$,;&/|.~]|\\[,;:! \\()\[\]]|\\q?quad|or|and|maybe|perhaps|possibly|alternatively|otherwise|else|either"
+    r"|或者?|和|与|也?可能是?|\\(?:text|mbox|textbf)\s*\{|\}|[xyzn]\s*=|=)*",
     re.IGNORECASE,
 )
-_SIGN_BEFORE = re.compile(r"(?:(?:^|[\s$=(])-|\\(?:pm|mp|sqrt|cdot|times)\s*\{?\s*)$")
-_POWER_AFTER = re.compile(r"\s*(?:\^(?!\s*\{?\s*\\circ)|\\(?:cdot|times)(?![a-z]))")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,102 +53,93 @@ def extract_answer(completion: str) -> FinalAnswer:
     tagged = parsed.answer is not None
     if not tagged and (ANSWER_OPEN in parsed.final or ANSWER_CLOSE in parsed.final):
         return FinalAnswer(text=None, problem="answer tags are not exactly one pair")
-    boxes, unclosed = _locate_boxes(parsed.final)
+    boxes, unclosed = locate_boxes(parsed.final)
     if unclosed:
         return FinalAnswer(text=None, problem="a box is never closed")
-    if boxes and _is_operand(parsed.final, boxes[-1]):
-        return FinalAnswer(text=None, problem="the box is only a part of a formula")
     candidates = [_last_answer(parsed.final, boxes)] if boxes else []
     if parsed.answer is not None:
-        inside, _ = _locate_boxes(parsed.answer)
+        inside, _ = locate_boxes(parsed.answer)
         candidates.append(_last_answer(parsed.answer, inside) if inside else parsed.answer)
     if not candidates:
         return FinalAnswer(text=None, problem="no final answer")
-    if len({normalise(text) for text in candidates}) > 1:
+    answers = [candidate for candidate in candidates if candidate is not None]
+    if len(answers) < len(candidates):
+        return FinalAnswer(text=None, problem="the box is only a part of a formula")
+    if len({normalise(text) for text in answers}) > 1:
         return FinalAnswer(text=None, problem="several different final answers")
-    answer = candidates[-1].strip()
+    answer = answers[-1].strip()
     return FinalAnswer(text=answer) if answer else FinalAnswer(text=None, problem="the final answer is empty")
 
 
 def find_boxes(text: str) -> tuple[list[str], bool]:
-    """Contents of the `\\boxed{...}` in order, and whether one is left open. Linear in the text.
-
-    Of boxes inside boxes the innermost count. Escaped braces (`\\{`) are text. `\\fbox` is a box, and so is the word
-    after a `\\boxed` without braces.
-    """
-    boxes, unclosed = _locate_boxes(text)
+    """Contents of the `\\boxed{...}` in order, and whether one is left open. Linear in the text."""
+    boxes, unclosed = locate_boxes(text)
     return [box.text for box in boxes], unclosed
 
 
-@dataclass(frozen=True, slots=True)
-class _Box:
-    text: str
-    start: int  # of the command
-    end: int  # after the closing brace
+def _last_answer(text: str, boxes: list[Box]) -> str | None:
+    """The last box with those that only a conjunction joins to it, and with its unit; None inside of a formula.
 
-
-def _locate_boxes(text: str) -> tuple[list[_Box], bool]:
-    boxes: list[_Box] = []
-    stack: list[tuple[bool, int, int, int]] = []  # is a box, its start, where its content starts, boxes known then
-    for match in _BOX_OR_BRACE.finditer(text):
-        token = match[0]
-        if token == "}":
-            if stack:
-                is_box, start, content, known = stack.pop()
-                if is_box and len(boxes) == known:
-                    boxes.append(_Box(text[content : match.start()], start, match.end()))
-        elif match["bare"]:
-            boxes.append(_Box(match["bare"], match.start(), match.end()))
-        elif token[-1] == "{" and token != "\\{":
-            stack.append((token != "{", match.start(), match.end(), len(boxes)))
-    return boxes, any(is_box for is_box, *_ in stack)
-
-
-def _is_operand(text: str, box: _Box) -> bool:
-    """Whether a sign or a power outside of the box changes what is in it: `-\\boxed{5}`, `\\boxed{5}^2`."""
-    around = _SIGN_BEFORE.search(text, max(0, box.start - 20), box.start), _POWER_AFTER.match(text, box.end)
-    return around != (None, None)
-
-
-def _last_answer(text: str, boxes: list[_Box]) -> str:
-    """The last box, with those before it that only a conjunction joins to it."""
+    Empty where one of them is empty: an empty box takes back what is beside it.
+    """
     first = len(boxes) - 1
-    while first > 0 and _JOINED.fullmatch(text, boxes[first - 1].end, boxes[first].start):
+    while (
+        first > 0
+        and len(boxes) - first < MAX_PARTS
+        and _JOINED.fullmatch(text, boxes[first - 1].end, boxes[first].start)
+    ):
         first -= 1
+    joined = boxes[first:]
+    suffix = read_around(text, joined[0].start, joined[-1].end)
+    if suffix is None or any(box.operand for box in joined):
+        return None
+    contents = [box.text for box in joined]
+    if not all(content.strip() for content in contents):
+        return ""
+    contents[-1] += suffix
     values: dict[str, str] = {}
-    for box in boxes[first:]:
-        values.setdefault(normalise(box.text), box.text)
+    for content in contents:
+        values.setdefault(normalise(content), content)
     return ", ".join(values.values())
 
 
-def grade_math(gold: str, answer: str, pool: GraderPool) -> Score:
+def grade_math(gold: str, answer: str, pool: GraderPool, question: str = "") -> Score:
     """PASS or FAIL when it can be decided whether `answer` equals `gold`, ERROR when it cannot.
+
+    What the question counts or wants in percent may stand beside the number of the answer.
 
     A gold answer that cannot be read is an error of the problem; an answer that cannot be read is a wrong answer, and
     so is one that hangs or crashes the comparison, or else a policy could escape its negative advantage that way.
     """
-    if not gold.strip():
-        return Score.error("The gold answer is empty.")
-    if gold.strip() == answer.strip():
-        return Score.passed(detail="same text")
     if mixes_digits(answer):
         return Score.failed(detail=f"two kinds of digits in one number: {answer[:80]!r}")
     gold, answer = normalise(gold), normalise(answer)
+    if is_broken(gold):
+        return Score.error(f"The gold answer is not a formula: {gold[:80]!r}.")
+    if gold == answer:
+        return Score.passed(detail="same text")
+    if question:
+        answer = as_asked(question, gold, answer)
     if len(answer) > max(MAX_ANSWER_CHARS, 2 * len(gold)):
         return Score.failed(detail=f"The answer is longer than {MAX_ANSWER_CHARS} characters.")
-    same = _decide_cheaply(gold, answer)
+    letter, gold = read_labelled(gold) or (None, gold)
+    same = (letter is not None and read_chosen(answer) == letter) or _decide_cheaply(gold, answer)
     if same is not None:
         return Score.passed(detail="equal") if same else Score.failed(detail=f"not equal: {answer[:80]!r}")
+    return _decide_by_algebra(gold, answer, pool)
+
+
+def _decide_by_algebra(gold: str, answer: str, pool: GraderPool) -> Score:
     result = pool.check(gold, answer)
+    late = result.error == "deadline"
     if result.error is not None and result.at == "answer":
         ends = {"deadline": f"did not end within {pool.deadline_s:g} s", "out of memory": "ran out of memory"}
-        return Score.failed(
-            detail=f"the comparison with this answer {ends.get(result.error, f'failed: {result.error}')}"
-        )
+        detail = f"the comparison with this answer {ends.get(result.error, f'failed: {result.error}')}"
+        return Score.failed(detail=detail, timed_out=late)
     if result.error is not None:
-        return Score.error(f"Comparing with the gold answer failed: {result.error}.")
+        return Score.error(f"Comparing with the gold answer failed: {result.error}.", timed_out=late)
     if result.unparsed == "gold":
-        return Score.error(f"The gold answer is not a formula: {gold[:80]!r}.")
+        return Score.error(f"The gold answer has no value: {gold[:80]!r}.")
     if result.unparsed:
         return Score.failed(detail=f"not a formula: {answer[:80]!r}")
     return Score.passed(detail="equal formulas") if result.equal else Score.failed(detail=f"not equal: {answer[:80]!r}")
@@ -157,9 +149,11 @@ def _decide_cheaply(gold: str, answer: str) -> bool | None:
     """Whether they are equal, by text, words and exact numbers alone; None where that takes algebra."""
     if is_choice(gold):
         return read_chosen(answer) == read_chosen(gold)
+    if read_chosen(answer) == gold.upper() <= "H":  # `(b)` may be an option or a variable
+        return True
     if words := read_words(gold):
         number = read_number_word(gold)
-        return words == read_words(answer) or (number is not None and number == answer)
+        return words == read_words(answer) or same_letters(words, answer) or (number is not None and number == answer)
     try:
         return same_answer(gold, answer, _undecided)
     except _UndecidedError:

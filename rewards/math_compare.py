@@ -1,15 +1,16 @@
 """Whether two formulas are equal, by sympy. Runs in the child processes of `rewards.grader_process` only.
 
-Text is read by latex2sympy's grammar (ANTLR) through math-verify. Its plain-expression reader calls sympy's
-`parse_expr`, which evaluates Python, so it is left out. Parsing and comparing may compute without end; whoever calls
-this must be able to kill it.
+Text is read by latex2sympy's grammar (ANTLR). math-verify would also try sympy's `parse_expr`, which evaluates Python,
+and takes capitals for small letters, so only its comparison is used. Parsing and comparing may compute without end;
+whoever calls this must be able to kill it.
 
 Rules:
-- numbers are equal when they agree exactly, irrational ones to 40 digits; a decimal of at least six digits after the
-  point may stand for a number that no decimal can write;
+- numbers are equal when they agree exactly, irrational ones to 40 digits; a long decimal may stand for the number it
+  rounds;
 - expressions are equal when they agree at random points, positive and negative, to 40 digits;
 - equations are equal when one is a multiple of the other; inequalities too, with the sign that the multiple demands;
-- everything else (sets, unions, matrices, unevaluated sums) is math-verify's to decide.
+- everything else (sets, unions, matrices, unevaluated sums) is math-verify's to decide;
+- a gold answer that is no formula (`P(A|B)`, a time of day) is equal to the same text alone.
 """
 
 import random
@@ -19,6 +20,7 @@ from fractions import Fraction
 from typing import Any
 
 from rewards.exact import rounding_step, terminates
+from rewards.math_text import same_text
 
 Report = Callable[[str], None]
 
@@ -31,9 +33,14 @@ MAX_KNOWN = 256  # gold answers kept in a worker
 _BARE_LOG = re.compile(r"\\log(?![a-zA-Z_]|\s*_)")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*\\circ(?![a-zA-Z])")
+# What may be complex; variables of all else are taken to be real.
+_COMPLEX = re.compile(r"(?<![a-zA-Z\\])i(?![a-zA-Z])|matri|\\(?:Re|Im|det|operatorname)(?![a-zA-Z])")
 # Spellings that latex2sympy misreads.
 _READABLE = [
+    (re.compile(r"(?<![a-zA-Z\\])I(?![a-zA-Z])"), r"\\iota "),  # a variable; the imaginary unit is `i`
+    (re.compile(r"(?<![a-zA-Z\\])(?=(?:sin|cos|tan|cot|sec|csc|ln|log|exp)(?![a-zA-Z]))"), r"\\"),
     (re.compile(r"\\lg(?![a-zA-Z])"), r"\\log_{10} "),
+    (re.compile(r"\\sqrt\s*\[\s*(\d*[13579])\s*\]\s*\{\s*-([^{}+-]*)\}"), r"(-\\sqrt[\1]{\2})"),
     (re.compile(r"\\log\s*_\s*(?:\{\s*e\s*\}|e)(?![a-zA-Z])"), r"\\ln "),
     (re.compile(r"(?<![\d.^_])(\d+(?:\.\d+)?)\s*(?=\(-?\d+(?:\.\d+)?\))"), r"\1 \\cdot "),
     (re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc|ln|log)(?:\s*\^\s*\{?\d\}?)?)\s+([a-zA-Z])(?![a-zA-Z(_])"), r"\1(\2)"),
@@ -46,10 +53,10 @@ _known: dict[str, Any] = {}
 
 
 class UnreadableError(ValueError):
-    """A side is not a formula: "gold" or "answer"."""
+    """The gold answer has no value, or the answer is no formula: `side` is "gold" or "answer"."""
 
     def __init__(self, side: str):
-        super().__init__(f"The {side} is not a formula.")
+        super().__init__(f"The {side} cannot be read.")
         self.side = side
 
 
@@ -59,13 +66,15 @@ def equal_formulas(gold: str, answer: str, report: Report = lambda side: None) -
     `report` is told before time is spent on the gold answer alone ("gold") and before it is spent on both ("answer"),
     so that a comparison that never ends can be blamed on one of them.
     """
-    left = _known.get(gold)
-    if left is None:
+    if gold not in _known:
         report("gold")
-        left = _known[gold] = _read_gold(gold)
+        _known[gold] = _read_gold(gold)
         if len(_known) > MAX_KNOWN:
             del _known[next(iter(_known))]
         report("answer")
+    left = _known[gold]
+    if left is None:
+        return same_text(gold, answer)
     right = parse_formula(answer)
     if right is None:
         raise UnreadableError("answer")
@@ -77,12 +86,13 @@ def equal_formulas(gold: str, answer: str, report: Report = lambda side: None) -
 
 
 def _read_gold(gold: str) -> Any:
-    """The formula of a gold answer that has a value. Gold answers come once per completion of a group: keep them."""
+    """The formula of a gold answer, None where it is none. Raises UnreadableError where it has no value.
+
+    Gold answers come once per completion of a group, so they are kept.
+    """
     from sympy import Expr
 
     left = parse_formula(gold)
-    if left is None:
-        raise UnreadableError("gold")
     if isinstance(left, Expr) and not _is_matrix(left):
         exact = _exact(left)
         if exact is None:
@@ -94,20 +104,25 @@ def _read_gold(gold: str) -> Any:
 
 def parse_formula(text: str) -> Any:
     """The sympy object written as LaTeX in `text`, or None when it is not a formula."""
-    from latex2sympy2_extended import NormalizationConfig
-    from math_verify import LatexExtractionConfig, parse
+    from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
     trigonometric = _TRIGONOMETRIC.search(text) is not None
     for pattern, replacement in _READABLE:
         text = pattern.sub(replacement, text)
     text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})" if trigonometric else r"\1", text)
-    parsed = parse(
-        "\\boxed{" + text + "}",
-        [LatexExtractionConfig(boxed_match_priority=0, normalization_config=NormalizationConfig(**_NORMALISATION))],
-        fallback_mode="no_fallback",
-        parsing_timeout=None,  # type: ignore[arg-type]  # None is documented: no signals, the caller keeps time
-    )
-    return parsed[0] if parsed else None
+    text = normalize_latex(text, NormalizationConfig(**_NORMALISATION))
+    try:
+        return latex2sympy(
+            text,
+            is_real=_COMPLEX.search(text) is None,
+            normalization_config=None,
+            conversion_config=ConversionConfig(lowercase_symbols=False),  # R and r are two variables
+        )
+    except MemoryError:
+        raise
+    except Exception:
+        return None
 
 
 def _equal_with_log(gold: str, answer: str, log: str) -> bool:
@@ -186,8 +201,8 @@ def _equal_constants(left: Any, right: Any, gold: str, answer: str) -> bool | No
     if largest == 0 or (not both_rational and abs(difference) <= largest * _RELATIVE):
         return True
     for text, value, exact in ((answer, right, left), (gold, left, right)):
-        step = rounding_step(text)
-        if step is not None and not _is_decimal(exact) and isinstance(value, Rational):
+        step = rounding_step(text, _is_decimal(exact))
+        if step is not None and isinstance(value, Rational):
             return bool(abs(difference) < Rational(step.numerator, step.denominator))
     return False
 

@@ -5,18 +5,19 @@
 
 import re
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import islice
 
 from rewards.exact import equal_numbers, parse_number
 from rewards.math_text import drop_modulus, read_number_word
-from rewards.math_units import Unit, counted_words, parse_unit, same_unit
+from rewards.math_units import Unit, counted_words, is_known, parse_unit, same_unit
 
 Formulas = Callable[[str, str], bool]  # whether two formulas (gold, answer) are equal
 
 _SPLIT_DIGITS = re.compile(r"(?<![_^\d])\d+\s+\d")
-_BASE = re.compile(r"([0-9][0-9A-Za-z]*)\s*_\s*\{?\s*(?:\\text\s*\{)?\s*(\w+)\s*\}?\s*\}?")
+_BASE = re.compile(r"\(?([0-9][0-9A-Za-z]*)\)?\s*_\s*\{?\s*(?:\\text\s*\{)?\s*\(?\s*(\w+)\s*\)?\s*\}?\s*\}?")
 _IN_TEN = re.compile(r"^(\d+)\s*_\s*(?:10|\{\s*(?:\\text\s*\{)?\s*(?:10|ten)\s*\}?\s*\})$")
 _RATIO = re.compile(r"\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?)+")
 _CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?")
@@ -29,6 +30,9 @@ _TEXT_UNIT = re.compile(
 )
 _PLAIN_UNIT_START = re.compile(r"(?<=[\d}\s])(?=[a-zA-Z一-鿿]|\\(?:text|mathrm|mbox)\s*\{)")
 _MAX_STARTS = 4  # of plain units, tried from the left
+_FRACTION_UNIT = re.compile(
+    r"\s*\\frac\s*\{((?:\\(?:text|mathrm)\s*\{)?\s*[a-zA-Z]+\s*\}?)\}\s*\{((?:\\(?:text|mathrm)\s*\{)?[^{}]+\}?)\}$"
+)
 _REMARK = re.compile(r"\\(?:text|textbf|textit|textnormal|textrm|mbox|mathrm|operatorname)\s*\{([^{}]*)\}")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _STRAY = re.compile(r"[?;&#@\"`~]|[^\x00-\x7f]|(?<=[\d)}])'")
@@ -45,7 +49,7 @@ _FORMULA_COMMANDS = {
     )
     for command in line.split()
 }
-_DEGREES = re.compile(r"\s*\^\\circ\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CF]?)\s*\}?$")
+_DEGREES = re.compile(r"\s*\^\\circ\s*(?:\\(?:text|mathrm)\s*\{\s*([CF])\s*\}|([CF]))?$")
 _DEGREE = (("degree", 1),)
 _SCALES = {"": "degree", "C": "celsius", "F": "fahrenheit"}
 _MAGNITUDES = {
@@ -53,6 +57,18 @@ _MAGNITUDES = {
     "百": 10**2, "千": 10**3, "万": 10**4, "亿": 10**8,
 }  # fmt: skip
 _MAGNITUDE = re.compile(rf"((?:\\[a-z]+\s*\{{)?\s*)(?:({'|'.join(_MAGNITUDES)})s?(?![a-zA-Z]))")
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A value and its unit, () for none. `doubt` whether the unit is a product of letters: 0 none, 1 some, 2 more.
+
+    `2 cm` and `2\\text{ m}` are certain; `2mg` may be a product, and `2m` likely is.
+    """
+
+    value: str
+    unit: Unit = ()
+    doubt: int = 0
 
 
 def same_value(gold: str, answer: str, formulas: Formulas) -> bool:
@@ -114,13 +130,15 @@ def _same_ratio(gold: str, answer: str) -> bool | None:
         return None
     parts = [Fraction(part) for part in gold.split(":")]
     if not _RATIO.fullmatch(answer):
+        if _CLOCK.fullmatch(gold) and not _RATIO.match(answer):
+            return False  # `12:00` is no quotient
         number = parse_number(answer)
         known = number is not None and len(parts) == 2 and parts[1] != 0 and not _CLOCK.fullmatch(gold)
         return parts[0] / parts[1] == number if known else None
     others = [Fraction(part) for part in answer.split(":")]
     if len(parts) != len(others):
         return False
-    if _CLOCK.fullmatch(gold.replace(" ", "")) or _CLOCK.fullmatch(answer.replace(" ", "")):
+    if _CLOCK.fullmatch(gold.replace(" ", "")):
         return parts == others
     if any(part == 0 for part in (*parts, *others)):
         return parts == others
@@ -128,11 +146,10 @@ def _same_ratio(gold: str, answer: str) -> bool | None:
 
 
 def _same_quantity(gold: str, answer: str, formulas: Formulas) -> bool:
-    counted = counted_words(gold)
-    gold_value, gold_unit = split_unit(gold, counted)
-    answer_value, answer_unit = split_unit(answer, counted)
-    if not same_unit(gold_unit, answer_unit):
+    left, right = _read_both(gold, answer)
+    if not same_unit(left.unit, right.unit):
         return False
+    gold_value, gold_unit, answer_value, answer_unit = left.value, left.unit, right.value, right.unit
     if drop_modulus(gold_value) == gold_value:
         answer_value = drop_modulus(answer_value)
     elif drop_modulus(answer_value) == answer_value:
@@ -144,6 +161,15 @@ def _same_quantity(gold: str, answer: str, formulas: Formulas) -> bool:
     if (gold_value, answer_value) == (gold, answer):
         return _same_percent(gold, answer, formulas)
     return same_value(gold_value, answer_value, partial(_same_percent, formulas=formulas))
+
+
+def _read_both(gold: str, answer: str) -> tuple[Quantity, Quantity]:
+    """Values and units. Letters that may be a product are a unit only beside the same one, or in an answer alone."""
+    counted = counted_words(gold)
+    left, right = split_unit(gold, counted), split_unit(answer, counted)
+    if left.unit != right.unit and (left.doubt or right.doubt == 2):
+        return (Quantity(gold) if left.doubt else left), (Quantity(answer) if right.doubt else right)
+    return left, right
 
 
 def _radians(degrees: str) -> str:
@@ -178,8 +204,8 @@ def hides_something(gold: str, answer: str) -> bool:
     return bool(commands or stray) or any(parse_unit(remark, counted) is None for remark in remarks)
 
 
-def split_unit(text: str, counted: Collection[str] = ()) -> tuple[str, Unit]:
-    """Value and unit of a normalised quantity; no unit, or words that are none: the text and ().
+def split_unit(text: str, counted: Collection[str] = ()) -> Quantity:
+    """Value and unit of a normalised quantity; no unit, or words that are none: the text alone.
 
     Units are words in `\\text{...}` after a value, or plain words after a number. Magnitudes (`5 \\text{ million}`)
     become part of the value. `counted` as in `parse_unit`.
@@ -187,25 +213,42 @@ def split_unit(text: str, counted: Collection[str] = ()) -> tuple[str, Unit]:
     if match := _DEGREES.search(text):
         value = text[: match.start()].strip()
         of_angle = re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", value)
-        return (text, ()) if of_angle or not value else (value, ((_SCALES[match[1]], 1),))
+        return Quantity(text) if of_angle or not value else Quantity(value, ((_SCALES[match[1] or match[2] or ""], 1),))
     match = _TEXT_UNIT.search(text)
     if match is not None and (value := text[: match.start()].strip()):
-        return _read_quantity(value, match[0], counted) or (text, ())
+        read = _read_quantity(value, partial(parse_unit, counted=counted), match[0])
+        return Quantity(*read) if read else Quantity(text)
+    if match := _FRACTION_UNIT.search(text):
+        value, unit = text[: match.start()], parse_unit(f"{match[1]}/{match[2]}", symbols=True)
+        if unit and parse_number(value) is not None:
+            return Quantity(value.strip(), unit, doubt=0 if "\\text" in match[0] or "\\mathrm" in match[0] else 1)
     for match in islice(_PLAIN_UNIT_START.finditer(text), _MAX_STARTS):
         value, words = text[: match.start()], text[match.start() :]
-        if len(re.findall("[A-Za-z]", words)) == 1 and not value.endswith(" "):
-            continue  # `5m` is five times m
-        if parse_number(value) is not None and (quantity := _read_quantity(value.strip(), words, counted)):
-            return quantity
-    return text, ()
+        if (parse_number(value) is not None or _CLOCK.fullmatch(value.strip())) and (
+            read := _read_plain(value, words, counted)
+        ):
+            return read
+    return Quantity(text)
 
 
-def _read_quantity(value: str, words: str, counted: Collection[str]) -> tuple[str, Unit] | None:
-    unit = parse_unit(words, counted)
+def _read_plain(value: str, words: str, counted: Collection[str]) -> Quantity | None:
+    """A number with plain words. Letters glued to it are no words but symbols of units, or else a product."""
+    glued = not value.endswith(" ")
+    unit_of = partial(parse_unit, symbols=True) if glued else partial(parse_unit, counted=counted)
+    read = _read_quantity(value.strip(), unit_of, words)
+    if read is None:
+        return None
+    letters = re.findall("[A-Za-z]", words)
+    either = len(letters) == 1 or "\\" in value or not is_known(read[1])
+    return Quantity(*read, doubt=(2 if len(letters) == 1 else 1 if letters else 0) if glued else int(either))
+
+
+def _read_quantity(value: str, unit_of: Callable[[str], Unit | None], words: str) -> tuple[str, Unit] | None:
+    unit = unit_of(words)
     if unit is not None:
         return value, unit
     number, magnitude = parse_number(value), _MAGNITUDE.match(words.strip())
     if number is None or magnitude is None:
         return None
     number *= _MAGNITUDES[magnitude[2]]
-    return _read_quantity(str(number), magnitude[1] + words.strip()[magnitude.end() :], counted)
+    return _read_quantity(str(number), unit_of, magnitude[1] + words.strip()[magnitude.end() :])

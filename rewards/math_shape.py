@@ -14,11 +14,10 @@ Rules, each on normalised text (`rewards.math_text.normalise`):
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 
 from rewards.exact import parse_number
-from rewards.math_quantity import Formulas, same_decimal_comma, same_value
+from rewards.math_relation import ascending, intersect, read_range
 
 MAX_DEPTH = 12  # of nested brackets; deeper ones are compared as they are
 MAX_PARTS = 100  # of a list; sets of more are compared in order
@@ -26,11 +25,13 @@ MAX_PARTS = 100  # of a list; sets of more are compared in order
 _OPEN, _CLOSE = ("(", "[", "{", "\\{"), (")", "]", "}", "\\}")
 _TOKEN = re.compile(r"\\(?:[a-zA-Z]+|.)|.", re.DOTALL)
 _PM = re.compile(r"\\(pm|mp)(?![a-zA-Z])")
-_RELATION = re.compile(r"\\(?:leq|geq|neq|approx|equiv|sim|in|subset|cong|to|mid)(?![a-zA-Z])|[<>|]")
-_SET_OPERATION = re.compile(r"\\(?:cup|cap|setminus|bigcup)(?![a-zA-Z])")
+RELATION = re.compile(r"\\(?:leq|geq|neq|approx|equiv|sim|in|subset|cong|to|mid)(?![a-zA-Z])|[<>|]")
 _MEMBER = re.compile(r"^(.{1,30}?)\s*\\in(?![a-zA-Z])\s*(.+)$", re.DOTALL)
 _SET_BUILDER = re.compile(
     r"\\\{\s*([a-z])\s*(?:\\in\s*\\mathbb\s*\{?\s*R\s*\}?\s*)?(?:\\mid|\||:)\s*(.*)\\\}", re.DOTALL
+)
+_SYSTEM = re.compile(
+    r"(?:\\\{\s*)?\\begin\{(cases|array|aligned|gathered|align\*?)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL
 )
 _MATRIX = re.compile(r"\\begin\{([pbB]?matrix|smallmatrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}", re.DOTALL)
 _TEX_NAME = r"\\(?!log|ln|sin|cos|tan|exp|sqrt|frac|int|sum|prod|lim|infty|pi(?![a-zA-Z]))[a-zA-Z]+"
@@ -41,24 +42,19 @@ _NAME = re.compile(
     r"|\\frac\s*\{\s*[A-Z]{2}\s*\}\s*\{\s*[A-Z]{2}\s*\}|\(\s*[a-z](?:\s*,\s*[a-z])+\s*\)"
     r"|\\(?:text|mbox|textbf|mathrm)\s*\{[^{}=]*\}"
 )
-_CALL = re.compile(r"([A-Za-z])\s*\(\s*([a-z])\s*\)")
-_ELLIPSIS = "\\ldots"
+ELLIPSIS = "\\ldots"
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`kind` is value, named, chain, list, set, sequence, tuple with its brackets (`()`, `(]`, ...) or matrix RxC."""
+    """`kind` is value, named, chain, approximation, list, set, sequence, tuple with its brackets (`()`, `(]`, ...),
+    matrix RxC, or for conditions either ("or") and both ("and").
+    """
 
     kind: str
     text: str
     parts: tuple["Shape", ...] = ()
     name: str = ""
-
-
-def same_answer(gold: str, answer: str, formulas: Formulas) -> bool:
-    """Whether two normalised answers are equal. `formulas` compares what has no structure and may raise."""
-    decided = same_decimal_comma(gold, answer)  # before its comma is taken for a list
-    return _same(read_shape(gold), read_shape(answer), formulas) if decided is None else decided
 
 
 def read_shape(text: str, depth: int = 0) -> Shape:
@@ -70,11 +66,38 @@ def read_shape(text: str, depth: int = 0) -> Shape:
 def _read(text: str, depth: int) -> Shape:
     if depth >= MAX_DEPTH or not text:
         return Shape("value", text)
-    for reader in (_read_matrix, _read_collection, _read_brackets, _read_relation, _read_pm):
+    readers = (
+        _read_system, _read_matrix, _read_conditions, _read_collection, _read_brackets, _read_relation, _read_pm,
+    )  # fmt: skip
+    for reader in readers:
         shape = reader(text, depth + 1)
         if shape is not None:
             return shape
-    return Shape("value", text)
+    return Shape("value", ascending(text) or text)
+
+
+def _read_system(text: str, depth: int) -> Shape | None:
+    """`\\begin{cases} x=2 \\\\ y=3 \\end{cases}` as `x=2, y=3`."""
+    match = _SYSTEM.fullmatch(text)
+    if match is None or "\\begin" in match[2] or (match[1] in ("cases", "array") and "&" in match[2]):
+        return None
+    rows = [row.replace("&", "").strip(" ,;") for row in match[2].split("\\\\") if row.strip()]
+    if not all("=" in row for row in rows):
+        return None
+    return _collection("list", text, [read_shape(row, depth) for row in rows])
+
+
+def _read_conditions(text: str, depth: int) -> Shape | None:
+    pieces = re.split(r"\\lor(?![a-zA-Z])", text)
+    if len(pieces) > 1 and all(RELATION.search(piece) or "=" in piece for piece in pieces):
+        return Shape("either", text, tuple(read_shape(piece, depth) for piece in pieces))
+    pieces = re.split(r"\\land(?![a-zA-Z])", text)
+    if len(pieces) == 1 or not all(RELATION.search(piece) or "=" in piece for piece in pieces):
+        return None
+    ranges = [found for piece in pieces if (found := read_range(piece))]
+    if len(ranges) == len(pieces) and (both := intersect(ranges)):
+        return read_shape(both.chain, depth)
+    return Shape("both", text, tuple(read_shape(piece, depth) for piece in pieces))
 
 
 def _read_matrix(text: str, depth: int) -> Shape | None:
@@ -117,7 +140,7 @@ def _read_collection(text: str, depth: int) -> Shape | None:
 
 def _collection(kind: str, text: str, parts: list[Shape]) -> Shape:
     flat = [inner for part in parts for inner in (part.parts if part.kind == "list" else (part,))]
-    return Shape("sequence" if any(part.text == _ELLIPSIS for part in flat) else kind, text, tuple(flat))
+    return Shape("sequence" if any(part.text == ELLIPSIS for part in flat) else kind, text, tuple(flat))
 
 
 def _read_group(text: str, depth: int) -> Shape:
@@ -136,7 +159,7 @@ def _read_brackets(text: str, depth: int) -> Shape | None:
                 if len(pieces) < 2 or any(not piece.strip() for piece in pieces):
                     return None
                 parts = tuple(read_shape(piece, depth) for piece in pieces)
-                if any(part.text == _ELLIPSIS for part in parts):
+                if any(part.text == ELLIPSIS for part in parts):
                     return Shape("sequence", text, parts)
                 return Shape(opening + closing, text, parts)
     return None
@@ -151,10 +174,21 @@ def _read_relation(text: str, depth: int) -> Shape | None:
     if len(sides) == 2 and re.fullmatch("[a-zA-Z]", sides[1]) and parse_number(sides[0]) is not None:
         sides.reverse()  # `3 = x`
     named = _NAME.fullmatch(sides[0]) is not None
-    if any(_RELATION.search(side) for side in (sides[1:] if named else sides) if not re.fullmatch(r"\|[^|]*\|", side)):
+    if any(RELATION.search(side) for side in (sides[1:] if named else sides) if not re.fullmatch(r"\|[^|]*\|", side)):
         return None
     parts = tuple(read_shape(side, depth) for side in (sides[1:] if named else sides))
+    if named and sides[0].startswith("(") and (each := _name_each(sides[0], parts)):
+        return Shape("()", text, each)
     return Shape("named" if named else "chain", text, parts, _bare(sides[0]) if named else "")
+
+
+def _name_each(names: str, parts: tuple[Shape, ...]) -> tuple[Shape, ...]:
+    """`(x, y) = (1, 2)` as `x = 1` and `y = 2`; () where the sides do not match."""
+    listed = [name.strip() for name in names[1:-1].split(",")]
+    if len(parts) != 1 or parts[0].kind != "()" or len(listed) != len(parts[0].parts):
+        return ()
+    pairs = zip(listed, parts[0].parts, strict=True)
+    return tuple(Shape("named", f"{name} = {part.text}", (part,), name) for name, part in pairs)
 
 
 def _read_approximation(text: str, depth: int) -> Shape | None:
@@ -170,141 +204,11 @@ def _read_approximation(text: str, depth: int) -> Shape | None:
 def _read_pm(text: str, depth: int) -> Shape | None:
     """`a \\pm b` as the two values it stands for."""
     signs = _PM.findall(text)
-    if signs.count("pm") != 1 or signs.count("mp") > 1 or _RELATION.search(text):
+    if signs.count("pm") != 1 or signs.count("mp") > 1 or RELATION.search(text):
         return None
     high = _PM.sub(lambda match: "+" if match[1] == "pm" else "-", text)
     low = _PM.sub(lambda match: "-" if match[1] == "pm" else "+", text)
     return Shape("list", text, (read_shape(high.strip().removeprefix("+"), depth), read_shape(low, depth)))
-
-
-# --- Comparison -----------------------------------------------------------------------------------------------------
-
-
-def _same(gold: Shape, answer: Shape, formulas: Formulas) -> bool:
-    if gold.kind == "chain" and answer.kind in ("chain", "named"):
-        same_text = gold.text.replace(" ", "") == answer.text.replace(" ", "")
-        return same_text or formulas(gold.text, answer.text)
-    if gold.kind == "chain":
-        if _RELATION.search(answer.text):
-            return formulas(gold.text, answer.text)
-        plain = not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", gold.text))  # `6 \cdot 7 = 42` is 42
-        return plain and _same(gold.parts[-1], answer, formulas)
-    if gold.kind == "named":
-        return _same_named(gold, answer, formulas)
-    if answer.kind == "named" and _mentions_itself(answer):
-        return False
-    if answer.kind == "named" or (answer.kind == "chain" and gold.kind != "chain"):
-        return _all_same(gold, answer, formulas)
-    if answer.kind == "approximation" and gold.kind != "approximation":
-        exact, rounded = answer.parts
-        return _same(gold, exact, formulas) and _rounds_to(exact.text, rounded.text, formulas)
-    if _is_plural(gold) or _is_plural(answer):
-        return _same_plural(gold, answer, formulas)
-    if gold.parts and answer.parts and gold.kind not in ("chain", "approximation"):
-        if gold.kind != answer.kind or len(gold.parts) != len(answer.parts):
-            return False
-        return all(_same(left, right, formulas) for left, right in zip(gold.parts, answer.parts, strict=True))
-    return same_value(gold.text, answer.text, formulas)
-
-
-def _mentions_itself(shape: Shape) -> bool:
-    """`x = x + 1` names no value."""
-    symbol = re.escape(shape.name.partition("(")[0])
-    return any(re.search(rf"(?<![a-zA-Z\\]){symbol}(?![a-zA-Z_])", part.text) for part in shape.parts)
-
-
-def _all_same(gold: Shape, answer: Shape, formulas: Formulas) -> bool:
-    """Whether every side of the answer's chain is the gold value. The first is a name where the chain has one."""
-    return all(_same(gold, side, formulas) for side in answer.parts)
-
-
-def _same_named(gold: Shape, answer: Shape, formulas: Formulas) -> bool:
-    value = gold.parts[-1]
-    if answer.kind == "chain":
-        return formulas(gold.text, answer.text)
-    if answer.kind != "named":
-        return _same(value, answer, formulas)
-    if gold.name == answer.name:
-        return _all_same(value, answer, formulas)
-    left, right = _CALL.fullmatch(gold.name), _CALL.fullmatch(answer.name)
-    if left and right and left[1] == right[1]:
-        rename = rf"(?<![a-zA-Z\\]){right[2]}(?![a-zA-Z])"
-        return all(same_value(value.text, re.sub(rename, left[2], side.text), formulas) for side in answer.parts)
-    return len(gold.parts) == len(answer.parts) == 1 and formulas(gold.text, answer.text)
-
-
-def _is_plural(shape: Shape) -> bool:
-    return shape.kind in ("list", "set", "sequence")
-
-
-def _same_plural(gold: Shape, answer: Shape, formulas: Formulas) -> bool:
-    if _SET_OPERATION.search(gold.text) or _SET_OPERATION.search(answer.text):
-        return formulas(gold.text, answer.text)
-    if "sequence" in (gold.kind, answer.kind):
-        return gold.kind == answer.kind and _same_in_order(gold, answer, formulas)
-    if not _is_plural(gold):
-        if len(answer.parts) == 1:
-            return _same(gold, answer.parts[0], formulas)
-        ordered = answer.kind == "list" and gold.kind == "()" and len(gold.parts) == len(answer.parts)
-        return ordered and _same_in_order(gold, answer, formulas)
-    if not _is_plural(answer):
-        if len(gold.parts) == 1:
-            return _same(gold.parts[0], answer, formulas)
-        listed = answer.kind in ("()", "[]") and gold.kind == "list"
-        same = _same_in_order if _names(gold) else _same_members
-        return listed and len(answer.parts) == len(gold.parts) and same(gold, answer, formulas)
-    if (_names(gold) and not _names(answer)) or (_names(answer) and not _names(gold)):
-        return len(gold.parts) == len(answer.parts) and _same_in_order(gold, answer, formulas)
-    return _same_members(gold, answer, formulas)
-
-
-def _names(shape: Shape) -> bool:
-    """Whether the parts bear different names, so that leaving the names out leaves an order behind."""
-    names = {part.name for part in shape.parts}
-    return "" not in names and len(names) == len(shape.parts) > 1
-
-
-def _same_in_order(gold: Shape, answer: Shape, formulas: Formulas) -> bool:
-    if len(gold.parts) != len(answer.parts):
-        return False
-    for left, right in zip(gold.parts, answer.parts, strict=True):
-        if _ELLIPSIS in (left.text, right.text):
-            if left.text != right.text:
-                return False
-        elif not _same(left, right, formulas):
-            return False
-    return True
-
-
-def _same_members(gold: Shape, answer: Shape, formulas: Formulas) -> bool:
-    """As sets: everything in one is in the other."""
-    if len(gold.parts) > MAX_PARTS or len(answer.parts) > MAX_PARTS:
-        return _same_in_order(gold, answer, formulas)
-    unmatched = list(gold.parts)
-    matched: list[Shape] = []
-    for part in answer.parts:
-        for candidates in (unmatched, matched):
-            found = next((candidate for candidate in candidates if _same(candidate, part, formulas)), None)
-            if found is not None:
-                break
-        else:
-            return False
-        if found in unmatched:
-            unmatched.remove(found)
-            matched.append(found)
-    return all(any(_same(left, right, formulas) for right in matched) for left in unmatched)
-
-
-def _rounds_to(exact: str, rounded: str, formulas: Formulas) -> bool:
-    """Whether `rounded` is a decimal less than one unit of its last place from `exact`."""
-    value, target = parse_number(rounded), parse_number(exact)
-    if value is None:
-        return False
-    places = 10 ** len(rounded.partition(".")[2].strip())
-    if target is not None:
-        return abs(value - target) < Fraction(1, places)
-    # Algebra can only say what is equal: this is 0 for a difference from -1 to 1 unit of the last place.
-    return formulas("0", f"\\lfloor \\frac{{({exact} - ({rounded})) \\cdot {places} + 1}}{{2}} \\rfloor")
 
 
 # --- Text -----------------------------------------------------------------------------------------------------------

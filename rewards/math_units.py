@@ -3,7 +3,8 @@
     " \\text{ km/h}", "kilometers per hour", "km h^{-1}"  ->  (("h", -1), ("km", 1))
 
 Only known words are units: measures with their SI prefixes, money, and what is commonly counted. A word that is none
-may be a second answer ("5 point five", "3 halves"), so whoever finds one must not skip it.
+may be a second answer ("5 point five", "3 halves"), so whoever finds one must not skip it. Nor are two things counted
+one unit ("3 women men").
 """
 
 import re
@@ -39,6 +40,7 @@ horse house item kid letter marble man men member minute orange page passenger p
 piece player point possibility rabbit room seat sheep shirt side sock solution star step sticker student subset table
 teacher team ticket toy tree triangle truck value vertex vertices vote way win woman women word worker
 """
+_MONEY = "dollar cent euro yuan yen rupee peso franc penny nickel dime 角"
 _COMPOUND = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "mpg": "mi/gal"}
 _POWERS = {"square": 2, "sq": 2, "平方": 2, "cubic": 3, "cu": 3, "立方": 3}
 _POWERS_AFTER = {"squared": 2, "cubed": 3}
@@ -46,7 +48,8 @@ _POWERS_AFTER = {"squared": 2, "cubed": 3}
 _TELLING_WORDS = """
 or and not maybe perhaps about approximately roughly if is are otherwise to nor but except minus plus times mod
 modulo none either both than less more dozen over under with from negative sin cos tan log ln exp point half halves
-third quarter hundred thousand million billion trillion factorial instead versus
+third quarter fourth fifth sixth seventh eighth ninth tenth hundredth thousandth hundred thousand million billion
+trillion twice double triple factorial instead versus
 """
 _TELLING = frozenset(_TELLING_WORDS.split())
 
@@ -62,6 +65,8 @@ def _build() -> dict[str, str]:
 
 
 _UNITS = _build()
+_NOUNS = frozenset(f"{_COUNTED} {_MONEY} am pm unit 个".split())  # one thing each: no product of them is a unit
+_SHORT = frozenset(_UNITS.values())
 _ANY_CASE = {name.lower(): short for name, short in reversed(_UNITS.items()) if len(name) > 1}
 _HAN = "|".join(sorted((name for name in {**_UNITS, **_POWERS, "每": ""} if name > "一"), key=len, reverse=True))
 _TOKEN = re.compile(
@@ -73,14 +78,15 @@ _WRAPPER = re.compile(r"\\(?:text|textbf|textit|textnormal|textrm|mbox|mathrm|rm
 _HALF_DAY = re.compile(r"\b([ap])\.\s?m\b\.?", re.IGNORECASE)
 
 
-def parse_unit(text: str, counted: Collection[str] = ()) -> Unit | None:
+def parse_unit(text: str, counted: Collection[str] = (), symbols: bool = False) -> Unit | None:
     """The unit that `text` is, in TeX or plain; () where it says nothing, None where it has any other word or sign.
 
-    `counted` are more words that count as units, in the singular.
+    `counted` are more words that count as units, in the singular. With `symbols`, only measures as they are spelt.
     """
     text = _WRAPPER.sub(" ", _POWER.sub(r"^\1\2", _HALF_DAY.sub(r"\1m", text)))
     powers: Counter[str] = Counter()
     position, sign, ahead, last = 0, 1, 1, ""
+    nouns: dict[int, str] = {}
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
@@ -98,8 +104,11 @@ def parse_unit(text: str, counted: Collection[str] = ()) -> Unit | None:
             powers[last] += sign * (exponent - 1)
             last = ""
         elif word and word != "of":
-            names = parse_unit(_COMPOUND[word.lower()]) if word.lower() in _COMPOUND else _named(word, counted)
+            names = _named(word, counted, symbols)
             if not names:
+                return None
+            noun = names[0][0] if _singulars(word.lower())[-1] not in counted else ""
+            if noun in _NOUNS and nouns.setdefault(sign, noun) != noun:
                 return None
             for name, exponent in names:
                 powers[name] += sign * exponent * ahead
@@ -114,17 +123,30 @@ def same_unit(left: Unit, right: Unit) -> bool:
     return not left or not right or left == right
 
 
-def counted_words(gold: str) -> frozenset[str]:
-    """The words of a gold answer that an answer may have beside its number, too."""
-    words = re.findall(r"[A-Za-z]{3,}", re.sub(r"\\[A-Za-z]+", " ", gold))
+def counted_words(text: str) -> frozenset[str]:
+    """The words of a gold answer or a question that an answer may have beside its number, too.
+
+    Letters glued to a number are no word: `2abc` is a product.
+    """
+    words = re.findall(r"(?<![A-Za-z\d}])[A-Za-z]{3,}", re.sub(r"\\[A-Za-z]+", " ", text))
     forms = [_singulars(word.lower()) for word in words]
     return frozenset(each[-1] for each in forms if _TELLING.isdisjoint(each) and not read_number_word(each[0]))
 
 
-def _named(word: str, counted: Collection[str]) -> Unit:
+def is_known(unit: Unit) -> bool:
+    """Whether the unit has a part that the tables know."""
+    return any(name in _SHORT for name, _ in unit)
+
+
+def _named(word: str, counted: Collection[str], symbols: bool) -> Unit:
     """A word as a unit; () where it is none."""
+    if symbols:
+        return ((_UNITS[word], 1),) if word in _UNITS and (word > "一" or word not in _NOUNS) else ()
+    if word.lower() in _COMPOUND:
+        return parse_unit(_COMPOUND[word.lower()]) or ()
+    any_case = _ANY_CASE if len(word) > 2 or not word.islower() else {}  # `CM` is cm, but `mv` is no mV
     for name in (word, *_singulars(word.lower())):
-        short = _UNITS.get(name) or _ANY_CASE.get(name) or (name if name in counted else None)
+        short = _UNITS.get(name) or any_case.get(name) or (name if name in counted else None)
         if short:
             return ((short, 1),)
     return ()

@@ -28,7 +28,7 @@ from functools import partial
 from typing import Any, TextIO
 
 from rewards.math_compare import Report, UnreadableError, equal_formulas
-from rewards.math_shape import same_answer
+from rewards.math_same import same_answer
 
 # Proofs of readiness that also warm sympy's caches, so that the first deadline measures grading, not importing.
 WARM_UP = (("\\frac{1}{2}", "\\sqrt{4}-\\frac{3}{2}"), ("x^2-1", "(x-1)(x+1)"), ("x>2", "(2,\\infty)"))
@@ -86,10 +86,6 @@ def serve(requests: TextIO, replies: TextIO, cpu_seconds: float) -> bool:
         if reply.get("error") == "out of memory":
             return False
     return True
-
-
-def _report(replies: TextIO, number: int, side: str) -> None:
-    send(replies, {"id": number, "at": side})
 
 
 def send(replies: TextIO, reply: dict[str, Any]) -> None:

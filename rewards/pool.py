@@ -70,7 +70,7 @@ class RewardPool:
         return finished
 
     def take_counts(self) -> dict[str, Counter[str]]:
-        """Judgements since the last call: reward name -> how many pass, fail, error."""
+        """Judgements since the last call: reward name -> how many pass, fail, error, and hit a time limit (timeout)."""
         total: dict[str, Counter[str]] = {}
         answers = [worker.take_counts.remote() for worker in self._workers]
         for counts in wait(answers, phase="counting rewards", deadline_s=self.config.deadline_s):
@@ -128,6 +128,7 @@ class RewardPool:
         batches[0].attempts += 1
         if give_up or batches[0].attempts == _ATTEMPTS:
             given_up = batches.pop(0)
-            self._done[given_up.key] = [Score.error(f"The reward worker failed: {reason}.")] * len(given_up.completions)
+            score = Score.error(f"The reward worker failed: {reason}.", timed_out=give_up)
+            self._done[given_up.key] = [score] * len(given_up.completions)
         for batch in batches:
             self._send(index, batch)

@@ -22,6 +22,7 @@ class Score:
     value: float | None
     parts: dict[str, float] = field(default_factory=dict)  # named terms before weighting, each in [0, 1]
     detail: str = ""  # one sentence for people: what was extracted, why it failed
+    timed_out: bool = False  # the grader, or the program it ran, was stopped at its time limit
 
     def __post_init__(self) -> None:
         if (self.value is None) != (self.verdict is Verdict.ERROR):
@@ -32,12 +33,12 @@ class Score:
         return cls(verdict=Verdict.PASS, value=value, detail=detail)
 
     @classmethod
-    def failed(cls, value: float = 0.0, detail: str = "") -> "Score":
-        return cls(verdict=Verdict.FAIL, value=value, detail=detail)
+    def failed(cls, value: float = 0.0, detail: str = "", timed_out: bool = False) -> "Score":
+        return cls(verdict=Verdict.FAIL, value=value, detail=detail, timed_out=timed_out)
 
     @classmethod
-    def error(cls, detail: str) -> "Score":
-        return cls(verdict=Verdict.ERROR, value=None, detail=detail)
+    def error(cls, detail: str, timed_out: bool = False) -> "Score":
+        return cls(verdict=Verdict.ERROR, value=None, detail=detail, timed_out=timed_out)
 
 
 class Reward(Protocol):

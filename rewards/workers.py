@@ -19,9 +19,9 @@ class RewardWorker:
         return self._reward.score_batch(problems, completions, progress)
 
     def take_counts(self) -> dict[str, dict[str, int]]:
-        """Judgements since the last call: reward name -> {"pass": n, "fail": n, "error": n}."""
+        """Judgements since the last call: reward name -> {"pass": n, "fail": n, "error": n, "timeout": n of them}."""
         taken = {
-            name: {verdict: counts[verdict] for verdict in ("pass", "fail", "error")}
+            name: {kind: counts[kind] for kind in ("pass", "fail", "error", "timeout")}
             for name, counts in self._reward.counts.items()
         }
         for counts in self._reward.counts.values():

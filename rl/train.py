@@ -150,9 +150,13 @@ class Session:
             sentence = f"{self.context.name}: all {self.too_long} prompts fill the policy's context; use shorter ones"
             raise StageError(sentence)
         sequences, counters = training_sequences(groups, self.objective, self.config.rollout.max_new_tokens)
-        errors = {f"reward/{name}_errors": counts["error"] for name, counts in self.rewards.take_counts().items()}
+        failures = {
+            f"reward/{name}_{kind}s": counts[kind]
+            for name, counts in self.rewards.take_counts().items()
+            for kind in ("error", "timeout")
+        }
         counters["experience/prompts_too_long"] = self.too_long
-        self.pending_metrics = rollout_metrics(groups) | counters | errors
+        self.pending_metrics = rollout_metrics(groups) | counters | failures
         self._check_unscorable(groups, counters["experience/unscorable"], counters["experience/sampled"])
         return sequences
 

@@ -226,7 +226,10 @@ PRIVILEGE = {
     ),
     "writing to standard input": (
         "WA",
-        "attempt(lambda: os.write(0, b'x'))\nattempt(lambda: os.ftruncate(0, 0))\nattempt(lambda: os.read(1, 1))",
+        "attempt(lambda: os.write(0, b'x'))\nattempt(lambda: os.ftruncate(0, 0))\nattempt(lambda: os.read(1, 1))\n"
+        "for path in ('/dev/stdin', '/box/input/stdin', '/box/input', '/box/input/more'):\n"
+        " for change in (lambda: os.write(os.open(path, os.O_RDWR), b'x'), lambda: open(path, 'w'), lambda: os.unlink(path), lambda: os.chmod(path, 0o777),\n"
+        "   lambda: os.utime(path), lambda: os.truncate(path, 0), lambda: os.rename(path, 'mine')): attempt(change)",
     ),
 }
 
@@ -277,6 +280,10 @@ HONEST = {
         "AC",
         "import resource\nhard = resource.getrlimit(resource.RLIMIT_STACK)[1]\nresource.setrlimit(resource.RLIMIT_STACK, (hard, hard))\nprint(host['answer'])",
     ),
+    "standard input by its name": (
+        "AC",
+        "again = [json.loads(open('/dev/stdin').readline()) for _ in range(2)]\nprint(host['answer'] if again == [host] * 2 else 0)",
+    ),
     "big input left alone": ("AC", "os.close(0)\nprint(host['answer'])"),
     "exit hooks": ("AC", "import atexit\natexit.register(print, host['answer'])\nsys.exit()"),
 }
@@ -310,6 +317,7 @@ FUNCTIONS = {
     "leaving": "import sys\ndef solve(x): sys.exit(0)",
     "leaving at once": "import os\nos._exit(0)",
     "an exception": "def solve(x): raise AssertionError",
+    "an end of iteration": "def solve(x): raise StopIteration",
     "not a number": "def solve(x): return float('nan')",
     "lone surrogates": "def solve(x): return '\\ud800\\0'",
     "deep forged claim": "import os\nos.write(4, b'{\"value\": ' + b'[' * 100000 + b']' * 100000 + b'}\\n')\ndef solve(x): return 1",
@@ -322,4 +330,21 @@ FUNCTIONS = {
     "a set of numbers with one hash": "import os\nos.write(4, ('{\"value\": {\"set\": ' + str([k * (2 ** 61 - 1) for k in range(1, 44000)]) + '}}\\n').encode())\ndef solve(x): return 1",
     "nothing defined": "pass",
     "frames": "import sys\ndef solve(x):\n frame = sys._getframe()\n while frame:\n  for value in frame.f_locals.values():\n   if isinstance(value, str) and value.startswith('sec'): return value\n  frame = frame.f_back",
+}
+
+# Tests that a program fails by ending the iteration in which it is called; `f` must double its argument.
+ITERATING_TESTS = (
+    "assert all(map(lambda case: f(case[0]) == case[1], [(1, 2), (2, 4)]))",
+    "for got, want in zip(map(f, [1, 2]), [2, 4]): assert got == want",
+    "from itertools import starmap\nassert not any(starmap(lambda x, y: f(x) != y, [(1, 2), (2, 4)]))",
+)
+# `f` for each of them.
+ENDED_ITERATIONS = {
+    "an end of iteration": "def f(x): raise StopIteration",
+    "an end with a value": "def f(x): raise StopIteration(2)",
+    "a kind of end": "class E(StopIteration): pass\ndef f(x): raise E",
+    "an asynchronous end": "def f(x): raise StopAsyncIteration",
+    "next of nothing": "def f(x): return next(iter(()))",
+    "an object that ends": "class E:\n def __next__(self): raise StopIteration\n def __call__(self, x): raise StopIteration\nf = E()",
+    "a forged end": 'import os\ndef f(x): os.write(4, b\'{"raised": ["StopIteration", ""]}\\n\'); os._exit(0)',
 }

@@ -1,10 +1,15 @@
 """None of our rewards pays for a known hack, and the audit finds the rewards that do."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from rewards.accuracy import Accuracy, AccuracyOptions
 from rewards.attacks import ASPECTS, attacks
-from rewards.audit import PROBLEMS, audit, misjudged, paying
+from rewards.audit import PROBLEMS, audit, misjudged, paying, problems_for
+from rewards.code import Code, CodeOptions
 from rewards.format import Format, FormatOptions
 from rewards.language import LanguageConsistency
 from rewards.length import CosineLength, CosineOptions, Overlong, TokenBudget, TokenBudgetOptions
@@ -12,6 +17,7 @@ from rewards.repetition import Repetition
 from rewards.reward import Score
 from rewards.testing import make_problem
 
+TEXTS = problems_for(Accuracy)
 QUICK = AccuracyOptions(deadline_s=2.0)  # a busy machine must still read the gold answers in time
 
 
@@ -20,7 +26,7 @@ def describe(findings) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("problem", "layout"), [*((problem, "answer_tags") for problem in PROBLEMS), (PROBLEMS[0], "summary")]
+    ("problem", "layout"), [*((problem, "answer_tags") for problem in TEXTS), (PROBLEMS[0], "summary")]
 )
 def test_accuracy_pays_for_no_attack(problem, layout):
     reward = Accuracy(QUICK)
@@ -47,6 +53,64 @@ def test_other_rewards_pay_for_no_attack(reward):
     assert findings and not describe(paying(findings))
 
 
+CODE = problems_for(Code)
+
+
+@pytest.fixture(scope="module")
+def code():
+    if sys.platform != "linux":
+        pytest.skip("the jail is Linux only")
+    reward = Code(CodeOptions(cpu_s=2.0, memory_mb=128))
+    yield reward
+    reward.close()
+
+
+@pytest.mark.parametrize(("problem", "layout"), [*((problem, "answer_tags") for problem in CODE), (CODE[0], "summary")])
+def test_code_pays_for_no_attack(code, problem, layout):
+    findings = audit(code, [problem], layout)
+    assert not describe(misjudged(findings)) and not describe(paying(findings))
+    assert {"program is equal to everything", "program gives every answer"} <= {f.attack.name for f in findings}
+
+
+def in_one_process(problem, completion):
+    """What many first code rewards look like: tests and program in one interpreter, the exit code decides."""
+    test = json.loads(problem.ground_truth)["unit_tests"][0]["source"]
+    program = f"{program_of(completion)}\n{test}\ncheck(double)\nunittest.main()"
+    return subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+def prints_it_somewhere(problem, completion):
+    for test in json.loads(problem.ground_truth)["stdio"]:
+        command = [sys.executable, "-c", program_of(completion)]
+        ran = subprocess.run(command, input=test["input"], capture_output=True, text=True)
+        if test["output"] not in ran.stdout:
+            return False
+    return True
+
+
+def program_of(completion):
+    return completion.partition("```python\n")[2].partition("```")[0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "problem", "names"),
+    [
+        (in_one_process, CODE[2], {"leaves at once", "is equal to everything"}),
+        (prints_it_somewhere, CODE[0], {"gives every answer"}),
+    ],
+)
+def test_code_rewards_that_can_be_hacked_are_found(reward, problem, names):
+    found = {finding.attack.name for finding in paying(audit(reward, [problem]))}
+    assert {f"program {name}" for name in names} <= found
+
+
+def test_right_programs_may_be_given_with_or_without_a_fence(code):
+    for written in ("print(7)", "```python\nprint(7)\n```", "Here:\n```\nprint(7)\n```"):
+        gold = {"stdio": [{"input": "", "output": "7"}]}
+        problem = make_problem(json.dumps(gold), checker="code", metadata={"right_answer": written})
+        assert not misjudged(audit(code, [problem]))
+
+
 def test_cosine_length_pays_for_no_attack():
     reward = CosineLength(CosineOptions(accuracy=QUICK))
     assert not describe(paying(audit(reward, PROBLEMS[:1])))
@@ -71,12 +135,16 @@ def contains_gold(problem, completion):
     return problem.ground_truth in completion
 
 
+def is_right(problem, completion):
+    return f"<answer>{problem.ground_truth}</answer>" in completion
+
+
 def longer_is_better(problem, completion):
-    return min(1.0, len(completion) / 1000)
+    return is_right(problem, completion) or min(0.9, len(completion) / 1000)
 
 
 def fails_on_braces(problem, completion):
-    return Score.error("cannot read it") if "{" in completion else Score.failed()
+    return Score.error("cannot read it") if "{" in completion else is_right(problem, completion)
 
 
 @pytest.mark.parametrize(
@@ -129,12 +197,17 @@ class Mute:
 
 @pytest.mark.parametrize("reward", [broken, constant, generous, Mute()])
 def test_rewards_that_cannot_judge_are_found(reward):
-    assert len({id(finding.problem) for finding in misjudged(audit(reward))}) == len(PROBLEMS)
+    assert len({id(finding.problem) for finding in misjudged(audit(reward))}) == len(TEXTS)
+
+
+@pytest.mark.parametrize("reward", [broken, constant, Mute()])
+def test_nothing_is_attacked_that_fails_honest_answers(reward):
+    assert len(audit(reward)) == 2 * len(TEXTS), "one row for each honest answer: the attacks would all say the same"
 
 
 def test_accuracy_can_judge_every_problem():
     reward = Accuracy(QUICK)
-    assert not describe(misjudged(audit(reward, PROBLEMS)))
+    assert not describe(misjudged(audit(reward)))
     assert misjudged(audit(reward, [make_problem(gold="4", checker="mathh")]))
     reward.close()
 

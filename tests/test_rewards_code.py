@@ -18,6 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the jail is Lin
 SUM = {"stdio": [{"input": "3 4\n", "output": "7\n"}, {"input": "1 1\n", "output": "2\n"}]}
 RIGHT = "print(sum(map(int, input().split())))"
 HALF = "print(7)"
+EQUAL = "def check(stdin, output, expected): return output == expected"
 
 
 def problem(truth: dict | str, checker: str = "code") -> Problem:
@@ -69,6 +70,7 @@ def test_functions_and_unit_tests(code, truth):
 def test_checkers_of_a_problem(code):
     floats = {"stdio": [{"input": "", "output": "0.333333"}], "checker": {"floats": 1e-4}}
     assert code(problem(floats), completion("print(1 / 3)")).value == 1.0
+    assert code(problem({**floats, "checker": {"floats": 1}}), completion("print(1)")).value == 1.0
     custom = {
         "stdio": [{"input": "5", "output": "9"}],
         "checker": {"custom": "def check(i, o, e): return int(o) > int(i)"},
@@ -87,10 +89,46 @@ def test_checkers_of_a_problem(code):
         {"stdio": [{"input": "x"}]},
         {"stdio": SUM["stdio"], "checker": "x"},
         {"x": 1},
+        {"stdio": [{"input": ["3", "4"], "output": "7"}]},
+        {"stdio": [{"input": "3 4", "output": None}]},
+        {"stdio": [{"input": "3 4", "output": 7}]},
+        {"stdio": [{"input": "3 4", "output": "7", "outptu": ""}]},
+        {"stdio": SUM["stdio"], "checker": {"floats": True}},
+        {"stdio": SUM["stdio"], "cpu_s": "2"},
+        {"stdio": SUM["stdio"], "cpu_s": -1},
+        {"calls": [{"function": "f", "args": "ab", "expected": 1}]},
+        {"calls": [{"function": "f", "args": [1]}]},
+        '{"calls": [{"function": "f", "args": [1], "expected": NaN}]}',
+        {"unit_tests": [{"source": ["assert f(1)"]}]},
+        {"unit_tests": [{"source": "assert f(1)", "entry_points": "f"}]},
+        '{"calls": ' + "[" * 100_000 + "]" * 100_000 + "}",
     ],
 )
 def test_tests_that_cannot_be_read_are_an_error(code, truth):
-    assert code(problem(truth), completion(RIGHT)).verdict is Verdict.ERROR
+    score = code(problem(truth), completion(RIGHT))
+    assert score.verdict is Verdict.ERROR and "cannot be read" in score.detail and len(score.detail) < 300
+
+
+def test_calls_with_long_arguments_are_judged_and_longer_ones_are_an_error_of_the_problem(code):
+    program = completion("def f(text): return len(text)")
+    for size, verdict in ((3 << 20, Verdict.PASS), (9 << 20, Verdict.ERROR)):
+        truth = {"calls": [{"function": "f", "args": ["x" * size], "expected": size}]}
+        assert code(problem(truth), program).verdict is verdict
+    endless = {"calls": [{"function": "f", "args": [""], "expected": "x" * (1 << 20)}]}
+    assert code(problem(endless), program).verdict is Verdict.ERROR, "no program may answer that much"
+
+
+def test_checkers_are_asked_about_long_outputs(code):
+    for size, verdict in ((1 << 20, Verdict.PASS), (4 << 20, Verdict.ERROR)):
+        truth = {"stdio": [{"input": str(size), "output": "x" * size}], "checker": {"custom": EQUAL}}
+        assert code(problem(truth), completion("print('x' * int(input()), end='')")).verdict is verdict
+        assert code(problem(truth), completion("print('y' * int(input()), end='')")).verdict is not Verdict.PASS
+
+
+def test_a_program_over_its_time_is_counted_as_timed_out(code):
+    slow = code(problem({**SUM, "cpu_s": 0.3}), completion("while True: pass"))
+    assert (slow.verdict, slow.timed_out) == (Verdict.FAIL, True)
+    assert not code(problem(SUM), completion(HALF)).timed_out
 
 
 def test_a_broken_test_or_checker_is_an_error(code):
@@ -136,7 +174,18 @@ def test_fences_that_never_close_take_linear_time():
     ("text", "found"),
     [
         ("```python\r\na\r\n```\r\n", "a\r\n"),
-        ("  ```Python3 title\n  a\n  ``` \n", "  a\n"),
+        ("  ```Python3 title\n  a\n   b\n c\n  ``` \n", "a\n b\nc\n"),
+        ("1. Do:\n\n   ```python\n   if a:\n\n       b\n   ```\n", "if a:\n\n    b\n"),
+        ("- ```python\n  a\n  ```", "a\n"),
+        ("- 10) no\n    * 1.\n      ```python\n      a\n      ```", "a\n"),
+        ("\t```python\n\ta\n\t\tb\n\t```", "a\n\tb\n"),
+        ("````python\n'\n```\n'\n````", "'\n```\n'\n"),
+        ("````python\na\n`````", "a\n"),
+        ("````python\na\n```", None),
+        ("~~~python\n'\n```\n'\n~~~", "'\n```\n'\n"),
+        ("~~~python\na\n```", None),
+        ("```python\ndef f():\n    '\n    ```\n    '\n```", "def f():\n    '\n    ```\n    '\n"),
+        ("```python``` is a fence\n```python\na\n```", "a\n"),
         ("```python\na\n```", "a\n"),
         ("```py\na\n```\nthen\n```python\nb\n```", "b\n"),
         ("```\na\n```", "a\n"),
@@ -148,6 +197,17 @@ def test_fences_that_never_close_take_linear_time():
 )
 def test_the_last_program_of_the_language_counts(text, found):
     assert extract_program(text, "python") == found
+
+
+@pytest.mark.parametrize(
+    "layout", ["<answer>{}</answer>", "Here:\n<answer>\n{}\n</answer>", "<answer>So:\n{}</answer>."]
+)
+def test_programs_in_answer_tags_count(code, layout):
+    for source, value in ((RIGHT, 1.0), (HALF, 0.0)):
+        block = f"```python\n{source}\n```"
+        assert code(problem(SUM), "<think>\nadd\n</think>\n" + layout.format(block)).value == value
+    outside = f"<think>add</think>\n```python\n{RIGHT}\n```\n<answer>see above</answer>"
+    assert code(problem(SUM), outside).value == 0.0
 
 
 def test_programs_in_the_reasoning_do_not_count(code):

@@ -23,7 +23,14 @@ class Fixed:
 
 
 def problem(domain="chain_sum", checker="math", truth="11") -> Problem:
-    return Problem(id="p", messages=(), ground_truth=truth, checker=checker, domain=domain, language="en")
+    return Problem(
+        id="p",
+        messages=({"role": "user", "content": "?"},),
+        ground_truth=truth,
+        checker=checker,
+        domain=domain,
+        language="en",
+    )
 
 
 GOOD = r"<think>Three and eight make eleven.</think>It is \boxed{11}."
@@ -122,11 +129,20 @@ def test_worker_scores_and_counts():
     scores = worker.score([problem(), problem(truth="12"), problem(checker="oracle")], [GOOD] * 3, progress=0.0)
     assert [score.value for score in scores] == [1.5, 0.5, None]
     assert worker.take_counts() == {
-        "accuracy": {"pass": 1, "fail": 1, "error": 1},
-        "format": {"pass": 3, "fail": 0, "error": 0},
+        "accuracy": {"pass": 1, "fail": 1, "error": 1, "timeout": 0},
+        "format": {"pass": 3, "fail": 0, "error": 0, "timeout": 0},
     }
     assert worker.take_counts()["format"]["pass"] == 0
     worker.close()
+
+
+@pytest.mark.parametrize("score", [Score.failed(detail="slow", timed_out=True), Score.error("slow", timed_out=True)])
+def test_time_limits_are_counted_apart_from_verdicts(score):
+    reward = CompositeReward([Term(reward=Fixed("slow", score)), Term(reward=Fixed("quick", Score.passed()))])
+    whole = reward.score_batch([problem()] * 2, ["x"] * 2)
+    assert [each.timed_out for each in whole] == [True, True]
+    assert reward.counts["slow"] == {score.verdict.value: 2, "timeout": 2}
+    assert reward.counts["quick"]["timeout"] == 0
 
 
 def test_workers_start_without_torch():

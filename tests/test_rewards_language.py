@@ -59,6 +59,47 @@ def test_share_of_the_target_language(text, language, share):
     assert language_consistency(text, language) == (None if share is None else pytest.approx(share))
 
 
+ENGLISH = "First we add the two numbers, and then we divide the result by three. So it is the mean of all of them."
+FRENCH = "D'abord on additionne les deux nombres, puis on divise le résultat par trois. C'est donc la moyenne de tous."
+GERMAN = (
+    "Zuerst addieren wir die beiden Zahlen, und dann teilen wir das Ergebnis durch drei. Das ist also der Mittelwert."
+)
+SPANISH = (
+    "Primero sumamos los dos números y luego dividimos el resultado por tres. Entonces es la media de todos ellos."
+)
+ITALIAN = (
+    "Prima sommiamo i due numeri, poi dividiamo il risultato per tre. Quindi questa è la media di tutti gli altri."
+)
+PORTUGUESE = "Primeiro somamos os dois números, depois dividimos o resultado por três. Então é a média de todos eles."
+LATIN_TEXTS = {"en": ENGLISH, "fr": FRENCH, "de": GERMAN, "es": SPANISH, "it": ITALIAN, "pt": PORTUGUESE}
+
+
+@pytest.mark.parametrize("target", LATIN_TEXTS)
+@pytest.mark.parametrize("spoken", LATIN_TEXTS)
+def test_languages_of_latin_script_are_told_apart(target, spoken):
+    share = language_consistency(" ".join([LATIN_TEXTS[spoken]] * 3), target)
+    assert share == 1.0 if spoken == target else share is not None and share < 0.1
+
+
+def test_sentences_in_another_language_are_counted_as_such():
+    mixed = " ".join([ENGLISH, FRENCH] * 3)
+    assert language_consistency(mixed, "en") == pytest.approx(22 / (22 + 17), abs=0.05)
+    assert language_consistency(f"{FRENCH * 3} x + y: 3 mod 7. {ENGLISH}", "fr") == pytest.approx(51 / 75, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The die is rolled. Die 1: 6. Die 2: 5. Die 3: 1. Die 4: 6. Die 5: 6. Die 6: 6. Die 7: 6. Die 8: 6. Die 9: 6.",
+        "Plus 3, per 4, sin 5, tan 6. " * 10,
+        f"As Descartes said: 'je pense, donc je suis'. {ENGLISH}",
+        "The sets El, La, Los, Las, Der, Das, Le, Un and Une are named so.",
+    ],
+)
+def test_names_quotations_and_mathematics_are_no_other_language(text):
+    assert language_consistency(text, "en") == 1.0
+
+
 def test_names_belong_to_no_language():
     assert language_consistency("小明 gives Alice 苹果", "zh") == pytest.approx(2 / 4)
     assert language_consistency("Alice 有苹果", "zh", names=["Alice"]) == 1.0
@@ -130,6 +171,11 @@ def test_shares_of_arbitrary_text_are_shares(text):
 )
 def test_repetition_counts_repeated_ngrams(text, n, ratio):
     assert repetition_ratio(text, n) == pytest.approx(ratio)
+
+
+def test_foreign_reasoning_is_not_paid():
+    for text in (FRENCH, GERMAN, SPANISH, ITALIAN, PORTUGUESE):
+        assert (LanguageConsistency()(problem("en"), f"<think>{text * 2}</think>4").value or 0.0) < 0.1
 
 
 @pytest.mark.parametrize("start", ["\\(", "\\[", "$$ ", "```", "\\begin{align}", "$" + "a" * 30 + " "])

@@ -31,7 +31,7 @@ def pool():
         ("```python\nprint('\\boxed{41}')\n```\nOutput: \\boxed{42}", "42"),
         (r"<think>a</think>\fbox{42}", "42"),
         (r"<think>a</think>Answer - \boxed{42}", "42"),
-        (r"<think>a</think>$x=\boxed{42}^\circ$", "42"),
+        (r"<think>a</think>$x=\boxed{42}^\circ$", r"42^\circ"),
         (r"<think>a</think>The answer is \boxed 42.", "42"),
         (r"<think>a</think>\boxed{41} or \boxed{42}", "41, 42"),
         (r"<think>a</think>$x=\boxed{41}$ and $y=\boxed{42}$", "41, 42"),
@@ -145,7 +145,8 @@ def test_answer_that_hangs_or_crashes_the_grader_is_wrong(bomb):
 
 def test_late_answer_is_told_the_deadline():
     with GraderPool(deadline_s=2.0) as pool:
-        assert "did not end within 2 s" in grade_math("42", "2^{10^{10}}", pool).detail
+        late = grade_math("42", "2^{10^{10}}", pool)
+        assert "did not end within 2 s" in late.detail and late.timed_out
 
 
 def test_gold_that_hangs_the_grader_is_an_error_without_a_value():

@@ -39,8 +39,8 @@ def test_every_group_gets_its_own_scores(make_pool):
     assert {key: [score.detail for score in row] for key, row in scores.items()} == {
         str(i): [f"obedient: {i}a", f"obedient: {i}b"] for i in range(20)
     }
-    assert pool.take_counts() == {"obedient": {"pass": 40, "fail": 0, "error": 0}}
-    assert pool.take_counts() == {"obedient": {"pass": 0, "fail": 0, "error": 0}}
+    assert pool.take_counts() == {"obedient": {"pass": 40, "fail": 0, "error": 0, "timeout": 0}}
+    assert pool.take_counts() == {"obedient": {"pass": 0, "fail": 0, "error": 0, "timeout": 0}}
     assert pool.collect() == {}
 
 
@@ -79,7 +79,7 @@ def test_a_group_that_is_not_answered_in_time_is_unscorable_and_alone(make_pool)
         pool.submit(key, PROBLEM, [text])
     scores = pool.collect()
     assert verdicts(scores) == {"a": [Verdict.PASS], "b": [Verdict.ERROR], "c": [Verdict.PASS]}
-    assert "no answer within 8 s" in scores["b"][0].detail
+    assert "no answer within 8 s" in scores["b"][0].detail and scores["b"][0].timed_out
 
 
 def test_a_reward_that_never_starts_is_an_error_and_no_endless_loop(make_pool):

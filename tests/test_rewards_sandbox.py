@@ -103,6 +103,20 @@ def test_a_job_cannot_spoil_the_place_of_the_next(box):
     assert box.run(Program("python", "open('x', 'w').close(); print(1)")).stdout == b"1\n"
 
 
+def test_a_job_does_not_find_the_input_of_the_one_before(box):
+    reads = Program("python", "print(len(open('/dev/stdin').read()), end=' ')\nprint(len(open(0).read()))")
+    sizes = [box.run(reads, b"x" * size).stdout for size in (5 << 20, 3, 0)]
+    assert sizes == [b"5242880 5242880\n", b"3 3\n", b"0 0\n"]
+
+
+def test_as_many_threads_as_allowed_can_run_at_once(box):
+    source = "import threading\nmeet = threading.Barrier(61)\n"
+    source += "def work(): held = [bytearray(1000) for _ in range(100)]; meet.wait()\n"
+    source += "for _ in range(60): threading.Thread(target=work).start()\nmeet.wait(); print('all')"
+    result = box.run(Program("python", source))
+    assert result.stdout == b"all\n", result
+
+
 def test_forked_jobs_do_not_share_random_numbers(box):
     first, second = (box.run(Program("python", "import random\nprint(random.random())")).stdout for _ in range(2))
     assert first != second

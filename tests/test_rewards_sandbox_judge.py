@@ -17,6 +17,7 @@ from rewards.sandbox.languages import LANGUAGES, find_language, tool_path
 from rewards.sandbox.limits import Limits
 from rewards.sandbox.pool import Program, Sandbox
 from rewards.sandbox.result import Judgement, TestResult, Verdict
+from tests.sandbox_attacks import ENDED_ITERATIONS, ITERATING_TESTS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the jail is Linux only")
 
@@ -158,6 +159,26 @@ def test_hacks_of_unit_tests_do_not_pay(box, name, kind):
     if name == "forged answers":
         test = UnitTest("assert [add(n, n) for n in range(12)] == [2 * n for n in range(12)]")
     assert verdict(box, HACKS[name], test) in ("WA", "RE")
+
+
+@pytest.mark.parametrize("test", ITERATING_TESTS)
+@pytest.mark.parametrize("name", ENDED_ITERATIONS)
+def test_ending_the_iteration_of_a_test_does_not_pay(box, name, test):
+    assert verdict(box, "def f(x): return 2 * x", UnitTest(test)) == "AC"
+    assert verdict(box, ENDED_ITERATIONS[name], UnitTest(test)) in ("WA", "RE")
+
+
+def test_an_iterator_of_the_program_ends_the_iteration_of_the_test(box):
+    source = "class Two:\n    n = 0\n    def __iter__(self): return self\n    def __next__(self):\n"
+    source += "        self.n += 1\n        if self.n > 2: raise StopIteration\n        return self.n\n"
+    test = "two = Two()\nassert (next(two), next(two), next(two, 'end')) == (1, 2, 'end')\nassert list(Two()) == [1, 2]"
+    assert verdict(box, source, UnitTest(test)) == "AC"
+
+
+def test_a_test_that_starts_unittest_itself_is_judged(box):
+    test = UNIT_TESTS["unittest"] + "\nunittest.main()"
+    assert verdict(box, ADD, UnitTest(test)) == "AC"
+    assert verdict(box, "def add(a, b): return 0", UnitTest(test)) == "WA"
 
 
 def test_classes_and_generators_are_called_from_afar(box):

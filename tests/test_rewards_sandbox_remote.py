@@ -65,6 +65,11 @@ def test_verdicts_over_http_are_those_of_the_sandbox(box, source, verdict):
     assert judge(box, Program("python", source), [StdioTest("21\n", "42")], limits=LIMITS).verdict == verdict
 
 
+def test_long_arguments_go_over_http(box):
+    test = CallTest("f", ("x" * (3 << 20),), 3 << 20)
+    assert judge(box, Program("python", "def f(text): return len(text)"), [test]).verdict == "AC"
+
+
 def test_calls_over_http(box):
     source = "def f(x):\n    print('noise {}')\n    return {'x': (x, {x})}"
     assert judge(box, Program("python", source), [CallTest("f", (1,), {"x": [1, {1}]})]).verdict == "AC"

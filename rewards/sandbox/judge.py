@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -116,7 +117,7 @@ def _run_stdio(box: Box, compiled: Compiled, test: StdioTest, checker: Checker, 
 
 def _run_call(box: Box, compiled: Compiled, test: CallTest, limits: Limits) -> TestResult:
     try:
-        expected = plain.to_json(test.expected)
+        expected = json.loads(plain.encode(test.expected))
         request = call_request(test.function, test.args, test.kwargs)
     except plain.NotPlain as reason:
         return TestResult(verdict=Verdict.IE, detail=f"the test has {reason}")
@@ -138,9 +139,11 @@ def _run_call(box: Box, compiled: Compiled, test: CallTest, limits: Limits) -> T
 
 
 def call_request(function: str, args: Sequence[Any], kwargs: dict[str, Any]) -> str:
-    """One call as a line for the jail. Raises NotPlain."""
-    args_form, kwargs_form = plain.to_json(list(args)), plain.to_json(kwargs)
-    return json.dumps({"call": function, "args": args_form, "kwargs": kwargs_form})
+    """One call as a line for the jail. Raises NotPlain, also for more than 8 MiB."""
+    request = json.dumps({"call": function, "args": plain.to_json(list(args)), "kwargs": plain.to_json(kwargs)})
+    if len(request) > plain.MAX_REQUEST_CHARS:
+        raise plain.NotPlain(f"arguments of over {plain.MAX_REQUEST_CHARS} characters")
+    return request
 
 
 def call(
@@ -165,9 +168,12 @@ def _ask_checker(box: Box, checker: Custom, test: StdioTest, output: str) -> tup
     """
     if not isinstance(box, Sandbox):
         return Verdict.IE, "checkers of a problem need the sandbox of this machine: expected outputs never leave it"
-    requests = [call_request("check", (test.stdin, text, test.expected), {}) for text in (test.expected, output)]
-    if len(requests[1]) > plain.MAX_CHARS:
-        del requests[1]
+    try:
+        requests = [call_request("check", (test.stdin, test.expected, test.expected), {})]
+    except plain.NotPlain as reason:
+        return Verdict.IE, f"the checker cannot be asked: the test has {reason}"
+    with suppress(plain.NotPlain):  # an output that cannot be put to the checker is refused below
+        requests.append(call_request("check", (test.stdin, output, test.expected), {}))
     with box.compile(Program("python", checker.source)) as compiled:
         if compiled.failure is not None:
             return Verdict.IE, f"the checker: {compiled.failure.detail}"

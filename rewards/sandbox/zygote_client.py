@@ -30,6 +30,7 @@ ENVIRONMENT = {
     "PYTHONHASHSEED": "0",  # jobs forked from one zygote share it anyway; fixed, runs repeat
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "1",  # each further one, made by a thread, reserves 64 MiB of the address space
     "OPENSSL_CONF": "/dev/null",  # node ends where it may not read the real one
 }
 

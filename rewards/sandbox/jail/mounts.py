@@ -1,6 +1,7 @@
 """The file tree of a jail in namespaces: read-only pieces of the host, four devices, one small writable folder.
 
-No /proc, no /etc, no /home. Folders on the way to a piece can be passed but not listed.
+No /proc, no /etc, no /home. /dev/stdin is a copy of the job's input. Folders on the way to a piece can be passed but
+not listed.
 """
 
 import os
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 from rewards.sandbox.jail import kernel
 
 JOB_FOLDER = "/box/job"  # also /tmp
+_INPUT_FOLDER = "/box/input"
 _STAGING = "/tmp"  # covered by the new root before that becomes the root
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 _FIXED = kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID
@@ -34,7 +36,8 @@ def build_root(shown: Iterable[str]) -> None:
         kernel.attach_tree(tree, target)
         os.close(tree)
     _make_folders(_STAGING + JOB_FOLDER)
-    for link, target in {**links, "/tmp": JOB_FOLDER}.items():
+    _make_folders(_STAGING + _INPUT_FOLDER)
+    for link, target in {**links, "/tmp": JOB_FOLDER, "/dev/stdin": f"{_INPUT_FOLDER}/stdin"}.items():
         _make_folders(os.path.dirname(_STAGING + link))
         if not os.path.lexists(_STAGING + link):
             os.symlink(target, _STAGING + link)
@@ -48,6 +51,19 @@ def mount_job_folder(space_bytes: int, files: int, uid: int) -> None:
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     options = f"size={space_bytes},nr_inodes={files},mode=0700,uid={uid}"
     kernel.mount("job", JOB_FOLDER, "tmpfs", flags, options)
+
+
+def mount_input() -> int:
+    """The file that /dev/stdin leads to, without /proc. Jobs see it read-only; the descriptor returned can write."""
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    kernel.mount("input", _INPUT_FOLDER, "tmpfs", flags, "nr_inodes=2,mode=0555")
+    file = os.open(f"{_INPUT_FOLDER}/stdin", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o400)
+    seen = kernel.clone_tree(_INPUT_FOLDER)
+    kernel.restrict_mount(seen, kernel.MOUNT_ATTR_RDONLY)
+    kernel.unmount(_INPUT_FOLDER)
+    kernel.attach_tree(seen, _INPUT_FOLDER)
+    os.close(seen)
+    return file
 
 
 def _resolve(shown: Iterable[str]) -> tuple[dict[str, str], list[str]]:

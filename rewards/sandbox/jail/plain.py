@@ -12,7 +12,8 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from typing import Any
 
 MAX_DEPTH = 50
-MAX_CHARS = 1 << 20
+MAX_CHARS = 1 << 20  # of a value that a program gives
+MAX_REQUEST_CHARS = 8 << 20  # of the arguments it gets: they come from the problem
 MAX_DIGITS = 1000  # Python's int() and str() are quadratic in them
 _HUGE = 10**MAX_DIGITS
 _HASHABLE = {"tuple": tuple, "frozenset": frozenset}
@@ -126,7 +127,7 @@ def to_json(value: Any, depth: int = 0) -> Any:
 def from_json(form: Any) -> Any:
     """The value of a form that `check` has let through."""
     if isinstance(form, list):
-        return [from_json(item) for item in form]
+        return [from_json(item) if isinstance(item, list | dict) else item for item in form]
     if not isinstance(form, dict):
         return form
     ((kind, content),) = form.items()
