@@ -6,11 +6,10 @@ with its 95 % interval, and the paired differences that the README states; write
 
 import argparse
 import json
-import platform
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
+from conditions import conditions
 from rich.console import Console
 from rich.table import Table
 
@@ -74,14 +73,8 @@ def main() -> None:
     runs = [read(run) for run in arguments.runs]
     show(runs)
     if arguments.json:
-        machine = {
-            "cores": psutil.cpu_count(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "python": platform.python_version(),
-        }
-        command = f"python benchmarks/chain_seeds.py {' '.join(map(str, arguments.runs))} --json {arguments.json}"
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        result = {"command": command, "machine": machine, "runs": runs}
+        result = {**conditions("torch", "transformers", "ray"), "runs": runs}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

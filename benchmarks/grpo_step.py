@@ -9,21 +9,17 @@ tree while the steps are timed.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
-import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-import psutil
+from conditions import conditions
 from grpo_workload import PHASES, Workload, choose_checkpoint
 from memory_watch import MemoryWatch
 from rich.console import Console
@@ -76,7 +72,7 @@ def run_unit(side: str, workload: Workload, scratch: str) -> dict[str, Any]:
 
 def compare(workload: Workload, arguments: argparse.Namespace, scratch: Path) -> None:
     console = Console()
-    load_before = os.getloadavg()[0]
+    head = conditions(*PACKAGES)
     units: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for turn in range(arguments.warmup + arguments.n):
         for side in SIDES:
@@ -88,10 +84,7 @@ def compare(workload: Workload, arguments: argparse.Namespace, scratch: Path) ->
             console.print(f"{side:>4} {what}: {_throughput(unit, workload):.1f} samples/s, {_pss(unit):,.0f} MiB")
     _check_same_prompts(units)
     record = {
-        "command": shlex.join(["python", *sys.argv]),
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
-        "machine": machine() | {"load_average_before": load_before},
-        "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+        **head,
         "workload": asdict(workload) | {"samples_per_step": workload.samples, "mini_batch": workload.mini_batch},
         "n": arguments.n,
         "warmup": arguments.warmup,
@@ -172,21 +165,6 @@ def _phase_mean(phase: str):
 
 def _spread(values: list[float]) -> dict[str, Any]:
     return {"min": min(values), "median": median(values), "max": max(values), "all": values}
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "cpu": _cpu_model(),
-        "cores": psutil.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "system": platform.platform(),
-    }
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def show(console: Console, record: dict[str, Any]) -> None:

@@ -21,6 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from conditions import conditions
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rewards.sandbox.judge import UnitTest, judge
@@ -148,7 +150,8 @@ def main() -> int:
         print(f"{kind}: {sum(verdicts.values())}, {dict(verdicts)}")
     print(f"tier {tier}: {len(todo) - wrong} of {len(todo)} as they should be")
     if options.json:
-        options.json.write_text(json.dumps({"tier": tier, "wrong": wrong, "counts": counts}, indent=1) + "\n")
+        record = {**conditions(), "tier": tier, "wrong": wrong, "counts": counts}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
     return 1 if wrong else 0
 
 

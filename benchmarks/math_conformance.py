@@ -1,6 +1,6 @@
 """How often the maths grader agrees with cases whose verdict is known, and whether it keeps its deadline.
 
-    python -m benchmarks.math_conformance cases.jsonl [more.jsonl ...] [--bar 0.97] [--json result.json]
+    python benchmarks/math_conformance.py cases.jsonl [more.jsonl ...] [--bar 0.97] [--json result.json]
 
 A case is a JSON object: {"gold": str, "completion": str, "expected": bool, "category"?: str, "question"?: str}. It goes
 through `rewards.accuracy.Accuracy` as in training. An error agrees with no expectation. Ends with exit code 1 where
@@ -12,9 +12,11 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from conditions import conditions
 
 from data.problems import Problem
 from rewards.accuracy import Accuracy, AccuracyOptions
@@ -111,6 +113,19 @@ def lines(report: Report) -> Iterator[str]:
         yield f"  slowest: case {slowest.number}, {slowest.seconds:.2f} s (deadline {report.deadline_s:g} s)"
 
 
+def summary(report: Report) -> dict[str, Any]:
+    """Counts, and which cases disagree; their texts are in the file."""
+    return {
+        "file": report.path,
+        "cases": len(report.outcomes),
+        "agreement": report.agreement,
+        "disagree": [f"{o.number} {o.category}: {o.verdict}" for o in report.outcomes if not o.agrees],
+        "hangs_or_crashes": len(report.broken),
+        "slowest_s": max((outcome.seconds for outcome in report.outcomes), default=0.0),
+        "deadline_s": report.deadline_s,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
@@ -126,8 +141,8 @@ def main() -> None:
         accuracy.close()
     print("\n".join(line for report in reports for line in lines(report)))
     if arguments.json:
-        rows = [{**asdict(report), "agreement": report.agreement} for report in reports]
-        arguments.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+        record = {**conditions("math-verify", "sympy"), "files": [summary(report) for report in reports]}
+        arguments.json.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if any(report.agreement < arguments.bar or report.broken for report in reports):
         sys.exit(1)
 

@@ -1,6 +1,6 @@
 """Maths checks per second and latency: our grader against math-verify called in this process, alternating in one run.
 
-    python -m benchmarks.math_grader [--rounds 5] [--seconds 4]
+    python benchmarks/math_grader.py [--rounds 5] [--seconds 4] [--json FILE]
 
 Both get the same pairs of gold and final answer, in the same order, each warmed up. Ours goes through
 `rewards.math_answer.grade_math` with one grader process, so that both use one core at a time. Workloads:
@@ -18,6 +18,9 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from conditions import conditions
 
 from rewards.grader_process import GraderPool
 from rewards.math_answer import grade_math
@@ -111,8 +114,11 @@ def measure(pairs: Sequence[Pair], rounds: int, seconds: float) -> dict[str, dic
 
 def summarise(rounds: list[list[float]]) -> dict[str, float]:
     everything = sorted(value for taken in rounds for value in taken)
+    rates = [len(taken) / sum(taken) for taken in rounds]
     return {
-        "checks_per_s": statistics.median(len(taken) / sum(taken) for taken in rounds),
+        "checks_per_s": statistics.median(rates),
+        "slowest_round_per_s": min(rates),
+        "fastest_round_per_s": max(rates),
         "p50_ms": 1000 * everything[len(everything) // 2],
         "p99_ms": 1000 * everything[len(everything) * 99 // 100],
     }
@@ -131,11 +137,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="per side and round")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
+    head = conditions("math-verify", "sympy")
     logging.disable(logging.CRITICAL)
     results = {name: measure(make(), arguments.rounds, arguments.seconds) for name, make in WORKLOADS.items()}
-    print(json.dumps(results, indent=1) if arguments.json else "\n".join(lines(results)))
+    print("\n".join(lines(results)))
+    if arguments.json:
+        record = {**head, "rounds": arguments.rounds, "seconds": arguments.seconds, "results": results}
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
+from conditions import conditions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -94,9 +95,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--executions", type=int, default=40, help="per contestant and round")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
-    workers = len(os.sched_getaffinity(0))
+    head, workers = conditions("numpy"), len(os.sched_getaffinity(0))
     with Sandbox(workers=workers) as box, Sandbox(workers=workers, warm=("numpy",)) as warm:
 
         def jailed(sandbox: Sandbox, source: str) -> Callable[[], bytes]:
@@ -123,13 +124,19 @@ def main() -> None:
                 count = max(4, options.executions // 8) if name.startswith("bare, numpy") else options.executions
                 figures[name].append(measure(execute, count, at_once))
     table = {
-        name: dict(zip(("cpu_ms", "per_s"), map(statistics.median, zip(*rows, strict=True)), strict=True))
+        name: {"cpu_ms": spread(row[0] for row in rows), "per_s": spread(row[1] for row in rows)}
         for name, rows in figures.items()
     }
     for name, row in table.items():
-        print(f"{name:40s} {row['cpu_ms']:8.2f} ms CPU {row['per_s']:9.1f} /s")
-    if options.output:
-        options.output.write_text(json.dumps(table, indent=2) + "\n")
+        print(f"{name:40s} {row['cpu_ms']['median']:8.2f} ms CPU {row['per_s']['median']:9.1f} /s")
+    if options.json:
+        record = {**head, "rounds": options.rounds, "executions": options.executions, "results": table}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    found = sorted(values)
+    return {"min": found[0], "median": statistics.median(found), "max": found[-1]}
 
 
 if __name__ == "__main__":

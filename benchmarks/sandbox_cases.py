@@ -36,12 +36,14 @@ from pathlib import Path
 from typing import IO
 
 import psutil
+from conditions import conditions
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.sandbox_decoys import Decoys
+from sandbox_decoys import Decoys
+
 from rewards.sandbox.checkers import Tokens
 from rewards.sandbox.errors import SandboxUnavailable
 from rewards.sandbox.interpreter import choose_interpreter
@@ -251,7 +253,12 @@ def main() -> int:
     clean = not processes(None) and limits == [resource.getrlimit(kind) for kind in KINDS]
     print(f"uid {os.geteuid()}; nothing left behind: {clean}")
     if options.json:
-        options.json.write_text(json.dumps({"uid": os.geteuid(), "clean": clean, "results": results}, indent=1) + "\n")
+        counts = {
+            name: {"cases": len(rows), "not_contained": [row["case"] for row in rows if row["problems"]]}
+            for name, rows in results.items()
+        }
+        record = {**conditions(), "uid": os.geteuid(), "clean": clean, "results": counts}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
     return (
         0 if clean and not any(row["problems"] for tier in results if tier != "control" for row in results[tier]) else 1
     )

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
+from conditions import conditions
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -82,8 +83,9 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--tier", default="auto")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="file for the last line and the samples")
     options = parser.parse_args()
-    chance = random.Random(options.seed)
+    chance, head = random.Random(options.seed), conditions()
     jobs = [chance.choice(HOSTILE if chance.random() < 0.1 else HONEST) for _ in range(options.jobs)]
     wrong: list[tuple[str, str, str]] = []
     verdicts: Counter[str] = Counter()
@@ -120,6 +122,8 @@ def main() -> int:
     for source, verdict, detail in wrong[:20]:
         print("WRONG", verdict, detail, repr(source))
     print(json.dumps(summary))
+    if options.json:
+        options.json.write_text(json.dumps({**head, **summary, "samples": samples}, indent=1) + "\n")
     return 1 if wrong or grown or any(left) else 0
 
 
