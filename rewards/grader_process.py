@@ -24,7 +24,8 @@ START_DEADLINE_S = 120.0  # importing sympy takes seconds on a busy machine; not
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """Exactly one of `equal` and `error` is set, unless a side is not a formula: then `unparsed` names it."""
+    """Exactly one of `equal` and `error` is set, unless `unparsed` names a side: an answer that is no formula, or a
+    gold answer without a value."""
 
     equal: bool | None = None
     unparsed: str | None = None  # "gold" or "answer"

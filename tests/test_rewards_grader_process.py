@@ -48,9 +48,10 @@ def test_formulas_are_compared(pool, gold, answer, equal):
     assert pool.check(gold, answer) == CheckResult(equal=equal)
 
 
-def test_text_that_is_no_formula_is_told_apart_by_side(pool):
+def test_text_that_cannot_be_judged_is_told_apart_by_side(pool):
     assert pool.check("5", r"\frac{1}{").unparsed == "answer"
-    assert pool.check(r"\frac{1}{", "5").unparsed == "gold"
+    assert pool.check(r"\frac{0}{0}", "5").unparsed == "gold"
+    assert pool.check("P(A|B)", "5").equal is False  # a gold answer that is no formula is compared as text
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
