@@ -85,7 +85,12 @@ def compare(workload: Workload, arguments: argparse.Namespace, scratch: Path) ->
     _check_same_prompts(units)
     record = {
         **head,
-        "workload": asdict(workload) | {"samples_per_step": workload.samples, "mini_batch": workload.mini_batch},
+        "workload": asdict(workload)
+        | {
+            "checkpoint": os.path.relpath(workload.checkpoint),
+            "samples_per_step": workload.samples,
+            "mini_batch": workload.mini_batch,
+        },
         "n": arguments.n,
         "warmup": arguments.warmup,
         "summary": summary(units, workload),
