@@ -3,7 +3,8 @@
     python benchmarks/sandbox.py --rounds 5 --executions 40
 
 Contestants alternate within each round, so that the load of a shared machine falls on all alike; medians over rounds.
-Processor time counts everything an execution starts, and this process's own share.
+Processor time counts everything an execution starts, and this process's own share. bwrap does not reap what it runs, so
+its processor time is missing; compare its executions per second.
 """
 
 import argparse
