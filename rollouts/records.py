@@ -18,8 +18,11 @@ class SamplingParams:
     temperature: float = 1.0  # 0 means greedy
     top_p: float = 1.0
     top_k: int = 0  # 0 means all
+    min_p: float = 0.0  # drops tokens less likely than min_p times the most likely one; 0 means none
     group_size: int = 1  # completions per prompt
     seed: int = 0  # completion g of request r depends on (seed, r.key, g) alone
+    return_routed_experts: bool = False  # fill Completion.routed_experts
+    return_support: bool = False  # fill Completion.support
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +34,24 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Support:
+    """Which tokens could have been drawn, for each token of a completion: what top-k, top-p and min-p left."""
+
+    ids: np.ndarray  # [sum(sizes)] int32: the token ids of one set after the other
+    sizes: np.ndarray  # [T] int32, at least 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     token_ids: np.ndarray  # [T] int32, ends with EOS when finish_reason is "stop"
     sampling_logprobs: np.ndarray  # [T] float32
     policy_version: int  # optimizer steps taken by the weights that sampled it
     finish_reason: FinishReason
     text: str  # decoded without special tokens, after the <think> that the prompt may have opened
+    # The experts that every token was sent to, [P + T - 1, L, K] for P prompt tokens, L MoE layers and K experts per
+    # token: all tokens but the last, which the model never read. uint8, or uint16 beyond 256 experts.
+    routed_experts: np.ndarray | None = None
+    support: Support | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
