@@ -108,32 +108,37 @@ def save_model(
     tokenizer.save_pretrained(folder)
 
 
+def hub_views(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The model's own weights under their checkpoint names: writing to one changes the model. Nothing is copied.
+
+    Fused experts appear one by one; a tied output head does not appear.
+    """
+    views: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        stem, _, leaf = name.rpartition(".")
+        parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(leaf)
+        if parts is None:
+            views[name] = tensor
+            continue
+        for index, expert in enumerate(tensor):
+            pieces = zip(parts, expert.chunk(len(parts)), strict=True)
+            views |= {f"{stem}.{index}.{part}.weight": piece for part, piece in pieces}
+    if model.config.tie_word_embeddings:
+        del views["lm_head.weight"]
+    return views
+
+
 @torch.no_grad()
 def load_hub_state_dict(model: PreTrainedModel, tensors: Mapping[str, np.ndarray | torch.Tensor]) -> None:
-    """Copy weights given by checkpoint name into `model` (the inverse of `hub_state_dict`).
+    """Copy weights given by checkpoint name into `model`. Others than its own (MTP, a tied head) are ignored.
 
-    All or nothing: raises KeyError, with the model unchanged, when a tensor is missing. Others (MTP) are ignored.
+    All or nothing: raises KeyError or ValueError, with the model unchanged, when one is missing or has another shape.
     """
-    if model.config.tie_word_embeddings:
-        tensors = {"lm_head.weight": tensors["model.embed_tokens.weight"], **tensors}
-    state = model.state_dict()
-    found = {name: _gather(name, len(target) if target.ndim else 0, tensors) for name, target in state.items()}
-    for name, target in state.items():
-        if found[name].shape != target.shape:  # copy_ would broadcast
-            raise ValueError(f"weight {name} has shape {tuple(found[name].shape)}, the model {tuple(target.shape)}")
-    for name, target in state.items():
-        target.copy_(found[name])
-
-
-def _gather(name: str, experts: int, tensors: Mapping[str, np.ndarray | torch.Tensor]) -> torch.Tensor:
-    """The tensor called `name` in the model, from checkpoint names, which hold `experts` fused ones one by one."""
-    if name in tensors:
-        return torch.as_tensor(tensors[name])
-    stem, _, leaf = name.rpartition(".")
-    parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(leaf)
-    if parts is None:
-        raise KeyError(f"weights lack {name}")
-    names = [[f"{stem}.{expert}.{part}.weight" for part in parts] for expert in range(experts)]
-    if missing := [stored for pieces in names for stored in pieces if stored not in tensors]:
-        raise KeyError(f"weights lack {missing[0]}")
-    return torch.stack([torch.cat([torch.as_tensor(tensors[stored]) for stored in pieces]) for pieces in names])
+    views = hub_views(model)
+    for name, view in views.items():
+        if name not in tensors:
+            raise KeyError(f"weights lack {name}")
+        if tuple(tensors[name].shape) != tuple(view.shape):  # copy_ would broadcast
+            raise ValueError(f"weight {name} has shape {tuple(tensors[name].shape)}, the model {tuple(view.shape)}")
+    for name, view in views.items():
+        view.copy_(torch.as_tensor(tensors[name]))

@@ -1,14 +1,10 @@
 """One generator pool for many checkpoints: where only the weights differ, they are synced instead of starting anew."""
 
-import json
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.numpy import load_file
-
-from models.checkpoint import WEIGHTS
 from rollouts.config import GeneratorConfig
 from rollouts.pool import GeneratorPool
+from rollouts.transport import Files
 
 # What else decides how a checkpoint samples: architecture, end-of-sequence token, tokenizer.
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -27,7 +23,7 @@ class CheckpointPool:
         """A pool with the weights of the checkpoint at `folder`. The one returned before must not be used any more."""
         if self._pool is not None and can_sync(self._folder, folder):
             self._version += 1
-            self._pool.sync(load_file(folder / WEIGHTS), self._version)
+            self._pool.sync(Files(folder), self._version)
         else:
             self.close()
             self._pool, self._version = GeneratorPool(str(folder), self._config), 0
@@ -41,15 +37,9 @@ class CheckpointPool:
 
 
 def can_sync(old: Path, new: Path) -> bool:
-    """Whether a generator of checkpoint `old` becomes one of `new` by its weights alone.
-
-    They must be in one float32 file (numpy has no bfloat16) with every tensor of the model; some lack a tied head.
-    """
-    if any(_content(old / name) != _content(new / name) for name in _SETTINGS) or not (new / WEIGHTS).is_file():
-        return False
-    config = json.loads((new / "config.json").read_text(encoding="utf-8"))
-    with safe_open(new / WEIGHTS, framework="numpy") as file:
-        return config.get("dtype") == "float32" and "lm_head.weight" in file.keys()  # noqa: SIM118  (not a mapping)
+    """Whether a generator of checkpoint `old` becomes one of `new` by its weights alone."""
+    same = all(_content(old / name) == _content(new / name) for name in _SETTINGS)
+    return same and any(new.glob("*.safetensors"))
 
 
 def _content(path: Path) -> bytes | None:

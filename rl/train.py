@@ -21,6 +21,8 @@ from rl.batch import NonFiniteLoss, TrainingSequence, make_mini_batches
 from rl.config import GRPOConfig
 from rl.experience import ScoredGroup, counts, rollout_metrics, sample_and_score, sample_rows, training_sequences
 from rollouts.pool import GeneratorPool
+from rollouts.probe import SyncFault, check_sync
+from rollouts.transport import open_transport
 from training.checkpoint import CheckpointStore
 from training.run_log import METRICS, RunLog, read_log, write_stats
 from training.stage import StageContext, StageError
@@ -72,9 +74,11 @@ class Session:
             threads=config.trainer.threads,
         )
         self.pool = GeneratorPool(policy, config.generator, shared=self.trainer if config.sample_in_trainer else None)
+        self.transport = open_transport(self.trainer, config.generator.sync, context.output / "weights")
         self.log = RunLog(context.output)
         self.store = CheckpointStore(context.output / "checkpoints", log=self.log)
         self.pending_metrics: dict[str, float] = {}  # of the rollout batch; logged with its first step
+        self.sync_metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.tokens = self.too_long = 0
 
@@ -104,8 +108,21 @@ class Session:
         if self.config.sample_in_trainer:
             self._wait(self.trainer.set_version.remote(step), "weight sync")
         else:
-            self.pool.sync(self._wait(self.trainer.weights.remote(), "weight sync"), version=step)
+            self.pool.wake()
+            self.pool.sync(self.transport, version=step)
+            self._prove_sync(step)
         self.seconds = {"time/sync_s": time.monotonic() - started}
+
+    def _prove_sync(self, step: int) -> None:
+        """Compare trainer and generators on the stage's first prompts."""
+        rendered = self._render(self.problems.draw(0, self.config.generator.sync.probe_prompts, 0.0))
+        prompts = [ids for ids in rendered if ids is not None and len(ids) > 1]
+        if prompts:
+            report = self.context.output / "weight_sync_failure.json"
+            try:
+                self.sync_metrics = check_sync(self.trainer, self.pool, self.transport, step, prompts, report)
+            except SyncFault as error:
+                raise StageError(f"{self.context.name}: {error}") from None
 
     def sample_and_score(self, step: int) -> list[ScoredGroup]:
         """A rollout batch. Under dynamic sampling, further questions take the place of groups without signal."""
@@ -120,6 +137,7 @@ class Session:
             if missing == 0:
                 break
         self.too_long = asked - len(groups)
+        self.pool.sleep()
         self.seconds["time/sample_s"] = time.monotonic() - started
         self.tokens = sum(len(c.token_ids) for scored in groups for c in scored.group.completions)
         self.log.samples(sample_rows(groups, step + 1, self.config.log_samples))
@@ -156,7 +174,7 @@ class Session:
             for kind in ("error", "timeout")
         }
         counters["experience/prompts_too_long"] = self.too_long
-        self.pending_metrics = rollout_metrics(groups) | counters | failures
+        self.pending_metrics = rollout_metrics(groups) | counters | failures | self.sync_metrics
         self._check_unscorable(groups, counters["experience/unscorable"], counters["experience/sampled"])
         return sequences
 

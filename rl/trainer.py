@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,6 +17,7 @@ from rl.mismatch import mismatch_sums
 from rl.objective import Denominators, Objective
 from rollouts.records import Group, Request, SamplingParams
 from rollouts.transformers_generator import ModelSampler
+from rollouts.weight_sync import Bucket, WireFormat, checksum, pack_weights, write_buckets
 from training.trainer import Trainer
 
 REFERENCE = "reference.safetensors"
@@ -51,13 +53,42 @@ class PolicyTrainer(Trainer):
         """Stamp what `stream` samples from now on."""
         self.sampler.policy_version = version
 
-    def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Group]:
+    def stream(
+        self, requests: Sequence[Request], params: SamplingParams, version: int | None = None
+    ) -> Iterator[Group]:
         """Groups as they finish, from the weights as they are (see rollouts.generator)."""
         self.model.eval()
         try:
-            yield from self.sampler.stream(requests, params)
+            yield from self.sampler.stream(requests, params, version)
         finally:
             self.model.train()
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Logprobs of every token but the first, at temperature 1, to compare with the generators'."""
+        self.model.eval()
+        try:
+            return self.sampler.score(sequences)
+        finally:
+            self.model.train()
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Checkpoint name -> shape of everything that `weight_buckets` sends."""
+        return {name: tuple(view.shape) for name, view in self.weight_views().items()}
+
+    def weight_buckets(self, limit_bytes: int, wire: WireFormat) -> Iterator[Bucket]:
+        """The policy's weights, a bucket at a time (see rollouts.weight_sync)."""
+        yield from pack_weights(self.weight_views().items(), limit_bytes, wire)
+
+    def weight_checksums(self, wire: WireFormat | None = None) -> dict[str, str]:
+        """Of every tensor as it is held, or as `weight_buckets` sends it in a wire format."""
+        if wire is None:
+            return {name: checksum(view.cpu()) for name, view in self.weight_views().items()}
+        buckets = pack_weights(self.weight_views().items(), 1, wire)
+        return {name: digest for bucket in buckets for name, digest in bucket.checksums().items()}
+
+    def write_weights(self, folder: str, limit_bytes: int, wire: WireFormat) -> None:
+        """The same buckets as safetensors files, in place of those that `folder` holds."""
+        write_buckets(Path(folder), self.weight_buckets(limit_bytes, wire))
 
     @torch.no_grad()
     def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:

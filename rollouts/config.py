@@ -1,17 +1,48 @@
 """Settings of sampling, shared by every stage that samples. Free of torch, so that recipes load fast."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from data.chat import Template
 from data.config import OPERATIONAL
 from rollouts.records import SamplingParams
 
 
-class GeneratorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
-    """The processes that sample, each with the embedded engine (rollouts.transformers_generator)."""
+class WeightSyncConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+    """How new weights reach the generators, and how it is proved that they did."""
 
+    transport: Literal["object_store", "files"] = Field(
+        default="object_store",
+        description="object_store: buckets through Ray's shared memory, and its network between nodes; files: "
+        "safetensors in a folder that trainer and generators share",
+    )
+    wire: Literal["float32", "bfloat16", "fp8"] = Field(
+        default="float32",
+        description="format on the way; fp8 is V3's (E4M3, a scale per 128x128 block) and halves bfloat16. Anything "
+        "but the trainer's own precision makes the policy that samples another one than the policy that trains",
+    )
+    bucket_mib: int = Field(
+        default=256, ge=1, description="size of one bucket: trainer and generator each hold about two at a time"
+    )
+    probe_prompts: Annotated[int, OPERATIONAL] = Field(
+        default=4, ge=0, description="prompts whose logprobs trainer and generators compare after every sync; 0: none"
+    )
+    probe_limit: Annotated[float | None, OPERATIONAL] = Field(
+        default=None,
+        gt=0,
+        description="nats; the run stops when a generator's logprobs of the probe differ more than this on average. "
+        "null takes 1e-4 in float32, 0.1 where bfloat16 and 0.3 where fp8 is involved",
+    )
+
+
+class GeneratorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+    """The processes that sample."""
+
+    engine: Literal["transformers", "vllm"] = Field(
+        default="transformers",
+        description="transformers: embedded, nothing more to install; vllm: the serving engine (extra install)",
+    )
     replicas: int = Field(
         default=2, ge=1, description="generator processes; one per core is fastest for tiny models on CPU"
     )
@@ -25,9 +56,41 @@ class GeneratorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fals
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="precision of sampling; float32 is the fast one on CPUs and equals the trainer's"
     )
+    tensor_parallel: int = Field(default=1, ge=1, description="vllm: GPUs of one replica that split every layer")
+    expert_parallel: bool = Field(
+        default=False, description="vllm: spread whole experts over a replica's GPUs instead of splitting each"
+    )
+    sleep: bool = Field(
+        default=False, description="vllm: give the GPU memory back while the trainer works on the same devices"
+    )
+    engine_args: dict[str, Any] = Field(
+        default={}, description="vllm: further arguments of its engine, e.g. {gpu_memory_utilization: 0.6}"
+    )
+    work_stealing: bool = Field(
+        default=False,
+        description="idle replicas take prompts that others have not begun: faster where lengths differ much. Who "
+        "samples what then depends on timing, and with it the last bits of logprobs",
+    )
+    sync: WeightSyncConfig = Field(default=WeightSyncConfig(), description="weights on their way to the generators")
     deadline_s: Annotated[float, OPERATIONAL] = Field(
         default=1800.0, gt=0, description="seconds without a finished group before the run stops and says so"
     )
+
+    @model_validator(mode="after")
+    def _settings_are_used(self) -> Self:
+        default = {name: field.default for name, field in type(self).model_fields.items()}
+        ignored = [name for name in _VLLM_ONLY if getattr(self, name) != default[name]]
+        if self.engine != "vllm" and ignored:
+            raise ValueError(f"generator.{ignored[0]} is for engine vllm, and would be ignored by {self.engine}")
+        return self
+
+    def replica_settings(self) -> dict[str, Any]:
+        """Keyword arguments of the engine's class."""
+        names = ("max_slots", "dtype", "device", *(_VLLM_ONLY if self.engine == "vllm" else ()))
+        return {name: getattr(self, name) for name in names}
+
+
+_VLLM_ONLY = ("tensor_parallel", "expert_parallel", "sleep", "engine_args")
 
 
 class RolloutConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):

@@ -1,55 +1,84 @@
 """Generator replicas behind one iterator: prompts are spread over them, finished groups come back as they are ready.
 
-Which replica gets which prompts is fixed by the requests alone, so a batch of requests samples the same tokens every
-time. A replica that dies is started again with the same weights and samples its whole share again; groups it had
-already delivered come out the same and are not delivered twice, so nothing is lost and short completions gain nothing.
+Which replica gets which prompts is fixed by the requests alone (unless it may steal work), so a batch of requests
+samples the same tokens every time. A replica that dies is started again with the same weights and samples its whole
+share again; groups it had already delivered come out the same and are not delivered twice, so nothing is lost and short
+completions gain nothing.
 """
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from cluster.actors import ActorDied, PhaseTimeout, kill, next_item, share, spawn, wait
+from cluster.actors import ActorDied, PhaseTimeout, kill, next_item, spawn, wait
 from data.packing import deal
 from rollouts.config import GeneratorConfig
 from rollouts.records import Group, Request, SamplingParams
+from rollouts.transport import Transport
 
 logger = logging.getLogger(__name__)
 _MAX_RESTARTS = 3  # per call of `stream`; a replica that keeps dying is a fault to report, not to hide
+_UNREAD_GROUPS = 64  # per replica, finished and not yet taken: beyond that it waits for the rewards
+
+
+_ENGINES = {
+    "transformers": "rollouts.transformers_generator:TransformersGenerator",
+    "vllm": "rollouts.vllm_generator:VLLMGenerator",
+}
 
 
 class GeneratorPool:
-    """All replicas of one policy. `weights_at` remembers the last sync, for replicas that are started later."""
+    """All replicas of one policy. A replica started later gets the weights of the last sync before it samples."""
 
     def __init__(self, checkpoint: str, config: GeneratorConfig, shared: Any = None):
         """`shared`: an actor that samples from the weights it trains; then no other process is started."""
         self.checkpoint, self.config, self.shared = checkpoint, config, shared
-        self._weights_at: tuple[Any, int] | None = None
-        self._replicas = [shared] if shared is not None else [self._start() for _ in range(config.replicas)]
+        self._synced: tuple[Transport, int] | None = None
+        self.replicas = [shared] if shared is not None else [self._start() for _ in range(config.replicas)]
 
     def _start(self) -> Any:
-        return spawn(
-            "rollouts.transformers_generator:TransformersGenerator",
-            self.checkpoint,
-            max_slots=self.config.max_slots,
-            dtype=self.config.dtype,
-            device=self.config.device,
-            threads=self.config.threads,
-        )
+        settings = self.config.replica_settings()
+        return spawn(_ENGINES[self.config.engine], self.checkpoint, threads=self.config.threads, **settings)
 
-    def sync(self, weights: Mapping[str, np.ndarray], version: int) -> None:
-        """Give every replica the policy's weights, by checkpoint name. Returns when all have them."""
-        self._weights_at = (share(dict(weights)), version)
-        loads = [replica.load_weights.remote(*self._weights_at) for replica in self._replicas]
+    def sync(self, transport: Transport, version: int) -> None:
+        """Give every replica the weights that `transport` brings. Returns when all have them.
+
+        Until the next sync the transport must be able to bring the same ones again, to a replica that is replaced.
+        """
+        self._synced = (transport, version)
         try:
-            wait(loads, phase=f"weight sync to version {version}", deadline_s=self.config.deadline_s)
+            transport.send(self.replicas, version, self.config.deadline_s)
         except ActorDied:
-            for index in range(len(self._replicas)):
-                if self._is_dead(index):
-                    self._restart(index)
+            dead = [index for index in range(len(self.replicas)) if self._is_dead(index)]
+            for index in dead:
+                kill(self.replicas[index])
+                self.replicas[index] = self._start()
+            transport.send(self.replicas, version, self.config.deadline_s)  # the others may have stopped half-way
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[np.ndarray]]:
+        """Per replica: logprobs of the tokens of each sequence but its first (see `Generator.score`)."""
+        scores = [replica.score.remote(sequences) for replica in self.replicas]
+        return wait(scores, phase="scoring the probe", deadline_s=self.config.deadline_s)
+
+    def held_checksums(self) -> list[dict[str, str] | None]:
+        """Per replica, see `Generator.held_checksums`."""
+        sums = [replica.held_checksums.remote() for replica in self.replicas]
+        return wait(sums, phase="checksums of weights", deadline_s=self.config.deadline_s)
+
+    def sleep(self) -> None:
+        """Let replicas give back device memory, if the recipe says so; `wake` before the next sync."""
+        if self.config.sleep:
+            asleep = [replica.sleep.remote() for replica in self.replicas]
+            wait(asleep, phase="putting generators to sleep", deadline_s=self.config.deadline_s)
+
+    def wake(self) -> None:
+        if self.config.sleep:
+            awake = [replica.wake.remote() for replica in self.replicas]
+            wait(awake, phase="waking generators", deadline_s=self.config.deadline_s)
 
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Group]:
         """Groups of all requests, each once, in the order they finish. See `Generator.sample` for what they hold.
@@ -57,9 +86,9 @@ class GeneratorPool:
         Raises PhaseTimeout when no group arrives within the deadline, ActorDied when a replica keeps dying, StartFailed
         when one cannot be built.
         """
-        shares = deal([len(r.prompt_ids) for r in requests], len(self._replicas))
-        work = {i: [requests[r] for r in sorted(share)] for i, share in enumerate(shares) if share}
-        streams = {i: self._open(i, share, params) for i, share in work.items()}
+        queues = self._divide(requests, params)
+        batches = {index: queue.popleft() for index, queue in queues.items() if queue}
+        streams = {index: self._open(index, batch, params) for index, batch in batches.items()}
         delivered: set[str] = set()
         restarts, last = 0, time.monotonic()
         while streams:
@@ -71,14 +100,32 @@ class GeneratorPool:
                     raise
                 logger.warning("%s; starting it again and sampling its share again", error)
                 self._restart(error.key)
-                streams[error.key] = self._open(error.key, work[error.key], params)
+                streams[error.key] = self._open(error.key, batches[error.key], params)
                 continue
             if group is None:
                 del streams[replica]
+                if queues[replica]:
+                    batches[replica] = queues[replica].popleft()
+                    streams[replica] = self._open(replica, batches[replica], params)
             elif group.key not in delivered:
                 delivered.add(group.key)
                 last = time.monotonic()
                 yield group
+
+    def _divide(self, requests: Sequence[Request], params: SamplingParams) -> dict[int, deque[list[Request]]]:
+        """Per replica the batches of requests that it samples one after the other, longest completions first.
+
+        Fixed by the requests alone, one batch each; with work stealing one queue for all, of batches that just fill a
+        replica.
+        """
+        order = sorted(requests, key=lambda r: (-r.expected_tokens, -len(r.prompt_ids), r.key))
+        replicas = len(self.replicas)
+        if not self.config.work_stealing:
+            shares = deal([len(r.prompt_ids) + r.expected_tokens * params.group_size for r in order], replicas)
+            return {i: deque([[order[r] for r in sorted(share)]] * bool(share)) for i, share in enumerate(shares)}
+        size = max(1, self.config.max_slots // params.group_size)
+        common = deque(order[start : start + size] for start in range(0, len(order), size))
+        return dict.fromkeys(range(replicas), common)
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
         """`stream`, collected, in the order of the requests."""
@@ -86,13 +133,17 @@ class GeneratorPool:
         return [by_key[request.key] for request in requests]
 
     def close(self) -> None:
-        for replica in self._replicas:
+        for replica in self.replicas:
             if replica is not self.shared:
                 kill(replica)
-        self._replicas = []
+        self.replicas = []
 
     def _open(self, index: int, requests: list[Request], params: SamplingParams) -> Any:
-        return self._replicas[index].stream.options(num_returns="streaming").remote(requests, params)
+        stream = self.replicas[index].stream.options(
+            num_returns="streaming",
+            _generator_backpressure_num_objects=_UNREAD_GROUPS,
+        )
+        return stream.remote(requests, params, self._synced[1] if self._synced else None)
 
     def _left(self, last: float) -> float:
         left = self.config.deadline_s - (time.monotonic() - last)
@@ -101,7 +152,7 @@ class GeneratorPool:
         return left
 
     def _is_dead(self, index: int) -> bool:
-        ready = self._replicas[index].ready.remote()
+        ready = self.replicas[index].ready.remote()
         try:
             wait(ready, phase="checking a generator", deadline_s=self.config.deadline_s)
         except ActorDied:
@@ -109,8 +160,8 @@ class GeneratorPool:
         return False
 
     def _restart(self, index: int) -> None:
-        kill(self._replicas[index])  # it may only have been out of reach: two would share its memory and its cores
-        self._replicas[index] = self._start()
-        if self._weights_at is not None:
-            load = self._replicas[index].load_weights.remote(*self._weights_at)
-            wait(load, phase="weight sync to a restarted generator", deadline_s=self.config.deadline_s)
+        kill(self.replicas[index])  # it may only have been out of reach: two would share its memory and its cores
+        self.replicas[index] = self._start()
+        if self._synced is not None:
+            transport, version = self._synced
+            transport.send([self.replicas[index]], version, self.config.deadline_s)

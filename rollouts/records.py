@@ -31,6 +31,7 @@ class Request:
 
     key: str
     prompt_ids: list[int]
+    expected_tokens: float = 0.0  # of one completion, as far as is known; long ones are begun first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

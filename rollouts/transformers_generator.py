@@ -16,10 +16,12 @@ from transformers import PreTrainedModel
 
 from data.chat import opened_by
 from models.attention import Layout, PackedLayout
-from models.checkpoint import load_hub_state_dict, load_model, load_tokenizer, resolve_device
+from models.checkpoint import hub_views, load_model, load_tokenizer, resolve_device
 from rollouts.kv_cache import Decode, KVCache, Prefill
 from rollouts.records import Completion, Group, Request, SamplingParams
+from rollouts.requests import check_requests
 from rollouts.sampling import draw, uniforms
+from rollouts.weight_sync import WeightReceiver, check_version, checksum
 
 # Admit new prompts when this share of the slots is free: a prefill for one slot would stall all the others.
 _ADMIT_SHARE = 0.25
@@ -47,16 +49,20 @@ class ModelSampler:
         eos = model.generation_config.eos_token_id if model.generation_config else None
         eos = tokenizer.eos_token_id if eos is None else eos
         self.eos_ids = frozenset([eos] if isinstance(eos, int) else eos)
-        self.policy_version = 0
+        self.policy_version: int | None = 0
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
         by_key = {group.key: group for group in self.stream(requests, params)}
         return [by_key[request.key] for request in requests]
 
     @torch.inference_mode()
-    def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Group]:
-        """Groups as they finish. Raises ValueError, before any work, for a prompt that leaves no room to answer."""
-        self._check(requests)
+    def stream(
+        self, requests: Sequence[Request], params: SamplingParams, version: int | None = None
+    ) -> Iterator[Group]:
+        """Groups as they finish. Raises ValueError, before any work, for a prompt that leaves no room to answer, and
+        WrongWeights when `version` is given and is not the one held."""
+        check_version(self.policy_version, version)
+        check_requests(requests, self.max_length)
         waiting = deque((r, g) for r in range(len(requests)) for g in range(params.group_size))
         done: dict[int, dict[int, Completion]] = {}
         batch = _Batch(self, requests, params)
@@ -75,37 +81,47 @@ class ModelSampler:
                     del done[running.request]
                     yield Group(key=request.key, prompt_ids=request.prompt_ids, completions=completions)
 
-    def _check(self, requests: Sequence[Request]) -> None:
-        for request in requests:
-            if not 0 < len(request.prompt_ids) < self.max_length:
-                raise ValueError(
-                    f"prompt '{request.key}' has {len(request.prompt_ids)} tokens; this model takes 1 to "
-                    f"{self.max_length - 1} and then answers within {self.max_length} in all"
-                )
-        if len({request.key for request in requests}) < len(requests):
-            raise ValueError("two requests share a key: their random numbers would be the same")
+    @torch.inference_mode()
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Logprobs, float32 [T - 1], of every token of each sequence but its first, at temperature 1."""
+        return [self._score(torch.tensor(list(ids), device=self.device)) for ids in sequences]
+
+    def _score(self, ids: torch.Tensor) -> np.ndarray:
+        layout = PackedLayout.from_lengths([len(ids)], self.device)
+        positions = torch.arange(len(ids), device=self.device)
+        output = self.model.model(input_ids=ids[None], position_ids=positions[None], use_cache=False, layout=layout)
+        logprobs = torch.log_softmax(self.model.lm_head(output.last_hidden_state[0, :-1]).float(), dim=-1)
+        return logprobs.gather(1, ids[1:, None])[:, 0].cpu().numpy()
 
     def _completion(self, running: _Running, reason: str, prompt_ids: Sequence[int]) -> Completion:
         said = self.tokenizer.decode(running.token_ids, skip_special_tokens=True)
         return Completion(
             token_ids=np.array(running.token_ids, dtype=np.int32),
             sampling_logprobs=np.array(running.logprobs, dtype=np.float32),
-            policy_version=self.policy_version,
+            policy_version=check_version(self.policy_version, None),
             finish_reason="stop" if reason == "stop" else "length",
             text=opened_by(self.tokenizer, prompt_ids) + said,
         )
 
 
-class TransformersGenerator(ModelSampler):
+class TransformersGenerator(ModelSampler, WeightReceiver):
     """A Generator (see rollouts.generator) with its own copy of the policy."""
 
     def __init__(self, checkpoint: str, *, max_slots: int = 256, dtype: str = "float32", device: str = "auto"):
         model = load_model(checkpoint, dtype=getattr(torch, dtype), device=resolve_device(device)).eval()
         super().__init__(model, load_tokenizer(checkpoint), max_slots)
 
-    def load_weights(self, tensors: Mapping[str, np.ndarray] | Iterable[tuple[str, np.ndarray]], version: int) -> None:
-        load_hub_state_dict(self.model, dict(tensors))
-        self.policy_version = version
+    def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tuple(view.shape) for name, view in hub_views(self.model).items()}
+
+    @torch.no_grad()
+    def _take(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        views = hub_views(self.model)
+        for name, tensor in tensors:
+            views[name].copy_(tensor)
+
+    def held_checksums(self) -> dict[str, str] | None:
+        return {name: checksum(view.cpu()) for name, view in hub_views(self.model).items()}
 
     def ready(self) -> bool:
         """Answers as soon as the model is loaded; used to tell a dead replica from a slow one."""

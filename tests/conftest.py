@@ -43,14 +43,14 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def llama_checkpoint(tmp_path_factory) -> Path:
     """A dense Llama of the same size."""
-    return make_checkpoint(tmp_path_factory.mktemp("llama") / "checkpoint", architecture="llama")
+    return make_checkpoint(tmp_path_factory.mktemp("llama") / "checkpoint", architecture="llama", num_heads=2)
 
 
 @pytest.fixture(scope="session")
 def tied_checkpoint(tmp_path_factory) -> Path:
     """A Llama whose input and output embeddings are one tensor."""
     folder = tmp_path_factory.mktemp("tied") / "checkpoint"
-    return make_checkpoint(folder, architecture="llama", tie_embeddings=True)
+    return make_checkpoint(folder, architecture="llama", num_heads=2, tie_embeddings=True)
 
 
 @pytest.fixture(scope="session")

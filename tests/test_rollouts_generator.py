@@ -19,11 +19,24 @@ def transformers_generator(checkpoint, max_slots=256):
     return TransformersGenerator(str(checkpoint), max_slots=max_slots, device="cpu")
 
 
+_alive = []  # the end of one vLLM engine would take the process groups of the others with it
+
+
+def vllm_generator(checkpoint, max_slots=256):
+    pytest.importorskip("vllm")
+    from rollouts.vllm_generator import VLLMGenerator
+
+    arguments = {"kv_cache_memory_bytes": 64 << 20}
+    engine = VLLMGenerator(str(checkpoint), max_slots=max_slots, device="cpu", engine_args=arguments)
+    _alive.append(engine)
+    return engine
+
+
 # name: (checkpoint, max_slots) -> Generator
-FACTORIES = {"transformers": transformers_generator}
+FACTORIES = {"transformers": transformers_generator, "vllm": vllm_generator}
 
 
-@pytest.fixture(scope="module", params=sorted(FACTORIES))
+@pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=pytest.mark.slow)])
 def factory(request):
     return FACTORIES[request.param]
 

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from data.packing import deal
-from models.checkpoint import hub_state_dict, load_model
+from models.checkpoint import hub_views, load_model
 from rollouts.config import GeneratorConfig
 from rollouts.records import Request, SamplingParams
 from rollouts.transformers_generator import TransformersGenerator
+from rollouts.transport import Files
 
 PARAMS = SamplingParams(max_new_tokens=40, group_size=4, seed=3)
 CONFIG = GeneratorConfig(replicas=2, max_slots=8, deadline_s=120)
@@ -28,15 +30,23 @@ def content(groups):
 @pytest.fixture(scope="module")
 def weights(tiny_checkpoint):
     """Other weights than the checkpoint's, so that a replica without them is noticed."""
-    return {name: (1.1 * t).numpy() for name, t in hub_state_dict(load_model(tiny_checkpoint)).items()}
+    return {name: 1.1 * t for name, t in hub_views(load_model(tiny_checkpoint)).items()}
 
 
 @pytest.fixture(scope="module")
-def pool(ray_session, tiny_checkpoint, weights):
+def other_weights(weights, tmp_path_factory):
+    """The same as files, for the pool to sync from."""
+    folder = tmp_path_factory.mktemp("weights")
+    save_file(weights, folder / "model.safetensors")
+    return Files(folder)
+
+
+@pytest.fixture(scope="module")
+def pool(ray_session, tiny_checkpoint, other_weights):
     from rollouts.pool import GeneratorPool
 
     pool = GeneratorPool(str(tiny_checkpoint), CONFIG)
-    pool.sync(weights, version=5)
+    pool.sync(other_weights, version=5)
     yield pool
     pool.close()
 
@@ -69,7 +79,7 @@ def test_a_second_call_gives_the_same(pool, expected):
 def test_a_replica_killed_while_sampling_is_replaced_and_nothing_changes(pool, expected):
     from cluster.actors import kill
 
-    victim, other = pool._replicas
+    victim, other = pool.replicas
     arrived = []
     for group in pool.stream(requests(), PARAMS):
         arrived.append(group)
@@ -78,24 +88,24 @@ def test_a_replica_killed_while_sampling_is_replaced_and_nothing_changes(pool, e
     assert len(arrived) == len({g.key for g in arrived}) == 12
     by_key = {group.key: group for group in arrived}
     assert content([by_key[r.key] for r in requests()]) == expected
-    assert pool._replicas[0] is not victim
-    assert pool._replicas[1] is other  # the busy one goes on
+    assert pool.replicas[0] is not victim
+    assert pool.replicas[1] is other  # the busy one goes on
 
 
 @pytest.mark.slow
 def test_a_replica_killed_between_calls_gets_the_last_weights(pool, expected):
     from cluster.actors import kill
 
-    kill(pool._replicas[1])
+    kill(pool.replicas[1])
     assert content(pool.sample(requests(), PARAMS)) == expected
 
 
 @pytest.mark.slow
-def test_a_replica_killed_before_a_sync_gets_its_weights(pool, weights, expected):
+def test_a_replica_killed_before_a_sync_gets_its_weights(pool, other_weights, expected):
     from cluster.actors import kill
 
-    kill(pool._replicas[0])
-    pool.sync(weights, version=6)
+    kill(pool.replicas[0])
+    pool.sync(other_weights, version=6)
     groups = pool.sample(requests(), PARAMS)
     assert {c.policy_version for g in groups for c in g.completions} == {6}
     tokens = [[t for t, _, _ in completions] for _, completions in content(groups)]
@@ -140,7 +150,7 @@ def test_a_checkpoint_that_cannot_be_loaded_is_said_at_once(ray_session, tmp_pat
         with pytest.raises(StartFailed, match=r"sampling: a worker process cannot start: .*lama"):
             pool.sample(requests(2), PARAMS)
         with pytest.raises(StartFailed, match="weight sync to version 1: a worker process cannot start"):
-            pool.sync({}, version=1)
+            pool.sync(Files(tmp_path), version=1)
     finally:
         pool.close()
     assert not started
@@ -150,10 +160,10 @@ def test_a_checkpoint_that_cannot_be_loaded_is_said_at_once(ray_session, tmp_pat
 def test_a_replica_that_is_out_of_reach_is_ended_before_another_one_starts(pool, monkeypatch):
     from cluster.actors import ActorDied, wait
 
-    old = pool._replicas[1]
+    old = pool.replicas[1]
     monkeypatch.setattr("rollouts.pool.next_item", _out_of_reach_once())
     groups = pool.sample(requests(), PARAMS)
-    assert len(groups) == 12 and pool._replicas[1] is not old
+    assert len(groups) == 12 and pool.replicas[1] is not old
     with pytest.raises(ActorDied):
         wait(old.ready.remote(), phase="testing", deadline_s=60)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from data.chat import Template, render_prompt
 from models.attention import PackedLayout
-from models.checkpoint import hub_state_dict, load_model, load_mtp_module, load_tokenizer, resolve_device, save_model
+from models.checkpoint import hub_views, load_model, load_mtp_module, load_tokenizer, resolve_device, save_model
 from models.mtp import mtp_hidden
 from models.routing import LoadCounter
 from training.config import OptimizerConfig
@@ -112,9 +112,9 @@ class Trainer:
 
     # --- weights and state ---
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """The policy's weights by checkpoint name, for weight sync."""
-        return {name: tensor.cpu().numpy() for name, tensor in hub_state_dict(self.model).items()}
+    def weight_views(self) -> dict[str, torch.Tensor]:
+        """The policy's weights by checkpoint name, where they are: not to be written to."""
+        return hub_views(self.model)
 
     def save_checkpoint(self, folder: str, dtype: str = "float32") -> None:
         """A Hugging Face checkpoint."""

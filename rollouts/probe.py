@@ -1,0 +1,89 @@
+"""The proof, after every weight sync, that the policy which samples is the policy which trains.
+
+Both sides compute the logprobs of the same fixed prompts. What differs is rounding, or a fault: a lost tensor, a stale
+replica, a kernel that reads weights in another layout. Faults are larger by orders of magnitude.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.actors import wait
+from rollouts.config import GeneratorConfig
+from rollouts.pool import GeneratorPool
+from rollouts.transport import Transport
+
+# Nats per token on average. On the tiny MoE model vLLM is at 1e-6 from the trainer in float32.
+_LIMITS = {"float32": 1e-4, "bfloat16": 0.1, "fp8": 0.3}
+
+
+class SyncFault(Exception):
+    """A generator does not hold the weights that the trainer has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """Between two sides' logprobs of the same tokens: absolute, nats per token."""
+
+    mean: float
+    max: float
+
+
+def gap(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> Gap:
+    """NaN when either side says NaN."""
+    gaps = np.concatenate([np.abs(a.astype(np.float64) - b) for a, b in zip(expected, got, strict=True)])
+    return Gap(mean=float(gaps.mean()), max=float(gaps.max()))
+
+
+def limit(config: GeneratorConfig) -> float:
+    """The largest mean gap that passes: the recipe's, or that of the coarsest precision on the way."""
+    if config.sync.probe_limit is not None:
+        return config.sync.probe_limit
+    return max(_LIMITS[config.dtype], _LIMITS[config.sync.wire])
+
+
+def check_sync(
+    trainer: Any, pool: GeneratorPool, transport: Transport, version: int, prompts: Sequence[list[int]], report: Path
+) -> dict[str, float]:
+    """Compare trainer and replicas on `prompts`, each of at least two tokens; returns metrics.
+
+    Raises SyncFault, after writing to `report` which tensors differ, when a replica is further off than `limit`.
+    """
+    config = pool.config
+    expected = wait(trainer.score.remote(prompts), phase="scoring the probe", deadline_s=config.deadline_s)
+    gaps = [gap(expected, scores) for scores in pool.score(prompts)]
+    worst = max(gaps, key=lambda g: g.mean if g.mean == g.mean else float("inf"))
+    if not worst.mean <= limit(config):  # NaN does not pass either
+        found = _explain(trainer, pool, transport, version, gaps, report)
+        raise SyncFault(
+            f"after the weight sync to version {version} a generator's logprobs differ from the trainer's by "
+            f"{worst.mean:.3g} nats per token, more than {limit(config):g}; {found} (see {report})"
+        )
+    return {"sync/probe_abs_mean": worst.mean, "sync/probe_abs_max": max(g.max for g in gaps)}
+
+
+def _explain(
+    trainer: Any, pool: GeneratorPool, transport: Transport, version: int, gaps: Sequence[Gap], report: Path
+) -> str:
+    """Find out which tensors differ, by the checksums of what is sent, what arrives and what is held; one sentence."""
+    deadline = pool.config.deadline_s
+    held = pool.held_checksums()  # before they are sent again
+    arrived = transport.send(pool.replicas, version, deadline, checksums=True)
+    sent = wait(trainer.weight_checksums.remote(pool.config.sync.wire), phase="checksums", deadline_s=deadline)
+    own = wait(trainer.weight_checksums.remote(), phase="checksums", deadline_s=deadline)
+    lost = [sorted(name for name in got if got[name] != sent.get(name)) for got in arrived]
+    comparable = pool.config.dtype == pool.config.sync.wire == "float32"  # else what is held is rounded
+    wrong = [sorted(n for n in h if h[n] != own[n]) if h is not None and comparable else None for h in held]
+    replicas = [
+        {**asdict(g), "arrived_differently": a, "held_differently": h}
+        for g, a, h in zip(gaps, lost, wrong, strict=True)
+    ]
+    report.write_text(json.dumps({"version": version, "tensors": len(own), "replicas": replicas}, indent=1) + "\n")
+    named = next((names for names in (*lost, *wrong) if names), None)
+    if named:
+        return f"{len(named)} of {len(own)} tensors differ, the first is {named[0]}"
+    return f"all {len(own)} tensors arrive as they are sent, so the engine computes otherwise with them"

@@ -1,0 +1,129 @@
+"""Where vLLM goes wrong on CPU, and the ways round it. Checked for the versions below alone; each has a test.
+
+1. With enforce_eager the rotary embedding kernel misreads MLA's queries: logprobs are off by up to 6e-2, silently.
+   Way round: leave that one custom op off.
+2. A weight update leaves experts as garbage, because their packed form is made only once.
+   Way round: forget the packed form before every update.
+3. Routed experts and sampling masks come from Model Runner V2, which needs Triton, which has no CPU backend here.
+   Way round: read both off the running engine, which lives in this process.
+4. MTP drafting at a temperature above 0 samples another distribution than the model's (greedy decoding is exact).
+   No way round: it is refused.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+VERSIONS = ("0.32.",)
+NO_DRAFTING = (
+    "on CPU vLLM's drafts change the distribution at temperatures above 0 (the sampled tokens would not be the "
+    "policy's); leave it out"
+)
+
+
+def check_version(version: str) -> None:
+    """Raises RuntimeError for a vLLM whose behaviour on CPU nobody has looked at."""
+    if not version.startswith(VERSIONS):
+        raise RuntimeError(
+            f"vLLM {version} on CPU: the ways round its errors are checked for {'x, '.join(VERSIONS)}x alone; install "
+            "that one, or run tests/test_rollouts_vllm.py with yours and extend rollouts/vllm_cpu.py"
+        )
+
+
+def environment() -> dict[str, str]:
+    """What must be set before vLLM is imported."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in this process: half the start, and 3. needs it
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer shares the cores
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+
+
+def engine_arguments() -> dict[str, Any]:
+    return {
+        "enforce_eager": True,  # compiling takes longer than a tiny model samples
+        "compilation_config": {"custom_ops": ["all", "-rotary_embedding"]},  # 1.
+        "kv_cache_memory_bytes": 1 << 30,
+    }
+
+
+def forget_packed_experts(model: nn.Module) -> None:
+    """2. To be called before every weight update."""
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
+
+
+class Capture:
+    """3. Routed experts and sampling supports of running requests, taken from the model runner as it works."""
+
+    def __init__(self, runner: Any):
+        """`runner`: vLLM's GPUModelRunner (V1) of this process, whose class the CPU one inherits."""
+        self.runner = runner
+        self._routers = moe_routers(runner.get_model())
+        self._wanted: dict[str, tuple[np.ndarray | None, list[np.ndarray] | None]] = {}
+        self._step: dict[int, torch.Tensor] = {}
+        for index, router in enumerate(self._routers):
+            router.set_capture_fn(partial(self._step.__setitem__, index))
+        runner.execute_model = self._around(runner.execute_model, after=self._keep_experts)
+        sampler = runner.sampler.topk_topp_sampler
+        sampler.forward = self._around(sampler.forward, after=self._keep_support)
+
+    @property
+    def is_moe(self) -> bool:
+        return bool(self._routers)
+
+    def expect(self, request: str, tokens: int, *, experts: bool, support: bool) -> None:
+        """Collect for this request from now on; `tokens`: prompt and completion together, at most."""
+        shape = (tokens, len(self._routers), self._routers[0].top_k) if self._routers else ()
+        most = self._routers[0].global_num_experts if self._routers else 0
+        rows = np.zeros(shape, np.uint8 if most <= 256 else np.uint16) if experts and self._routers else None
+        if rows is not None or support:
+            self._wanted[request] = (rows, [] if support else None)
+
+    def take(self, request: str) -> tuple[np.ndarray | None, list[np.ndarray] | None]:
+        """(experts [tokens, L, K], ids that could have been drawn for every token), and forget the request."""
+        return self._wanted.pop(request, (None, None))
+
+    def _around(self, call: Callable, after: Callable) -> Callable:
+        def wrapped(*args, **kwargs):
+            result = call(*args, **kwargs)
+            if self._wanted:
+                after(result, *args)
+            return result
+
+        return wrapped
+
+    def _keep_experts(self, _, scheduled, *rest) -> None:
+        if not self._routers or not scheduled.total_num_scheduled_tokens:
+            return
+        chosen = torch.stack([self._step[i] for i in range(len(self._routers))], dim=1).numpy()
+        row = 0
+        for request in self.runner.input_batch.req_ids:
+            count = scheduled.num_scheduled_tokens[request]
+            rows, _ = self._wanted.get(request, (None, None))
+            if rows is not None:
+                start = self.runner.requests[request].num_computed_tokens
+                rows[start : start + count] = chosen[row : row + count]
+            row += count
+
+    def _keep_support(self, result, *_) -> None:
+        _, logprobs = result
+        discarded = self.runner.discard_request_mask.np
+        for row, request in enumerate(self.runner.input_batch.req_ids):
+            _, supports = self._wanted.get(request, (None, None))
+            if supports is not None and not discarded[row]:
+                supports.append(torch.nonzero(logprobs[row] > float("-inf"))[:, 0].to(torch.int32).numpy())
+
+
+def moe_routers(model: nn.Module) -> list[Any]:
+    """The routers of all MoE layers, in layer order."""
+    from vllm.model_executor.layers.fused_moe.layer import MoERunner
+
+    layers = [module for module in model.modules() if isinstance(module, MoERunner)]
+    return [layer.router for layer in sorted(layers, key=lambda layer: layer.layer_id)]

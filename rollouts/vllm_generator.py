@@ -1,0 +1,262 @@
+"""The generator with vLLM inside: one engine per replica, on CPU in this very process.
+
+Every completion is a request of its own with a seed of its own, so it depends on neither batch nor neighbours; prompts
+are shared by the prefix cache where the engine has one.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.chat import opened_by
+from models.checkpoint import resolve_device
+from rollouts import vllm_cpu
+from rollouts.records import Completion, Group, Request, SamplingParams, Support
+from rollouts.requests import check_requests
+from rollouts.weight_sync import WeightReceiver, check_version, stored_shapes
+
+# What the generator decides itself, because its contract (rollouts.generator) depends on it.
+_OURS = {
+    "model": "the stage's checkpoint",
+    "dtype": "generator.dtype",
+    "max_num_seqs": "generator.max_slots",
+    "tensor_parallel_size": "generator.tensor_parallel",
+    "data_parallel_size": "generator.replicas",
+    "enable_expert_parallel": "generator.expert_parallel",
+    "logprobs_mode": "the contract: logprobs of the distribution drawn from",
+    "weight_transfer_config": "weight sync",
+    "generation_config": "the contract: nothing but the recipe sets sampling",
+}
+
+
+class VLLMGenerator(WeightReceiver):
+    """A Generator (see rollouts.generator)."""
+
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        max_slots: int = 256,
+        dtype: str = "float32",
+        device: str = "auto",
+        tensor_parallel: int = 1,
+        expert_parallel: bool = False,
+        sleep: bool = False,
+        engine_args: Mapping[str, Any] | None = None,
+    ):
+        """`engine_args`: further arguments of vLLM's engine. Raises ValueError for one that vLLM does not have or that
+        the generator decides itself, RuntimeError on CPU with a vLLM that was not checked there."""
+        self.on_cpu = resolve_device(device).type == "cpu"
+        if self.on_cpu:
+            os.environ.update(vllm_cpu.environment())
+        from rollouts.vllm_weights import BACKEND, register
+
+        register()
+        import vllm
+
+        arguments = self._engine_arguments(dict(engine_args or {}))
+        self.llm = vllm.LLM(
+            model=checkpoint,
+            dtype=dtype,
+            max_num_seqs=max_slots,
+            tensor_parallel_size=tensor_parallel,
+            enable_expert_parallel=expert_parallel,
+            enable_sleep_mode=sleep and not self.on_cpu,
+            logprobs_mode="processed_logprobs",
+            generation_config="auto",
+            weight_transfer_config=vllm.config.WeightTransferConfig(backend=BACKEND),
+            **arguments,
+        )
+        self.llm.init_weight_transfer_engine({"init_info": {}})
+        self.engine = self.llm.llm_engine
+        self.tokenizer = self.llm.get_tokenizer()
+        self.max_length = self.engine.model_config.max_model_len
+        self.capture = vllm_cpu.Capture(_runner(self.llm)) if self.on_cpu else None
+        self.policy_version: int | None = 0
+        self._shapes = self._needed(checkpoint)
+        self._calls = 0
+
+    def _engine_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+        import vllm
+        from vllm.engine.arg_utils import EngineArgs
+
+        known = {field.name for field in dataclasses.fields(EngineArgs)}
+        for name in given:
+            if name in _OURS:
+                raise ValueError(f"generator.engine_args.{name} is not yours to set: it follows {_OURS[name]}")
+            if name not in known:
+                near = difflib.get_close_matches(name, sorted(known), n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"generator.engine_args.{name}: vLLM {vllm.__version__} has no such argument{hint}")
+        if not self.on_cpu:
+            return {"enable_return_routed_experts": False, **given}
+        vllm_cpu.check_version(vllm.__version__)
+        if given.get("speculative_config") or given.get("spec_method"):
+            raise ValueError(f"generator.engine_args.speculative_config: {vllm_cpu.NO_DRAFTING}")
+        return vllm_cpu.engine_arguments() | given
+
+    def _needed(self, checkpoint: str) -> dict[str, tuple[int, ...]]:
+        config = self.engine.model_config.hf_config
+        extra = f"model.layers.{config.num_hidden_layers}."  # MTP, which the engine does not sample with
+        tied = "lm_head.weight" if config.tie_word_embeddings else ""
+        shapes = stored_shapes(checkpoint)
+        return {name: shape for name, shape in shapes.items() if not name.startswith(extra) and name != tied}
+
+    # --- sampling ---
+
+    def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:
+        by_key = {group.key: group for group in self.stream(requests, params)}
+        return [by_key[request.key] for request in requests]
+
+    def stream(
+        self, requests: Sequence[Request], params: SamplingParams, version: int | None = None
+    ) -> Iterator[Group]:
+        """Groups as they finish. Raises ValueError, before any work, for a prompt that leaves no room to answer, and
+        WrongWeights when `version` is given and is not the one held."""
+        version = check_version(self.policy_version, version)
+        check_requests(requests, self.max_length)
+        self._calls += 1
+        running: dict[str, tuple[int, int]] = {}  # the engine's id -> request, sample
+        done: dict[int, dict[int, Completion]] = {}
+        internal: dict[str, str] = {}
+        try:
+            for index, request in enumerate(requests):
+                for sample in range(params.group_size):
+                    name = f"{self._calls}/{index}/{sample}"
+                    internal[name] = self._add(name, request, sample, params)
+                    running[name] = index, sample
+            while running:
+                for output in self.engine.step():
+                    if output.request_id not in running or not output.finished:
+                        continue
+                    index, sample = running.pop(output.request_id)
+                    request, group = requests[index], done.setdefault(index, {})
+                    group[sample] = self._completion(
+                        output.outputs[0], request, params, internal.pop(output.request_id)
+                    )
+                    if len(group) == params.group_size:
+                        completions = [group[g] for g in range(params.group_size)]
+                        del done[index]
+                        yield Group(key=request.key, prompt_ids=request.prompt_ids, completions=completions)
+        finally:
+            if running:  # the caller stopped listening, or a step failed
+                self.engine.abort_request([internal[name] for name in running], internal=True)
+                self._forget(internal.values())
+
+    def _add(self, name: str, request: Request, sample: int, params: SamplingParams) -> str:
+        import vllm
+        from vllm.sampling_params import RequestOutputKind
+
+        room = self.max_length - len(request.prompt_ids)
+        limit = min(params.max_new_tokens, room)
+        settings = vllm.SamplingParams(
+            max_tokens=limit,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=params.top_k,
+            min_p=params.min_p,
+            seed=seed_of(params.seed, request.key, sample),
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        engine_id = self.engine.add_request(name, {"prompt_token_ids": list(request.prompt_ids)}, settings)
+        if self.capture is not None:
+            self.capture.expect(
+                engine_id,
+                len(request.prompt_ids) + limit,
+                experts=params.return_routed_experts,
+                support=params.return_support,
+            )
+        return engine_id
+
+    def _completion(self, output: Any, request: Request, params: SamplingParams, engine_id: str) -> Completion:
+        token_ids = np.array(output.token_ids, dtype=np.int32)
+        logprobs = np.zeros(len(token_ids), dtype=np.float32)  # greedy: one outcome
+        if params.temperature > 0:
+            logprobs[:] = [output.logprobs.logprobs[start] for start in output.logprobs.start_indices]
+        experts, support = self._captured(engine_id, len(request.prompt_ids) + len(token_ids) - 1, output)
+        said = self.tokenizer.decode(output.token_ids, skip_special_tokens=True)
+        return Completion(
+            token_ids=token_ids,
+            sampling_logprobs=logprobs,
+            policy_version=self.policy_version or 0,
+            finish_reason="stop" if output.finish_reason == "stop" else "length",
+            text=opened_by(self.tokenizer, request.prompt_ids) + said,
+            routed_experts=experts,
+            support=support,
+        )
+
+    def _captured(self, engine_id: str, tokens: int, output: Any) -> tuple[np.ndarray | None, Support | None]:
+        if self.capture is None:
+            return output.routed_experts, None
+        experts, sets = self.capture.take(engine_id)
+        support = None
+        if sets:
+            support = Support(ids=np.concatenate(sets), sizes=np.array([len(ids) for ids in sets], dtype=np.int32))
+        return None if experts is None else experts[:tokens].copy(), support
+
+    def _forget(self, engine_ids: Iterable[str]) -> None:
+        for engine_id in engine_ids:
+            if self.capture is not None:
+                self.capture.take(engine_id)
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Logprobs, float32 [T - 1], of every token of each sequence but its first, at temperature 1."""
+        import vllm
+
+        settings = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        prompts = [{"prompt_token_ids": list(ids)} for ids in sequences]
+        outputs = self.llm.generate(prompts, settings, use_tqdm=False)
+        return [
+            np.array(
+                [row[token].logprob for row, token in zip(o.prompt_logprobs[1:], ids[1:], strict=True)], np.float32
+            )
+            for o, ids in zip(outputs, sequences, strict=True)
+        ]
+
+    def sleep(self) -> None:
+        """Give device memory back (weights wait in host memory). On CPU there is nothing to give."""
+        if not self.on_cpu:
+            self.llm.sleep(level=1)
+
+    def wake(self) -> None:
+        if not self.on_cpu:
+            self.llm.wake_up()
+
+    def ready(self) -> bool:
+        """Answers as soon as the model is loaded; used to tell a dead replica from a slow one."""
+        return True
+
+    # --- weights (see rollouts.weight_sync) ---
+
+    def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self._shapes
+
+    def _start_update(self) -> None:
+        self.llm.start_weight_update()
+
+    def _take(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self.llm.update_weights({"update_info": {"items": list(tensors)}})
+
+    def _finish_update(self, version: int) -> None:
+        self.llm.finish_weight_update(weight_version=str(version))
+        self.llm.reset_prefix_cache()  # it holds keys and values of the old policy
+
+
+def seed_of(seed: int, key: str, sample: int) -> int:
+    """The seed of one completion, in [0, 2^63)."""
+    digest = hashlib.blake2b(f"{seed}/{key}/{sample}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _runner(llm: Any) -> Any:
+    [runner] = llm.collective_rpc(lambda worker: worker.model_runner)
+    return runner

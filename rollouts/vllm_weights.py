@@ -1,0 +1,58 @@
+"""The receiving end of weight sync inside vLLM: its own weight-transfer interface, fed with our buckets."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.platforms import current_platform
+
+from rollouts.vllm_cpu import forget_packed_experts
+
+BACKEND = "r1_buckets"
+
+
+@dataclass
+class NoRendezvous(WeightTransferInitInfo):
+    """Tensors come with the call; there is nothing to agree on."""
+
+
+@dataclass
+class Tensors(WeightTransferUpdateInfo):
+    items: list[tuple[str, Any]]  # (checkpoint name, tensor)
+
+
+class BucketEngine(WeightTransferEngine[NoRendezvous, Tensors]):
+    init_info_cls = NoRendezvous
+    update_info_cls = Tensors
+
+    def init_transfer_engine(self, init_info: NoRendezvous) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        if current_platform.is_cpu():
+            forget_packed_experts(self.model)
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: Tensors) -> None:
+        from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
+
+        with disable_mtp_completeness_check():
+            self.model.load_weights(iter(update_info.items))
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        pass
+
+
+def register() -> None:
+    """Make the backend known to vLLM in this process; vLLM calls it in its worker processes (see pyproject.toml)."""
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, BucketEngine)
