@@ -2,14 +2,14 @@
 
 A *stage recipe* is `stage: <kind>` and the keys of that kind's config. A *pipeline* names stages, their recipes and
 their inputs (`PipelineFile`). Settings come in layers, later over earlier: the config's defaults, the recipe file, the
-pipeline's `set:`, the command line.
+pipeline's `set:` (every stage that has the key; on the command line all.KEY=VALUE), the stage's `set:` (STAGE.KEY=VALUE).
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -21,12 +21,12 @@ from data.config import LOCAL_OR_HUB, is_local
 from pipeline.errors import RecipeError, did_you_mean
 from pipeline.inputs import Input, input_problems, order_stages
 from pipeline.recipe_checks import settings_problems
-from pipeline.schema import check, resolve_paths
+from pipeline.schema import check, field_names, has_key, resolve_paths
 from pipeline.stages import KINDS, Many, StageKind
 from pipeline.yaml_source import Document, KeyPath, Place, parse_yaml, read_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_RESERVED = ("name", "seed", "output", "extends", "stages", "inputs")
+_RESERVED = ("all", "name", "seed", "output", "extends", "set", "stages", "inputs")
 
 
 class StageEntry(BaseModel, extra="forbid", frozen=True):
@@ -46,6 +46,9 @@ class PipelineFile(BaseModel, extra="forbid", frozen=True):
     name: str = Field(description="name of the run; the run folder is runs/<name> unless `output` says otherwise")
     seed: int = Field(0, ge=0, description="every random number of every stage derives from it")
     output: str | None = Field(None, description="run folder, relative to the working directory; default runs/<name>")
+    set: dict[str, Any] = Field(
+        default_factory=dict, description="dotted.key -> value, laid over the recipe of every stage that has the key"
+    )
     stages: dict[str, StageEntry] = Field(min_length=1, description="stage name -> recipe, inputs and settings")
 
 
@@ -131,7 +134,7 @@ def _load_single(
     name = listing[0] if listing else path.stem
     if pipeline is None or not listing:
         pipeline = Document({"name": name, "stages": {name: {"recipe": path.name}}}, {(): Place(str(path), 1, 1)})
-    prefixed = [(keys if keys[0] in ("seed", "output") else [name, *keys], value) for keys, value in settings]
+    prefixed = [(keys if keys[0] in ("seed", "output", "all") else [name, *keys], value) for keys, value in settings]
     return _build(_laid_over(pipeline, prefixed, str(path)), path, kinds, only=name)
 
 
@@ -194,8 +197,10 @@ def _laid_over(pipeline: Document, settings: list[tuple[list[str], Document]], s
     for keys, value in settings:
         if keys in (["seed"], ["output"]):
             where = keys
+        elif keys[0] == "all" and len(keys) > 1:
+            where = ["set", ".".join(keys[1:])]
         elif keys[0] not in names:
-            hint = did_you_mean(keys[0], ["seed", "output", *names])
+            hint = did_you_mean(keys[0], ["seed", "output", "all", *names])
             problems.append(f"{value.place()}: hits nothing: {source} has no stage '{keys[0]}'{hint}")
             continue
         elif len(keys) == 1:
@@ -229,12 +234,22 @@ def _build(document: Document, path: Path, kinds: Mapping[str, StageKind], only:
         recipes[name] = stage.leaves if stage else None
         if stage:
             stages[name] = stage
+    problems.extend(_unheard(file, document, stages))
     problems.extend(input_problems(stages, recipes, kinds, document))
     if not problems:
         stages = order_stages(stages, document, problems)
     if problems:
         raise RecipeError(problems)
     return Pipeline(name=file.name, seed=file.seed, folder=folder, file=path, stages=stages, only=only)
+
+
+def _unheard(file: PipelineFile, document: Document, stages: Mapping[str, Stage]) -> Iterator[str]:
+    """Settings for all stages that no stage has."""
+    for key in file.set if len(stages) == len(file.stages) else ():
+        if not any(has_key(type(stage.config), key.split(".")) for stage in stages.values()):
+            *above, last = key.split(".")
+            known = {n for stage in stages.values() for n in field_names(type(stage.config), tuple(above), None)}
+            yield f"{document.place(('set', key))}: set: no stage has a key '{key}'{did_you_mean(last, sorted(known))}"
 
 
 def _build_stage(
@@ -265,9 +280,11 @@ def _build_stage(
         return None
     model = kind.config_class()
     settings = _resolved(written.without("stage"), model, recipe.parent)
-    for key, value in entry.set.items():
-        path = (*here, "set", key)
-        layer = Document(value, {(): document.place(path)}).nested_under(key.split("."))
+    shared = {key: value for key, value in file.set.items() if has_key(model, key.split("."))}
+    layers = [(("set", key), value) for key, value in shared.items()]
+    layers += [((*here, "set", key), value) for key, value in entry.set.items()]
+    for path, value in layers:
+        layer = Document(value, {(): document.place(path)}).nested_under(path[-1].split("."))
         settings = _resolved(layer, model, _folder(document, path)).over(settings)
     config = check(model, settings, str(kind_name), problems)
     inputs = _inputs(name, entry, kind, document, folder, list(file.stages))

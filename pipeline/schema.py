@@ -3,7 +3,7 @@
 import json
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -146,6 +146,17 @@ def field_names(model: type[BaseModel], path: KeyPath, data: Any) -> list[str]:
             found = [inner for field in fields for inner in models_in(field.annotation)]
         found = [option for option in found if _tags_agree(option, data)] or found
     return list(dict.fromkeys(name for option in found for name in option.model_fields))
+
+
+def has_key(model: type[BaseModel], path: Sequence[str]) -> bool:
+    """Whether a config takes a value at `path`; below a free mapping it takes any."""
+    for depth, part in enumerate(path):
+        names = field_names(model, tuple(path[:depth]), None)
+        if not names:
+            return True
+        if part not in names:
+            return False
+    return True
 
 
 def _under(data: Any, part: Any) -> Any:

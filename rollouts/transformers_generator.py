@@ -84,6 +84,7 @@ class ModelSampler:
     @torch.inference_mode()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Logprobs, float32 [T - 1], of every token of each sequence but its first, at temperature 1."""
+        check_version(self.policy_version, None)
         return [self._score(torch.tensor(list(ids), device=self.device)) for ids in sequences]
 
     def _score(self, ids: torch.Tensor) -> np.ndarray:

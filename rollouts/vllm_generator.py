@@ -212,6 +212,7 @@ class VLLMGenerator(WeightReceiver):
         """Logprobs, float32 [T - 1], of every token of each sequence but its first, at temperature 1."""
         import vllm
 
+        check_version(self.policy_version, None)
         settings = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         prompts = [{"prompt_token_ids": list(ids)} for ids in sequences]
         outputs = self.llm.generate(prompts, settings, use_tqdm=False)

@@ -71,7 +71,7 @@ def checksum(tensor: torch.Tensor) -> str:
 
 
 def on_wire(name: str, tensor: torch.Tensor, wire: WireFormat) -> list[tuple[str, torch.Tensor]]:
-    """What is sent for one tensor: itself, rounded, or FP8 with its block scales. With fp8 the rest goes as bfloat16."""
+    """What is sent for one tensor: itself, rounded, or FP8 with block scales. With fp8 the rest goes as bfloat16."""
     if wire == "float32" or name.endswith(_SELECTION_BIAS):
         return [(name, tensor.float())]
     layer, _, kind = name.rpartition(".")

@@ -1,0 +1,153 @@
+"""Weights on their way: nothing is lost, a bucket is bounded, and what is not whole is never sampled from."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.checkpoint import hub_state_dict, hub_views, load_model
+from rollouts.records import Request, SamplingParams
+from rollouts.transformers_generator import TransformersGenerator
+from rollouts.weight_sync import WrongWeights, pack_weights, stored_shapes, stored_tensors, write_buckets
+
+PARAMS = SamplingParams(max_new_tokens=8, seed=1)
+REQUESTS = [Request(key="a", prompt_ids=[9, 10, 11])]
+
+
+@pytest.fixture(scope="module")
+def weights(tiny_checkpoint):
+    return {name: tensor.clone() for name, tensor in hub_views(load_model(tiny_checkpoint)).items()}
+
+
+@pytest.fixture
+def generator(tiny_checkpoint):
+    return TransformersGenerator(str(tiny_checkpoint), device="cpu")
+
+
+def shapes(weights):
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+tensor_sizes = st.lists(st.lists(st.integers(1, 9), max_size=3), min_size=1, max_size=8)
+
+
+@given(tensor_sizes, st.integers(1, 2000))
+@settings(deadline=None)
+def test_buckets_hold_everything_once_and_are_bounded(sizes, limit):
+    tensors = {f"t{i}": torch.randn(size) for i, size in enumerate(sizes)}
+    buckets = list(pack_weights(tensors.items(), limit, "float32"))
+    arrived = [pair for bucket in buckets for pair in bucket.tensors()]
+    assert [name for name, _ in arrived] == list(tensors)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in arrived)
+    for bucket in buckets:
+        assert bucket.data.nbytes <= limit or len(bucket.names) == 1
+
+
+def test_names_are_those_of_the_checkpoint(weights, tiny_checkpoint):
+    expected = hub_state_dict(load_model(tiny_checkpoint))
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    mtp = {name for name in stored_shapes(tiny_checkpoint) if name.startswith("model.layers.3.")}
+    assert weights.keys() == stored_shapes(tiny_checkpoint).keys() - mtp
+
+
+@pytest.mark.parametrize(("wire", "bytes_per_weight"), [("float32", 4), ("bfloat16", 2), ("fp8", 1)])
+def test_formats_on_the_wire(weights, wire, bytes_per_weight):
+    arrived = {}
+    for bucket in pack_weights(weights.items(), 1 << 14, wire):
+        arrived |= dict(bucket.tensors())
+    assert arrived.keys() == weights.keys()
+    for name, tensor in weights.items():
+        got = arrived[name].float()
+        exact = wire == "float32" or name.endswith("e_score_correction_bias")
+        rounding = 0 if exact else 2**-8 if wire == "bfloat16" else 2**-4
+        step = tensor.abs().max() / 448 * 2**-9 if wire == "fp8" else 0
+        assert ((got - tensor).abs() <= rounding * tensor.abs() + step).all(), name
+    big = "model.layers.1.self_attn.kv_b_proj.weight"
+    sent = next(b for b in pack_weights(weights.items(), 1, wire) if big in b.names)
+    assert weights[big].numel() * bytes_per_weight <= sent.data.nbytes < weights[big].numel() * bytes_per_weight * 1.1
+
+
+def test_fp8_leaves_embeddings_head_router_and_norms_alone(weights):
+    quantised = {n for b in pack_weights(weights.items(), 1, "fp8") for n in b.names if n + "_scale_inv" in b.names}
+    kinds = {name.split(".")[-2] for name in quantised}
+    assert kinds == {
+        "q_a_proj",
+        "q_b_proj",
+        "kv_a_proj_with_mqa",
+        "kv_b_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    }
+    assert {name for name in weights if name.split(".")[-2] in kinds and name.endswith("weight")} == quantised
+
+
+def test_sent_in_buckets_equals_loaded_at_once(generator, tiny_checkpoint, weights):
+    other = {name: 1.1 * tensor for name, tensor in weights.items()}
+    whole = TransformersGenerator(str(tiny_checkpoint), device="cpu")
+    whole.load_weights(other, version=4)
+    generator.begin_update(shapes(other))
+    for bucket in pack_weights(other.items(), 4096, "float32"):
+        generator.update(bucket)
+    generator.finish_update(4)
+    assert generator.held_checksums() == whole.held_checksums()
+    a, b = (g.sample(REQUESTS, PARAMS)[0].completions[0] for g in (generator, whole))
+    assert a.token_ids.tolist() == b.token_ids.tolist()
+    assert a.policy_version == b.policy_version == 4
+
+
+@pytest.mark.parametrize("wire", ["float32", "fp8"])
+def test_files_hold_the_same_as_buckets(generator, weights, wire, tmp_path):
+    (tmp_path / "stale.safetensors").write_bytes(b"of an earlier version")
+    write_buckets(tmp_path, pack_weights(weights.items(), 1 << 15, wire))
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+    assert stored_shapes(tmp_path) == shapes(weights)
+    sent = {n: t for b in pack_weights(weights.items(), 1 << 15, wire) for n, t in b.tensors()}
+    assert all(torch.equal(tensor, sent[name]) for name, tensor in stored_tensors(tmp_path))
+    generator.load_files(str(tmp_path), version=2)
+    assert generator.policy_version == 2
+
+
+def test_half_an_update_is_never_sampled_from(generator, weights):
+    generator.begin_update(shapes(weights))
+    first = next(iter(pack_weights(weights.items(), 4096, "float32")))
+    generator.update(first)
+    for attempt in (lambda: generator.sample(REQUESTS, PARAMS), lambda: generator.score([[1, 2]])):
+        with pytest.raises(WrongWeights, match="incomplete"):
+            attempt()
+    with pytest.raises(KeyError, match="was announced and did not come"):
+        generator.finish_update(1)
+    with pytest.raises(WrongWeights):
+        generator.sample(REQUESTS, PARAMS)
+
+
+def test_an_update_that_lacks_a_tensor_changes_nothing(generator, weights):
+    before = generator.held_checksums()
+    known = shapes(weights)
+    with pytest.raises(KeyError, match=r"weights lack model\.norm\.weight"):
+        generator.begin_update({n: s for n, s in known.items() if n != "model.norm.weight"})
+    with pytest.raises(ValueError, match=r"model\.norm\.weight has shape \(3,\)"):
+        generator.begin_update(known | {"model.norm.weight": (3,)})
+    assert generator.policy_version == 0
+    assert generator.held_checksums() == before
+    generator.sample(REQUESTS, PARAMS)
+
+
+def test_a_replica_with_another_version_refuses(generator):
+    assert list(generator.stream(REQUESTS, PARAMS, version=0))
+    with pytest.raises(WrongWeights, match="holds policy version 0, but 3 was asked for"):
+        list(generator.stream(REQUESTS, PARAMS, version=3))
+
+
+def test_score_is_the_forward_pass(generator, tiny_checkpoint):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32, attn_implementation="eager")
+    sequences = [[9, 20, 31, 7], [5, 6]]
+    for ids, got in zip(sequences, generator.score(sequences), strict=True):
+        with torch.no_grad():
+            expected = torch.log_softmax(model.eval()(torch.tensor([ids])).logits[0].double(), -1)
+        np.testing.assert_allclose(got, expected[range(len(ids) - 1), ids[1:]], atol=2e-5)
