@@ -1,9 +1,10 @@
 """The policy loss, as pure functions of per-token logprobs.
 
     rho_t  = exp(policy_t - old_t)             importance ratio (GSPO: its geometric mean over t)
-    loss   = - sum_t w_t M_i min(rho_t A_i, clip(rho_t, 1 - clip_low, 1 + clip_high) A_i)  +  kl_coef sum_t w_t KL_t
+    loss   = - sum_t w_t c_t M_i min(rho_t A_i, clip(rho_t, 1 - clip_low, 1 + clip_high) A_i)  +  kl_coef sum_t w_t KL_t
 
-for token t of sequence i. The weight w_t carries the whole normalisation; its denominators belong to the *mini-batch*:
+for token t of sequence i. c_t is the correction and M_i the off-policy sequence mask (`rl.correction`), 1 when off. The
+weight w_t carries the whole normalisation; its denominators belong to the *mini-batch*:
 
     sequence_mean   w_t = 1 / (sequences * |o_i|)        R1 (ours), DeepSeekMath, V3.2, GSPO
     token_mean      w_t = 1 / tokens                     DAPO
@@ -18,7 +19,9 @@ Axes: T completion tokens of the micro-batch (prompt tokens never get here), N i
 import torch
 from torch import Tensor
 
+from rl.correction import correction_weights, off_policy_kept
 from rl.objective import Denominators, KLEstimator, Objective
+from rl.sequences import sequence_lengths, sequence_mean
 
 
 def policy_loss(
@@ -36,7 +39,7 @@ def policy_loss(
     Args:
         policy_T: logprobs under the current weights, with gradient, float32 or float64.
         old_T, ref_T, sampling_T: the other three logprobs, without gradient. `ref_T` is needed when kl_coef > 0,
-            `sampling_T` for the off-policy sequence mask, which compares with what the generator reported.
+            `sampling_T` for correction and mask, which compare with what the generator reported.
         sequence_of_token_T: int64 in [0, N): the sequence each token belongs to. Tokens may come in any order.
         denominators: `sequences`, `tokens` and `max_length` of the whole mini-batch, over all micro-batches and ranks.
             (Data-parallel wrappers that average gradients over ranks need the loss times the number of ranks.)
@@ -55,12 +58,10 @@ def policy_loss(
     advantage_T = advantages_N.to(policy_T.dtype)[sequence_of_token_T]
     weight_T = token_weights(sequence_of_token_T, len(advantages_N), objective, denominators).to(policy_T.dtype)
 
-    token_ratio_T = torch.exp(policy_T - old_T)
+    log_ratio_T = policy_T - old_T
     if objective.ratio_level == "sequence":
-        ratio_N = torch.exp(_sequence_mean(policy_T - old_T, sequence_of_token_T, len(advantages_N)))
-        ratio_T = ratio_N[sequence_of_token_T]
-    else:
-        ratio_T = token_ratio_T
+        log_ratio_T = sequence_mean(log_ratio_T, sequence_of_token_T, len(advantages_N))[sequence_of_token_T]
+    ratio_T = torch.exp(log_ratio_T)
     clipped_T = ratio_T.clamp(1 - objective.clip_low, 1 + objective.clip_high)
     surrogate_T = torch.minimum(ratio_T * advantage_T, clipped_T * advantage_T)
 
@@ -69,17 +70,24 @@ def policy_loss(
         assert sampling_T is not None
         kept_N = off_policy_kept(policy_T, sampling_T, advantages_N, sequence_of_token_T, objective.sequence_mask_delta)
         surrogate_T = surrogate_T * kept_N[sequence_of_token_T]
+    correction_sums = {}
+    if objective.correction != "none":
+        assert sampling_T is not None
+        correction_T, correction_sums = correction_weights(
+            old_T, sampling_T, sequence_of_token_T, len(advantages_N), objective
+        )
+        surrogate_T = surrogate_T * correction_T
     loss = -(weight_T * surrogate_T).sum()
 
     if objective.needs_reference:
         assert ref_T is not None
         kl_T = kl_estimate(policy_T, ref_T, objective.kl_estimator)
         if objective.unbiased_kl:
-            kl_T = token_ratio_T * kl_T  # the ratio keeps its gradient: that is what removes the bias
+            kl_T = torch.exp(policy_T - old_T) * kl_T  # the ratio keeps its gradient: that is what removes the bias
         loss = loss + objective.kl_coef * (weight_T * kl_T).sum()
 
     with torch.no_grad():
-        sums = _metric_sums(policy_T, old_T, ref_T, sampling_T, ratio_T, advantage_T, objective)
+        sums = _metric_sums(policy_T, old_T, ref_T, sampling_T, ratio_T, advantage_T, objective) | correction_sums
         sums["sequences"] = policy_T.new_tensor(len(advantages_N))
         sums["masked_sequences"] = (~kept_N).sum()
     return loss, sums
@@ -99,25 +107,12 @@ def kl_estimate(policy_T: Tensor, ref_T: Tensor, estimator: KLEstimator) -> Tens
     return torch.expm1(log_ratio_T) - log_ratio_T
 
 
-def off_policy_kept(
-    policy_T: Tensor, sampling_T: Tensor, advantages_N: Tensor, sequence_of_token_T: Tensor, delta: float
-) -> Tensor:
-    """DeepSeek-V3.2's off-policy sequence mask (eq. 9), bool [N]: False for sequences whose policy term is dropped.
-
-    Dropped are those with negative advantage and mean_t (sampling - policy) > delta: bad completions that the policy
-    would hardly produce any more. `sampling` is what the generator reported, so that staleness and generator/trainer
-    mismatch both count. A NaN keeps the sequence, and with it the NaN.
-    """
-    drift_N = _sequence_mean(sampling_T - policy_T.detach(), sequence_of_token_T, len(advantages_N))
-    return ~((advantages_N < 0) & (drift_N > delta))
-
-
 def token_weights(
     sequence_of_token_T: Tensor, sequences_here: int, objective: Objective, denominators: Denominators
 ) -> Tensor:
     """The weight w_t of each token, float64 [T]; the module docstring has the table."""
     if objective.aggregation == "sequence_mean":
-        length_N = _lengths(sequence_of_token_T, sequences_here)
+        length_N = sequence_lengths(sequence_of_token_T, sequences_here)
         return 1.0 / (denominators.sequences * length_N[sequence_of_token_T].double())
     constant = denominators.tokens
     if objective.aggregation == "sequence_sum":
@@ -153,16 +148,6 @@ def _metric_sums(
     return sums
 
 
-def _lengths(sequence_of_token_T: Tensor, sequences: int) -> Tensor:
-    lengths_N = sequence_of_token_T.new_zeros(sequences)
-    return lengths_N.index_add(0, sequence_of_token_T, torch.ones_like(sequence_of_token_T))
-
-
-def _sequence_mean(values_T: Tensor, sequence_of_token_T: Tensor, sequences: int) -> Tensor:
-    total_N = values_T.new_zeros(sequences).index_add(0, sequence_of_token_T, values_T)
-    return total_N / _lengths(sequence_of_token_T, sequences)
-
-
 def _check_inputs(
     policy_T: Tensor,
     old_T: Tensor,
@@ -175,8 +160,8 @@ def _check_inputs(
         raise ValueError(f"policy logprobs must be float32 or float64 (ratios need the digits), got {policy_T.dtype}")
     if objective.needs_reference and ref_T is None:
         raise ValueError(f"kl_coef {objective.kl_coef} needs reference logprobs: give ref_T or set kl_coef to 0")
-    if objective.sequence_mask_delta is not None and sampling_T is None:
-        raise ValueError("sequence_mask_delta needs the sampling logprobs of the generator; give sampling_T")
+    if objective.needs_sampling and sampling_T is None:
+        raise ValueError("correction and sequence_mask_delta need the generator's sampling logprobs; give sampling_T")
     named = {"old_T": old_T, "ref_T": ref_T, "sampling_T": sampling_T, "sequence_of_token_T": sequence_of_token_T}
     for name, tensor in named.items():
         if tensor is not None and tensor.shape != policy_T.shape:

@@ -18,12 +18,16 @@ MEANS = {
     "kl/reference_k3": ("kl_reference_k3", "tokens"),
     "mismatch/abs_mean": ("mismatch_abs", "mismatch_tokens"),
     "mismatch/kl": ("mismatch_k3", "mismatch_tokens"),
+    "correction/weight_mean": ("correction_weight", "correction_units"),
+    "correction/capped": ("correction_capped", "correction_units"),
+    "correction/masked": ("correction_masked", "correction_units"),
 }
 # metric name: key taken as it is
 PLAIN = {
     "loss/importance_ratio_max": "importance_ratio_max",
     "loss/nonfinite_tokens": "nonfinite_tokens",
     "mismatch/abs_max": "mismatch_abs_max",
+    "correction/weight_max": "correction_weight_max",
 }
 
 
@@ -48,7 +52,15 @@ def mini_batch_metrics(combined: Mapping[str, float]) -> dict[str, float]:
     for name, (total, count) in MEANS.items():
         if total in combined and combined.get(count):
             metrics[name] = combined[total] / combined[count]
+    if combined.get("correction_units"):
+        metrics["correction/ess"] = _effective_share(combined)
     return metrics
+
+
+def _effective_share(combined: Mapping[str, float]) -> float:
+    """Kish's effective sample size of the correction weights over their number: 1 if all are equal, 0 if all are 0."""
+    squares = combined["correction_weight_square"]
+    return combined["correction_weight"] ** 2 / (combined["correction_units"] * squares) if squares else 0.0
 
 
 def _nan_or_max(a: float, b: float) -> float:

@@ -1,12 +1,13 @@
 """What the policy maximises: named presets, each field of which a recipe may override on its own.
 
-    J = agg_t [ M min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) - kl_coef KL(policy || reference) ]
+    J = agg_t [ c M min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) - kl_coef KL(policy || reference) ]
 
 Sources: r1 = DeepSeek-R1 (arXiv:2501.12948), v3_2 = DeepSeek-V3.2 (2512.02556, section 3.1), dapo = DAPO (2503.14476),
 dr_grpo = Dr. GRPO (2503.20783), gspo = GSPO (2507.18071). What a paper leaves open is chosen here and marked "ours".
-The maths is in `rl.loss` and `rl.advantage`; this module is free of torch.
+The maths is in `rl.loss`, `rl.correction` (c, M) and `rl.advantage`; this module is free of torch.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -18,6 +19,17 @@ KLEstimator = Literal["k1", "k2", "k3"]
 RatioLevel = Literal["token", "sequence"]
 Aggregation = Literal["sequence_mean", "token_mean", "sequence_sum"]
 Overlong = Literal["soft", "mask", "none"]
+Correction = Literal["none", "tis_token", "tis_sequence", "mis_token", "mis_sequence"]
+
+# correction: (floor, cap) where a recipe gives none. 2 is verl's cap for TIS, [0.5, 2] its bounds for masked sequences,
+# [0.5, 5] are IcePop's.
+CORRECTION_BOUNDS: dict[Correction, tuple[float, float]] = {
+    "none": (0.0, math.inf),
+    "tis_token": (0.0, 2.0),
+    "tis_sequence": (0.0, 2.0),
+    "mis_token": (0.5, 5.0),
+    "mis_sequence": (0.5, 2.0),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +45,9 @@ class Objective:
     ratio_level: RatioLevel
     aggregation: Aggregation
     sequence_mask_delta: float | None  # nats per token; None = no mask
+    correction: Correction
+    correction_floor: float  # ratio in [0, 1]; 0 = no floor
+    correction_cap: float  # ratio of at least 1; infinity = no cap
     dynamic_sampling: bool
     overlong: Overlong
     overlong_buffer: float  # share of the maximum completion length
@@ -40,14 +55,29 @@ class Objective:
     def __post_init__(self) -> None:
         if self.unbiased_kl and self.kl_estimator != "k3":
             raise ValueError(
-                f"objective: unbiased_kl is defined for kl_estimator k3 (V3.2 eq. 7), got {self.kl_estimator}; "
+                f"unbiased_kl is defined for kl_estimator k3 (V3.2 eq. 7), got {self.kl_estimator}; "
                 "set kl_estimator to k3 or unbiased_kl to false"
+            )
+        if self.correction == "none" and (self.correction_floor > 0 or self.correction_cap < math.inf):
+            raise ValueError(
+                "correction_floor and correction_cap bound the weights of a correction, but correction is "
+                "none; choose one or leave the bounds out"
+            )
+        if self.correction.startswith("tis") and self.correction_floor > 0:
+            raise ValueError(
+                f"{self.correction} only caps weights, so correction_floor {self.correction_floor} would be "
+                "ignored; leave it out or choose mis_token or mis_sequence"
             )
 
     @property
     def needs_reference(self) -> bool:
         """Whether the loss reads reference logprobs."""
         return self.kl_coef > 0
+
+    @property
+    def needs_sampling(self) -> bool:
+        """Whether the loss reads the generator's logprobs."""
+        return self.sequence_mask_delta is not None or self.correction != "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +109,9 @@ _R1 = Objective(
     ratio_level="token",
     aggregation="sequence_mean",  # not stated; ours, as in DeepSeekMath
     sequence_mask_delta=None,
+    correction="none",
+    correction_floor=0.0,
+    correction_cap=math.inf,
     dynamic_sampling=False,
     overlong="none",
     overlong_buffer=0.2,
@@ -172,6 +205,29 @@ class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
         "the paper prints no value: far above the 1e-3 of numerical mismatch between generator and trainer). Others: "
         "none.",
     )
+    correction: Correction | None = Field(
+        default=None,
+        description="Multiply each policy term by a weight that makes up for the generator's probabilities not being "
+        "the trainer's, made of the mismatch ratio exp(old - sampling). tis_token, tis_sequence: the ratio, at most "
+        "correction_cap (truncated importance sampling). mis_token, mis_sequence: the ratio if it lies in "
+        "[correction_floor, correction_cap], else 0 (masked importance sampling). token: one ratio per token; little "
+        "spread, some bias. sequence: their product over the completion; no bias but that of the bounds, and a spread "
+        "that grows with length. All presets: none (no paper of theirs has one).",
+    )
+    correction_cap: Annotated[float, Field(ge=1, allow_inf_nan=False)] | Literal["none"] | None = Field(
+        default=None,
+        description="Largest mismatch ratio that counts in full, or none for no limit: tis cuts larger ones to it, mis "
+        "drops them. A little bias, for gradients that no single token or completion rules. tis_token, tis_sequence, "
+        "mis_sequence: 2, as in verl. mis_token: 5, IcePop's. At least 1, so that equal logprobs change nothing.",
+    )
+    correction_floor: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Smallest mismatch ratio that mis_token and mis_sequence keep, or 0 for no limit: a token far "
+        "less likely to the trainer than to the generator is as wrong as the reverse. Both: 0.5, as in IcePop and "
+        "verl. tis has no floor.",
+    )
     dynamic_sampling: bool | None = Field(
         default=None,
         description="Leave groups without signal (all rewards equal) out of training altogether, and ask further "
@@ -202,4 +258,9 @@ class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
         overrides = self.model_dump(exclude={"preset"}, exclude_none=True)
         if overrides.get("sequence_mask_delta") == "none":
             overrides["sequence_mask_delta"] = None
+        if overrides.get("correction_cap") == "none":
+            overrides["correction_cap"] = math.inf
+        if self.correction is not None:
+            floor, cap = CORRECTION_BOUNDS[self.correction]
+            overrides = {"correction_floor": floor, "correction_cap": cap} | overrides
         return replace(PRESETS[self.preset], **overrides)

@@ -13,26 +13,10 @@ from pydantic import ValidationError
 from rl.loss import kl_estimate, policy_loss
 from rl.metrics import combine, mini_batch_metrics
 from rl.mismatch import mismatch_sums
-from rl.objective import PRESETS, Denominators, Objective, ObjectiveConfig
-
-MAX_LENGTH = 11
-
+from rl.objective import PRESETS, Denominators, ObjectiveConfig
+from tests.loss_fixture import MAX_LENGTH, denominators_of, flatten, k3, mini_batches, one, ppo_term, run, tensors
 
 # --- the reference: one function per paper, plain floats -------------------------------------------------------------
-
-
-def ppo_term(log_ratio, advantage, low, high):
-    """min(rho A, clip(rho) A), and its derivative by log rho."""
-    rho = math.exp(log_ratio)
-    clipped = min(max(rho, 1 - low), 1 + high)
-    if rho * advantage <= clipped * advantage:
-        return rho * advantage, rho * advantage
-    return clipped * advantage, 0.0
-
-
-def k3(policy, ref):
-    """pi_ref/pi - log(pi_ref/pi) - 1, and its derivative by log pi."""
-    return math.exp(ref - policy) - (ref - policy) - 1, 1 - math.exp(ref - policy)
 
 
 def reference_r1(group):
@@ -104,78 +88,6 @@ REFERENCES = {
     "dr_grpo": reference_dr_grpo,
     "gspo": reference_gspo,
 }
-
-
-# --- random ragged mini-batches --------------------------------------------------------------------------------------
-
-
-@st.composite
-def mini_batches(draw):
-    """Sequences with all four logprobs; `scale` goes from nearly on-policy to ratios far beyond every clip range."""
-    lengths = draw(st.lists(st.integers(1, MAX_LENGTH), min_size=1, max_size=7))
-    scale = draw(st.sampled_from([1e-4, 0.1, 1.0, 3.0]))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    group = []
-    for length in lengths:
-        policy = -rng.exponential(1.0, length)
-        offset = rng.normal(0, scale)
-        noisy = lambda values, by=scale, shift=0.0: (values + shift + rng.normal(0, by, len(values))).tolist()  # noqa: E731
-        group.append(
-            {
-                "policy": policy.tolist(),
-                "old": noisy(policy),
-                "ref": noisy(policy),
-                "sampling": noisy(policy, 0.1, offset),
-                "advantage": float(rng.normal() * (rng.random() > 0.2)),
-            }
-        )
-    return group
-
-
-def tensors(group, dtype=torch.float64):
-    flat = {
-        name: torch.tensor([x for o in group for x in o[name]], dtype=dtype)
-        for name in ("policy", "old", "ref", "sampling")
-    }
-    flat["policy"].requires_grad_()
-    advantages = torch.tensor([o["advantage"] for o in group], dtype=dtype)
-    owner = torch.tensor([i for i, o in enumerate(group) for _ in o["policy"]], dtype=torch.int64)
-    return flat, advantages, owner
-
-
-def denominators_of(group):
-    return Denominators.of([len(o["policy"]) for o in group], max_length=MAX_LENGTH)
-
-
-def run(group, objective: Objective, denominators=None):
-    flat, advantages, owner = tensors(group)
-    loss, sums = policy_loss(
-        flat["policy"],
-        flat["old"],
-        flat["ref"],
-        flat["sampling"],
-        advantages,
-        owner,
-        objective,
-        denominators or denominators_of(group),
-    )
-    loss.backward()
-    assert flat["policy"].grad is not None
-    return loss.item(), flat["policy"].grad.tolist(), sums
-
-
-def one(policy, old, advantage, ref=None, sampling=None):
-    return {
-        "policy": policy,
-        "old": old,
-        "ref": policy if ref is None else ref,
-        "sampling": old if sampling is None else sampling,
-        "advantage": advantage,
-    }
-
-
-def flatten(nested):
-    return [x for row in nested for x in row]
 
 
 def test_every_preset_has_a_reference():
@@ -353,32 +265,6 @@ def test_gspo_shares_one_ratio_per_sequence_the_geometric_mean():
     assert loss == pytest.approx(-(2 * s - math.exp(-0.1)) / 2)
     assert gradient[0] == gradient[1] == pytest.approx(-2 * s / 2 / 2)
     assert combine([sums])["importance_ratio"] == pytest.approx(2 * s + math.exp(-0.1))
-
-
-# --- sequence mask ---------------------------------------------------------------------------------------------------
-
-
-def test_sequence_mask_drops_the_policy_term_of_drifted_bad_completions_only():
-    """Same drift, four cases: only (A < 0, drift above delta) is masked, and the KL term stays in all."""
-    objective = replace(PRESETS["v3_2"], kl_coef=0.1)
-    drifted = {"ref": [-1.5, -2.5], "sampling": [-0.4, -1.4]}  # mean drift 0.6 > 0.5
-    near = {"ref": [-1.5, -2.5], "sampling": [-0.6, -1.6]}  # mean drift 0.4
-    group = [one([-1.0, -2.0], [-1.0, -2.0], a, **case) for case in (drifted, near) for a in (-1.0, 1.0)]
-    _, masked, sums = run(group, objective)
-    _, unmasked, _ = run(group, replace(objective, sequence_mask_delta=None))
-    _, kl_only, _ = run([{**o, "advantage": 0.0} for o in group], objective)
-    assert masked[:2] == pytest.approx(kl_only[:2])
-    assert all(g != 0 for g in masked[:2])
-    assert masked[2:] == unmasked[2:]
-    assert masked[:2] != pytest.approx(unmasked[:2])
-    assert mini_batch_metrics(combine([sums]))["loss/masked_sequences"] == 1 / 4
-
-
-def test_sequence_mask_compares_with_the_generator_not_the_trainers_old_logprobs():
-    group = [one([-1.0], [-9.0], -1.0, sampling=[-1.0]), one([-1.0], [-1.0], -1.0, sampling=[-0.1])]
-    _, gradient, _ = run(group, replace(PRESETS["v3_2"], kl_coef=0.0))
-    assert gradient[0] != 0
-    assert gradient[1] == 0
 
 
 # --- metrics, bad input ----------------------------------------------------------------------------------------------

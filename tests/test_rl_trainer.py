@@ -77,13 +77,15 @@ def test_an_objective_without_kl_keeps_no_reference(tiny_checkpoint):
     assert all(s.ref_logprobs is None for s in trainer.annotate(sequences()))
 
 
-def test_rows_change_nothing(tiny_checkpoint):
+@pytest.mark.parametrize("correction", ["none", "tis_sequence", "mis_token"])
+def test_rows_change_nothing(tiny_checkpoint, correction):
     """Loss, gradient norm and every metric of a step over many short rows equal those over a single long row."""
     short, long = (
         trainer.update(trainer.annotate(sequences()), lr=1e-3)
-        for trainer in (make_trainer(tiny_checkpoint, row_tokens=tokens) for tokens in (30, 1000))
+        for trainer in (make_trainer(tiny_checkpoint, tokens, correction=correction) for tokens in (30, 1000))
     )
     assert short == pytest.approx(long, rel=1e-4, abs=1e-6)
+    assert ("correction/ess" in short) == (correction != "none")
 
 
 def test_a_step_raises_what_was_good_and_lowers_what_was_bad(tiny_checkpoint):
