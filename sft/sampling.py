@@ -1,14 +1,19 @@
 """Sampling and scoring of many prompts, chunk by chunk: what was done is on disk and is never done twice.
 
-A chunk is sampled by one call to the generators and sealed in one file. Sampling is reproducible for a fixed set of
-requests, so a stage that was killed and goes on, or that lost a chunk, ends with the same groups as one that was not.
+A scored group is written to the chunk's journal as soon as it is there; a whole chunk is sealed in one parquet file,
+one row per prompt and sample. A completion depends on its prompt, its number and the seed alone, so a stage that was
+killed samples the prompts that are missing and ends with the same groups as one that was not.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
 
 from cluster.actors import start_ray
 from data.durable import is_whole, sealing
@@ -45,6 +50,12 @@ class Sampled:
 
 
 Chunk = list[tuple[Prompt, list[Sampled]]]
+_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()), ("sample", pa.int32()), ("text", pa.string()), ("n_tokens", pa.int32()),
+        ("truncated", pa.bool_()), ("verdict", pa.string()), ("detail", pa.string()),
+    ]
+)  # fmt: skip
 
 
 def sampled_chunks(
@@ -70,11 +81,11 @@ def sampled_chunks(
     try:
         for start in range(0, len(prompts), chunk_prompts):
             asked = prompts[start : start + chunk_prompts]
-            file = work / f"prompts_{start:08d}.jsonl"
+            file = work / f"prompts_{start:08d}.parquet"
             if not is_whole(file, "its prompts are sampled again"):
                 start_ray()
                 sampler = sampler or _Sampler(policy, generator, RewardPool(rewards, reward_workers))
-                _commit(file, asked, sampler.sample(asked, params, lambda done, start=start: on_group(start + done)))
+                _fill(file, asked, sampler, params, lambda done, start=start: on_group(start + done))
             yield _read(file, asked)
             on_group(start + len(asked))
     finally:
@@ -88,10 +99,8 @@ class _Sampler:
     def __init__(self, policy: Path, generator: GeneratorConfig, rewards: RewardPool) -> None:
         self.pool, self.rewards = GeneratorPool(str(policy), generator), rewards
 
-    def sample(
-        self, prompts: Sequence[Prompt], params: SamplingParams, on_group: Callable[[int], None]
-    ) -> dict[str, list[Sampled]]:
-        """Scored completions by key."""
+    def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[tuple[str, list[Sampled]]]:
+        """(key, scored completions) of every prompt, as they are ready."""
         by_key = {prompt.key: prompt for prompt in prompts}
         requests = [Request(key=prompt.key, prompt_ids=prompt.prompt_ids) for prompt in prompts]
         groups: dict[str, Group] = {}
@@ -99,13 +108,50 @@ class _Sampler:
             groups[group.key] = group
             texts = [completion.text for completion in group.completions]
             self.rewards.submit(group.key, by_key[group.key].problem, texts)
-            on_group(len(groups))
-        scores = self.rewards.collect()
-        return {key: _scored(group, scores[key]) for key, group in groups.items()}
+            for key, scores in self.rewards.take_finished().items():
+                yield key, _scored(groups.pop(key), scores)
+        for key, scores in self.rewards.collect().items():
+            yield key, _scored(groups.pop(key), scores)
 
     def close(self) -> None:
         self.pool.close()
         self.rewards.close()
+
+
+def _fill(
+    file: Path, prompts: Sequence[Prompt], sampler: _Sampler, params: SamplingParams, on_group: Callable[[int], None]
+) -> None:
+    """Sample what the journal beside `file` lacks, then make the chunk of it."""
+    journal = file.with_suffix(".journal.jsonl")
+    sampled = _journaled(journal)
+    missing = [prompt for prompt in prompts if prompt.key not in sampled]
+    with journal.open("a", encoding="utf-8") as lines:
+        for key, completions in sampler.sample(missing, params) if missing else ():
+            lines.write(json.dumps({"key": key, "completions": [asdict(c) for c in completions]}) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+            sampled[key] = completions
+            on_group(len(sampled))
+    rows = [
+        {"key": prompt.key, "sample": number, **asdict(completion)}
+        for prompt in prompts
+        for number, completion in enumerate(sampled[prompt.key])
+    ]
+    with sealing(file) as temporary:
+        parquet.write_table(pa.Table.from_pylist(rows, _SCHEMA), temporary)
+    journal.unlink()
+
+
+def _journaled(journal: Path) -> dict[str, list[Sampled]]:
+    """The groups of a journal. A line that a kill cut off is cut away, so that the next one begins on its own."""
+    if not journal.exists():
+        return {}
+    written = journal.read_bytes()
+    whole = written[: written.rfind(b"\n") + 1]
+    with journal.open("r+b") as file:
+        file.truncate(len(whole))
+    rows = [json.loads(line) for line in whole.splitlines()]
+    return {row["key"]: [_sampled(**completion) for completion in row["completions"]] for row in rows}
 
 
 def _scored(group: Group, scores: Sequence[Score]) -> list[Sampled]:
@@ -129,18 +175,13 @@ def _check_rewards(specs: Sequence[RewardSpec]) -> None:
         raise StageError(str(error)) from None
 
 
-def _commit(file: Path, prompts: Sequence[Prompt], sampled: dict[str, list[Sampled]]) -> None:
-    with sealing(file) as temporary, temporary.open("w", encoding="utf-8") as lines:
-        for prompt in prompts:
-            completions = [asdict(completion) for completion in sampled[prompt.key]]
-            lines.write(json.dumps({"key": prompt.key, "completions": completions}) + "\n")
-
-
 def _read(file: Path, prompts: Sequence[Prompt]) -> Chunk:
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    if [row["key"] for row in rows] != [prompt.key for prompt in prompts]:
+    by_key: dict[str, list[Sampled]] = {}
+    for row in parquet.read_table(file).to_pylist():
+        by_key.setdefault(row.pop("key"), []).append(_sampled(**{k: v for k, v in row.items() if k != "sample"}))
+    if list(by_key) != [prompt.key for prompt in prompts]:
         raise StageError(f"{file} holds completions of other prompts; delete {file.parent} to sample again")
-    return [(prompt, [_sampled(**c) for c in row["completions"]]) for prompt, row in zip(prompts, rows, strict=True)]
+    return [(prompt, by_key[prompt.key]) for prompt in prompts]
 
 
 def _sampled(verdict: str, **rest: Any) -> Sampled:

@@ -27,18 +27,25 @@ def chunks(tmp_path, monkeypatch):
         def __init__(self, *processes):
             self.close = lambda: None
 
-        def sample(self, prompts, params, on_group):
-            chunks.asked += [prompt.key for prompt in prompts]
-            return {
-                p.key: [Sampled(text=f"答 {p.key}", n_tokens=3, truncated=False, verdict=Verdict.PASS, detail="")]
-                for p in prompts
-            }
+        def sample(self, prompts, params):
+            for p in reversed(prompts):  # groups come in any order
+                if len(chunks.asked) == chunks.killed_after:
+                    raise KeyboardInterrupt
+                chunks.asked.append(p.key)
+                texts = [f"答 {p.key}", "🙂\n"]
+                yield (
+                    p.key,
+                    [
+                        Sampled(text=text, n_tokens=3, truncated=False, verdict=Verdict.PASS, detail="")
+                        for text in texts
+                    ],
+                )
 
     for name, fake in {"_Sampler": Sampler, "start_ray": lambda: None, "RewardPool": lambda *settings: None}.items():
         monkeypatch.setattr(sampling, name, fake)
 
-    def chunks(first: int = 0):
-        chunks.asked = []
+    def chunks(first: int = 0, killed_after: int = -1):
+        chunks.asked, chunks.killed_after = [], killed_after
         found = sampling.sampled_chunks(
             [prompt(first + number) for number in range(5)],
             policy=tmp_path,
@@ -62,7 +69,7 @@ def test_chunks_that_are_there_are_not_sampled_again(chunks, caplog):
 
 
 DAMAGES = {
-    "changed": lambda file: file.write_bytes(file.read_bytes().replace(b'"n_tokens": 3', b'"n_tokens": 7', 1)),
+    "changed": lambda file: file.write_bytes(file.read_bytes().replace(b"zero_shot:3", b"zero_shot:7")),
     "cut": lambda file: file.write_bytes(file.read_bytes()[:-20]),
     "empty": lambda file: file.write_bytes(b""),
 }
@@ -71,14 +78,30 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_chunk_is_reported_and_sampled_again(chunks, tmp_path, caplog, damage):
     made = chunks()
-    file = tmp_path / "work" / "prompts_00000002.jsonl"
+    file = tmp_path / "work" / "prompts_00000002.parquet"
     DAMAGES[damage](file)
     with caplog.at_level(logging.WARNING):
         assert chunks() == made
-    assert chunks.asked == ["zero_shot:2", "zero_shot:3"]
+    assert chunks.asked == ["zero_shot:3", "zero_shot:2"]
     fault = "content differs from its checksum"
     assert caplog.messages == [f"{file} is damaged ({fault}); its prompts are sampled again"]
     assert chunks() == made and chunks.asked == []
+
+
+@pytest.mark.parametrize("killed_after", range(5))
+def test_a_killed_stage_samples_only_the_prompts_that_are_missing(chunks, tmp_path, killed_after):
+    """Every (prompt, sample) is sampled exactly once, whenever the kill comes; also when it cuts a line in two."""
+    with pytest.raises(KeyboardInterrupt):
+        chunks(killed_after=killed_after)
+    before = chunks.asked
+    for journal in (tmp_path / "work").glob("*.journal.jsonl"):
+        with journal.open("ab") as file:
+            file.write(b'{"key": "zero_shot:0", "compl')
+    made = chunks()
+    assert sorted(before + chunks.asked) == [f"zero_shot:{number}" for number in range(5)]
+    for group in (group for chunk in made for group in chunk):
+        assert [sampled.text for sampled in group[1]] == [f"答 {group[0].key}", "🙂\n"]
+    assert not list((tmp_path / "work").glob("*.journal.jsonl"))
 
 
 def test_chunks_of_other_prompts_are_refused(chunks):

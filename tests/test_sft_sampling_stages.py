@@ -137,16 +137,18 @@ def test_a_stage_killed_between_chunks_ends_with_the_same_dataset(ray_session, z
     run_cold_start(config, context(whole, zero))
     with pytest.raises(Cut):
         run_cold_start(config, context(cut, zero, kill))
-    done = sorted((cut / ".work").glob("*.jsonl"))
+    done = sorted((cut / ".work").glob("*.parquet"))
     before = [path.stat().st_mtime_ns for path in done]
     assert len(done) == 2 and not (cut / "data.parquet").exists()
     run_cold_start(config, context(cut, zero))
     assert [path.stat().st_mtime_ns for path in done] == before  # nothing was sampled twice
     for name in ("data.parquet", "data_card.json", "stats.json"):
         assert (whole / name).read_bytes() == (cut / name).read_bytes()
-    keys = [json.loads(line)["key"] for path in sorted((cut / ".work").glob("*.jsonl")) for line in path.open()]
+    rows = [row for path in sorted((cut / ".work").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    drawn = [(row["key"], row["sample"]) for row in rows]
     asked = card(whole)["sampling"]
-    assert len(keys) == len(set(keys)) == asked["prompts"] == 16 - asked["prompts_too_long"]
+    assert len(drawn) == len(set(drawn)) == 2 * len({row["key"] for row in rows})
+    assert len({row["key"] for row in rows}) == asked["prompts"] == 16 - asked["prompts_too_long"]
 
 
 def test_own_conversations_are_added_and_held_out_text_is_not(ray_session, zero, tmp_path):
