@@ -2,7 +2,7 @@
 
 A *stage recipe* is `stage: <kind>` and the keys of that kind's config. A *pipeline* names stages, their recipes and
 their inputs (`PipelineFile`). Settings come in layers, later over earlier: the config's defaults, the recipe file, the
-pipeline's `set:` (every stage that has the key; on the command line all.KEY=VALUE), the stage's `set:` (STAGE.KEY=VALUE).
+pipeline's `set:` for every stage that has the key (on the command line all.KEY=VALUE), the stage's own (STAGE.KEY=...).
 """
 
 import hashlib
