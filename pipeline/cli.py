@@ -87,13 +87,14 @@ def run(
 
 
 def _check_models(pipeline: "Pipeline", again: bool) -> None:
-    """Refuse folders whose model nothing can load. That imports torch, so only for stages that may have to be made."""
+    """Refuse engines that are not there and folders whose model nothing can load. That imports torch, so only for
+    stages that may have to be made."""
     from pipeline.artifact import MANIFEST
-    from pipeline.inputs import model_problems
+    from pipeline.inputs import engine_problems, model_problems
 
     chosen = [stage for stage in pipeline.stages.values() if pipeline.only in (None, stage.name)]
     waiting = [stage for stage in chosen if again or not (stage.folder / MANIFEST).exists()]
-    problems = list(model_problems(waiting))
+    problems = [*engine_problems(waiting), *model_problems(waiting)]
     if problems:
         raise RecipeError(problems)
 

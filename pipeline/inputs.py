@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -280,3 +281,14 @@ def _find_cycle(waiting: "Mapping[str, Stage]") -> list[str]:
     while trail.count(trail[-1]) < 2:
         trail.append(next(i.stage for i in waiting[trail[-1]].inputs if i.stage and i.stage in waiting))
     return list(reversed(trail[trail.index(trail[-1]) :]))
+
+
+def engine_problems(stages: Iterable[Any]) -> Iterator[str]:
+    """Engines that stages want and that are not installed."""
+    for stage in stages:
+        engine = getattr(getattr(stage.config, "generator", None), "engine", None)
+        if engine == "vllm" and find_spec("vllm") is None:
+            yield (
+                f"stage '{stage.name}': generator.engine is vllm, which is not installed here; without a GPU: "
+                "make .venv/.vllm, with one: pip install 'r1-pipeline[vllm]'"
+            )

@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
@@ -499,3 +500,46 @@ def test_an_unknown_key_in_a_partly_set_config_is_still_one_sentence():
     problems: list[str] = []
     assert check(_Nested, parse_yaml("optimizer: {lrr: 1}", "here"), "it", problems) is None
     assert problems == ["here:1:13: unknown key 'optimizer.lrr' in it; did you mean 'lr'?"]
+
+
+# --- settings for every stage ---
+
+
+def test_settings_for_all_stages_reach_those_that_have_the_key():
+    pipeline = load(Path("recipes/tiny/pipeline.yaml"), ["all.generator.engine=vllm", "all.sample_in_trainer=false"])
+    engines = {
+        name: stage.record["generator"]["engine"]
+        for name, stage in pipeline.stages.items()
+        if "generator" in stage.record
+    }
+    assert set(engines.values()) == {"vllm"} and {"zero", "rejection_sampling", "evaluate"} <= set(engines)
+    assert "generator" not in pipeline.stages["cold_start_sft"].record
+
+
+def test_a_stages_own_setting_wins_over_that_for_all():
+    overrides = ["all.generator.max_slots=7", "zero.generator.max_slots=9"]
+    stages = load(Path("recipes/tiny/pipeline.yaml"), overrides).stages
+    assert stages["zero"].config.generator.max_slots == 9
+    assert stages["reasoning_rl"].config.generator.max_slots == 7
+
+
+def test_a_setting_for_all_that_no_stage_has_is_refused():
+    with pytest.raises(RecipeError, match=r"set: no stage has a key 'generator\.max_slot'; did you mean 'max_slots'\?"):
+        load(Path("recipes/tiny/pipeline.yaml"), ["all.generator.max_slot=7"])
+
+
+def test_vllm_settings_are_refused_for_the_other_engine():
+    with pytest.raises(
+        RecipeError, match=r"generator\.tensor_parallel is for engine vllm, and would be ignored by transformers"
+    ):
+        load(Path("recipes/tiny/evaluate.yaml"), ["generator.tensor_parallel=2"])
+
+
+def test_an_engine_that_is_not_installed_is_said_before_anything_starts(monkeypatch):
+    from pipeline import inputs
+
+    monkeypatch.setattr(inputs, "find_spec", lambda name: None)
+    stages = load(Path("recipes/tiny/vllm.yaml")).stages.values()
+    said = list(inputs.engine_problems(stages))
+    assert len(said) == 7
+    assert said[0].startswith("stage 'zero': generator.engine is vllm, which is not installed here")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from training.run_log import read_log
+
 ROOT = Path(__file__).parents[1]
 R1 = [sys.executable, "-m", "pipeline.cli", "run", str(ROOT / "recipes/tiny/smoke.yaml")]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -40,6 +42,21 @@ def test_the_chain_leaves_every_artifact_and_a_report(finished):
     scores = json.loads((finished / "evaluate" / "results.json").read_text())["checkpoints"]
     assert list(scores) == ["base", "zero", "dev1", "dev2", "dev3", "r1", "student_base", "student", "student_rl"]
     assert "<html" in (finished / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_chain_on_vllm(tmp_path):
+    """Every completion from vLLM on CPU, and the policy that trains is the one that sampled, in every step."""
+    pytest.importorskip("vllm")
+    recipe = str(ROOT / "recipes/tiny/smoke_vllm.yaml")
+    command = [*R1[:-1], recipe, f"output={tmp_path / 'run'}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert result.returncode == 0, result.stderr
+    assert set(content_hashes(tmp_path / "run")) == set(STAGES)
+    for stage in ("zero", "reasoning_rl", "general_rl", "student_rl"):
+        rows = read_log(tmp_path / "run" / stage / "metrics.jsonl")
+        assert max(row["mismatch/abs_mean"] for row in rows if "mismatch/abs_mean" in row) < 1e-5, stage
+        assert max(row["sync/probe_abs_max"] for row in rows if "sync/probe_abs_max" in row) < 1e-4, stage
 
 
 @pytest.mark.slow
