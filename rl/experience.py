@@ -23,6 +23,11 @@ class ScoredGroup:
     scores: list[Score]  # [G]
 
     @property
+    def mean_length(self) -> float:
+        """Of its completions, tokens."""
+        return _mean([len(completion.token_ids) for completion in self.group.completions])
+
+    @property
     def has_signal(self) -> bool:
         """Whether the rewards tell its completions apart."""
         return group_advantages([score.value for score in self.scores], divide_by_std=False).has_signal
@@ -36,15 +41,21 @@ def sample_and_score(
     rewards: RewardPool,
     params: SamplingParams,
     progress: float,
+    expected_tokens: Callable[[Problem], float],
 ) -> list[ScoredGroup]:
     """One scored group per problem, in their order. Each group goes to a reward worker as soon as it is complete.
 
     render: token ids of prompts; None for one that leaves no room to answer, whose problem is then left out.
     progress: share of the stage's steps taken, for rewards that start late.
+    expected_tokens: of a problem's completions, as far as is known; long ones are begun first.
     """
     by_key = {f"{place}:{problem.id}": problem for place, problem in enumerate(problems)}
     prompts = zip(by_key, render(problems), strict=True)
-    requests = [Request(key=key, prompt_ids=ids) for key, ids in prompts if ids is not None]
+    requests = [
+        Request(key=key, prompt_ids=ids, expected_tokens=expected_tokens(by_key[key]))
+        for key, ids in prompts
+        if ids is not None
+    ]
     groups = {}
     for group in pool.stream(requests, params):
         groups[group.key] = group

@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,15 @@ from rewards.pool import RewardPool
 from rl.batch import NonFiniteLoss, TrainingSequence, make_mini_batches
 from rl.config import GRPOConfig
 from rl.experience import ScoredGroup, counts, rollout_metrics, sample_and_score, sample_rows, training_sequences
+from rl.lengths import LengthHistory
 from rollouts.pool import GeneratorPool
 from rollouts.probe import SyncFault, check_sync
 from rollouts.transport import open_transport
 from training.checkpoint import CheckpointStore
 from training.run_log import METRICS, RunLog, read_log, write_stats
 from training.stage import StageContext, StageError
+
+LENGTHS = "lengths.json"  # in a checkpoint
 
 
 def run(config: GRPOConfig, context: StageContext) -> None:
@@ -75,6 +79,7 @@ class Session:
         )
         self.pool = GeneratorPool(policy, config.generator, shared=self.trainer if config.sample_in_trainer else None)
         self.transport = open_transport(self.trainer, config.generator.sync, context.output / "weights")
+        self.lengths = LengthHistory()
         self.log = RunLog(context.output)
         self.store = CheckpointStore(context.output / "checkpoints", log=self.log)
         self.pending_metrics: dict[str, float] = {}  # of the rollout batch; logged with its first step
@@ -94,6 +99,7 @@ class Session:
         if found:
             step, folder = found
             self._wait(self.trainer.load_state.remote(str(folder)), "loading a checkpoint")
+            self.lengths.load(folder / LENGTHS)
         self.log.truncate_after(step)
         return step // self.config.mini_batches
 
@@ -137,6 +143,7 @@ class Session:
             if missing == 0:
                 break
         self.too_long = asked - len(groups)
+        self.lengths.learn((scored.problem, scored.mean_length) for scored in groups)
         self.pool.sleep()
         self.seconds["time/sample_s"] = time.monotonic() - started
         self.tokens = sum(len(c.token_ids) for scored in groups for c in scored.group.completions)
@@ -156,6 +163,7 @@ class Session:
             rewards=self.rewards,
             params=config.rollout.params(config.group_size, self.seed(purpose, step)),
             progress=progress,
+            expected_tokens=self.lengths.expected,
         )
 
     def _render(self, problems: Sequence[Problem]) -> list[list[int] | None]:
@@ -234,7 +242,11 @@ class Session:
         self._report(step, tokens_per_s=self.tokens / seconds)
         every, last = self.config.trainer.checkpoint_every, step - self.config.mini_batches
         if step // every > last // every and step < self.config.steps:
-            self.store.save(step, lambda folder: self._wait(self.trainer.save_state.remote(str(folder)), "checkpoint"))
+            self.store.save(step, self._save_state)
+
+    def _save_state(self, folder: Path) -> None:
+        self._wait(self.trainer.save_state.remote(str(folder)), "checkpoint")
+        self.lengths.save(folder / LENGTHS)
 
     def save_policy(self) -> None:
         self._wait(self.trainer.save_checkpoint.remote(str(self.context.output)), "saving the policy")
