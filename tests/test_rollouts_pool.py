@@ -182,3 +182,39 @@ def _out_of_reach_once():
         raise told[0]
 
     return tell
+
+
+@pytest.mark.slow
+def test_stolen_work_is_sampled_once_and_the_same(ray_session, tiny_checkpoint, other_weights, expected):
+    """Batches of two prompts from one queue; one replica dies with a batch in hand."""
+    from cluster.actors import kill
+    from rollouts.pool import GeneratorPool
+
+    stealing = GeneratorPool(str(tiny_checkpoint), CONFIG.model_copy(update={"work_stealing": True}))
+    try:
+        stealing.sync(other_weights, version=5)
+        arrived = []
+        for group in stealing.stream(requests(), PARAMS):
+            arrived.append(group)
+            if len(arrived) == 3:
+                kill(stealing.replicas[1])
+    finally:
+        stealing.close()
+    assert sorted(group.key for group in arrived) == sorted(request.key for request in requests())
+    tokens = {key: [t for t, _, _ in completions] for key, completions in content(arrived)}
+    assert tokens == {key: [t for t, _, _ in completions] for key, completions in expected}
+
+
+def test_long_completions_are_begun_first_and_dealt_evenly():
+    from rollouts.pool import GeneratorPool
+
+    pool = GeneratorPool.__new__(GeneratorPool)  # no processes: only what it would hand to whom
+    pool.config, pool.replicas = CONFIG, [None, None]
+    lengths = {"a": 10, "b": 500, "c": 40, "d": 480, "e": 0}
+    asked = [Request(key=key, prompt_ids=[9], expected_tokens=tokens) for key, tokens in lengths.items()]
+    shares = [[request.key for request in batch] for queue in pool._divide(asked, PARAMS).values() for batch in queue]
+    assert shares == [["b", "a", "e"], ["d", "c"]]
+    pool.config = CONFIG.model_copy(update={"work_stealing": True})
+    queues = pool._divide(asked, PARAMS)
+    assert queues[0] is queues[1]
+    assert [[request.key for request in batch] for batch in queues[0]] == [["b", "d"], ["c", "a"], ["e"]]
