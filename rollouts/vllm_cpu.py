@@ -2,8 +2,8 @@
 
 1. With enforce_eager the rotary embedding kernel misreads MLA's queries: logprobs are off by up to 6e-2, silently.
    Way round: leave that one custom op off.
-2. A weight update leaves experts as garbage, because their packed form is made only once.
-   Way round: forget the packed form before every update.
+2. A weight update leaves experts as garbage, and a tied output head as it was: both have a packed form that is made
+   only once. Way round: forget that of the experts before every update, pack the head again after it.
 3. Routed experts and sampling masks come from Model Runner V2, which needs Triton, which has no CPU backend here.
    Way round: read both off the running engine, which lives in this process.
 4. MTP drafting at a temperature above 0 samples another distribution than the model's (greedy decoding is exact).
@@ -57,6 +57,15 @@ def forget_packed_experts(model: nn.Module) -> None:
         method = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
+
+
+def pack_heads_again(model: nn.Module) -> None:
+    """2. To be called after every weight update."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
 
 
 class Capture:

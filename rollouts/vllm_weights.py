@@ -12,7 +12,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
-from rollouts.vllm_cpu import forget_packed_experts
+from rollouts.vllm_cpu import forget_packed_experts, pack_heads_again
 
 BACKEND = "r1_buckets"
 
@@ -47,6 +47,8 @@ class BucketEngine(WeightTransferEngine[NoRendezvous, Tensors]):
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
+        if current_platform.is_cpu():
+            pack_heads_again(self.model)
 
     def shutdown(self) -> None:
         pass
