@@ -18,6 +18,8 @@ MEANS = {
     "kl/reference_k3": ("kl_reference_k3", "tokens"),
     "mismatch/abs_mean": ("mismatch_abs", "mismatch_tokens"),
     "mismatch/kl": ("mismatch_k3", "mismatch_tokens"),
+    "mismatch/routing_agreement": ("routing_own", "routing_own_pairs"),
+    "mismatch/routing_agreement_used": ("routing_used", "routing_used_pairs"),
 }
 # metric name: key taken as it is
 PLAIN = {
