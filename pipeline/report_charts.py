@@ -40,6 +40,7 @@ RL_PANELS = (
     Panel("Tokens clipped below", (r"loss/clip_fraction_low",)),
     Panel("Groups without signal", (r"\w+/\w*(no_signal|zero_signal|without_signal)\w*",)),
     Panel("Mismatch of generator and trainer", (r"mismatch/\w*abs\w*", r"mismatch/kl", r"mismatch/\w+")),
+    Panel("Experts on which generator and trainer agree", (r"mismatch/routing_agreement",)),
     Panel("Gradient norm", (r"\w+/grad(ient)?_norm",)),
 )
 SFT_PANELS = (

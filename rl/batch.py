@@ -6,6 +6,7 @@ each begins; keeping attention inside them is the model code's part. Plain numpy
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,6 +23,7 @@ class TrainingSequence:
     sampling_logprobs: np.ndarray | None = None  # [C] float32
     old_logprobs: np.ndarray | None = None  # [C] float32
     ref_logprobs: np.ndarray | None = None  # [C] float32
+    routed_experts: np.ndarray | None = None  # [P + C - 1, L, K] uint8 or uint16: of every token but the last
 
     def __post_init__(self) -> None:
         for name in ("prompt_ids", "completion_ids"):
@@ -33,9 +35,18 @@ class TrainingSequence:
                 raise ValueError(
                     f"TrainingSequence: {name} has {len(values)} values for {len(self.completion_ids)} tokens"
                 )
+        if self.routed_experts is not None and len(self.routed_experts) != len(self) - 1:
+            raise ValueError(
+                f"TrainingSequence: routed_experts has {len(self.routed_experts)} tokens; a sequence of {len(self)} "
+                f"needs {len(self) - 1}, all but the last"
+            )
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
+
+
+class MissingRoutes(ValueError):
+    """Routing replay needs the generator's experts, and completions came without them."""
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -62,6 +73,7 @@ class MicroBatch:
     sampling_logprobs: np.ndarray | None  # [C] float32; None when the sequences have none
     old_logprobs: np.ndarray | None  # [C] float32, likewise
     ref_logprobs: np.ndarray | None  # [C] float32, likewise
+    routed_experts: np.ndarray | None  # [T, L, K] int16, -1 for the last token of a sequence; None likewise
 
     def split(self, values: np.ndarray) -> list[np.ndarray]:
         """Values per completion token, [C], cut by sequence, in the order of `sequence_indices`."""
@@ -70,6 +82,10 @@ class MicroBatch:
         sequences = len(self.sequence_indices)
         starts = np.searchsorted(self.sequence_of_token, np.arange(1, sequences))
         return np.split(values, starts) if sequences else []
+
+    def split_routes(self, experts: np.ndarray) -> list[np.ndarray]:
+        """Experts of every token, [T, L, K], cut by sequence and without each one's last token."""
+        return [experts[start : end - 1] for start, end in pairwise(self.cu_seqlens)]
 
 
 def make_mini_batches(sequences: Sequence[TrainingSequence], count: int, seed: int) -> list[list[TrainingSequence]]:
@@ -119,6 +135,7 @@ def _build_row(sequences: Sequence[TrainingSequence], members: list[int]) -> Mic
         sampling_logprobs=_join_logprobs([s.sampling_logprobs for s in chosen], "sampling_logprobs"),
         old_logprobs=_join_logprobs([s.old_logprobs for s in chosen], "old_logprobs"),
         ref_logprobs=_join_logprobs([s.ref_logprobs for s in chosen], "ref_logprobs"),
+        routed_experts=_join_routes([s.routed_experts for s in chosen]),
     )
 
 
@@ -127,7 +144,20 @@ def _join(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
 
 
 def _join_logprobs(parts: list[np.ndarray | None], name: str) -> np.ndarray | None:
+    present = _all_or_none(parts, name)
+    return _join(present, np.float32) if present or not parts else None
+
+
+def _join_routes(parts: list[np.ndarray | None]) -> np.ndarray | None:
+    present = _all_or_none(parts, "routed_experts")
+    if not present:
+        return None
+    nothing = np.full((1, *present[0].shape[1:]), -1, dtype=np.int16)  # nothing reads the last token's state
+    return np.concatenate([part for experts in present for part in (experts.astype(np.int16), nothing)])
+
+
+def _all_or_none(parts: list[np.ndarray | None], name: str) -> list[np.ndarray]:
     present = [part for part in parts if part is not None]
     if present and len(present) < len(parts):
         raise ValueError(f"pack: {len(parts) - len(present)} of {len(parts)} sequences of a row lack {name}")
-    return _join(present, np.float32) if present or not parts else None
+    return present

@@ -104,6 +104,7 @@ def _sequence(prompt_ids: list[int], completion, advantage: float) -> TrainingSe
         completion_ids=completion.token_ids.astype(np.int64),
         advantage=advantage,
         sampling_logprobs=completion.sampling_logprobs,
+        routed_experts=completion.routed_experts,
     )
 
 

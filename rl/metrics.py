@@ -21,6 +21,8 @@ MEANS = {
     "correction/weight_mean": ("correction_weight", "correction_units"),
     "correction/capped": ("correction_capped", "correction_units"),
     "correction/masked": ("correction_masked", "correction_units"),
+    "mismatch/routing_agreement": ("routing_own", "routing_own_pairs"),
+    "mismatch/routing_agreement_used": ("routing_used", "routing_used_pairs"),
 }
 # metric name: key taken as it is
 PLAIN = {

@@ -4,9 +4,12 @@ Both sides compute the same quantity with different kernels, precisions and expe
 every importance ratio, and a growing one announces collapse, so it is always logged. Axis: T completion tokens.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
+from models.routing_replay import Routes
 from rl.loss import kl_estimate
 
 
@@ -26,3 +29,11 @@ def mismatch_sums(old_T: Tensor, sampling_T: Tensor) -> dict[str, Tensor]:
         "mismatch_abs_max": gap_T.max() if len(gap_T) else gap_T.new_tensor(0.0),
         "mismatch_k3": kl_estimate(sampling_T, old_T, "k3").sum(),
     }
+
+
+def routing_sums(routes: Routes, kind: Literal["own", "used"]) -> dict[str, int]:
+    """Counts for `rl.metrics.combine`: pairs of token and MoE layer with given experts, and those where the same set
+    was the router's `own` choice (for the inputs it got), or was `used`: what the layer's experts were called with.
+    """
+    equal, pairs = routes.agreement(getattr(routes, kind))
+    return {f"routing_{kind}": equal, f"routing_{kind}_pairs": pairs}

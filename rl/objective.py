@@ -30,6 +30,7 @@ CORRECTION_BOUNDS: dict[Correction, tuple[float, float]] = {
     "mis_token": (0.5, 5.0),
     "mis_sequence": (0.5, 2.0),
 }
+RoutingReplayMode = Literal["off", "rollout", "trainer"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class Objective:
     dynamic_sampling: bool
     overlong: Overlong
     overlong_buffer: float  # share of the maximum completion length
+    routing_replay: RoutingReplayMode
 
     def __post_init__(self) -> None:
         if self.unbiased_kl and self.kl_estimator != "k3":
@@ -115,11 +117,12 @@ _R1 = Objective(
     dynamic_sampling=False,
     overlong="none",
     overlong_buffer=0.2,
+    routing_replay="off",
 )
 PRESETS: dict[Preset, Objective] = {
     "r1": _R1,
     # V3.2 prints neither clip range, kl_coef nor delta: the first two stay R1's, delta is ours.
-    "v3_2": replace(_R1, unbiased_kl=True, advantage_std=False, sequence_mask_delta=0.5),
+    "v3_2": replace(_R1, unbiased_kl=True, advantage_std=False, sequence_mask_delta=0.5, routing_replay="rollout"),
     "dapo": replace(
         _R1,
         clip_low=0.2,
@@ -141,7 +144,7 @@ class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
     preset: Preset = Field(
         default="r1",
         description="Named objective that fills every field left null: r1 (DeepSeek-R1's GRPO), v3_2 (DeepSeek-V3.2), "
-        "dapo, dr_grpo, gspo; r1 because this is the pipeline being reproduced. v3_2 lacks keep-routing and "
+        "dapo, dr_grpo, gspo; r1 because this is the pipeline being reproduced. v3_2 lacks "
         "keep-sampling-mask for now.",
     )
     clip_low: float | None = Field(
@@ -246,6 +249,14 @@ class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
         le=1,
         description="Where `overlong: soft` starts, as the last share of the maximum completion length. All presets: "
         "0.2, DAPO's 4,096 of 20,480 tokens; a share, so that one preset serves every length.",
+    )
+    routing_replay: RoutingReplayMode | None = Field(
+        default=None,
+        description="Which experts tokens go to in training. off: those the policy's routers choose. rollout: those "
+        "that the generator chose while sampling (R3, arXiv:2510.11370; DeepSeek-V3.2's keep routing), in the old "
+        "logprobs and in every step. trainer: those of the pass for the old logprobs, in every step (R2). Gates come "
+        "from the logits of the policy being trained, so routers still learn. The reference routes by itself (ours). "
+        "Models without experts have nothing to replay. v3_2: rollout. Others: off.",
     )
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cluster.actors import kill, spawn, start_ray, wait
 from data.problem_pool import ProblemPool
 from data.problems import Problem
 from rewards.pool import RewardPool
-from rl.batch import NonFiniteLoss, TrainingSequence, make_mini_batches
+from rl.batch import MissingRoutes, NonFiniteLoss, TrainingSequence, make_mini_batches
 from rl.config import GRPOConfig
 from rl.experience import ScoredGroup, counts, rollout_metrics, sample_and_score, sample_rows, training_sequences
 from rl.lengths import LengthHistory
@@ -156,12 +157,13 @@ class Session:
         share = config.problems.instruction_share if progress >= config.general_from_share else 0.0
         first = (resampling * config.steps + step) * config.questions_per_step
         purpose = f"sampling/{resampling}" if resampling else "sampling"
+        params = config.rollout.params(config.group_size, self.seed(purpose, step))
         return sample_and_score(
             self.problems.draw(first, count, share),
             render=self._render,
             pool=self.pool,
             rewards=self.rewards,
-            params=config.rollout.params(config.group_size, self.seed(purpose, step)),
+            params=replace(params, return_routed_experts=self.objective.routing_replay == "rollout"),
             progress=progress,
             expected_tokens=self.lengths.expected,
         )
@@ -199,7 +201,10 @@ class Session:
 
     def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
         started = time.monotonic()
-        annotated = self._wait(self.trainer.annotate.remote(sequences), "old and reference logprobs")
+        try:
+            annotated = self._wait(self.trainer.annotate.remote(sequences), "old and reference logprobs")
+        except MissingRoutes as error:
+            raise StageError(f"{self.context.name}: {error}") from None
         self.seconds["time/logprobs_s"] = time.monotonic() - started
         self.seconds["time/update_s"] = 0.0
         return annotated
@@ -262,7 +267,7 @@ class Session:
         """The batch behind a non-finite step: one .npz with every array, to be read with numpy alone."""
         file = self.context.output / "checkpoints" / f"nonfinite_step_{step + 1}.npz"
         file.parent.mkdir(parents=True, exist_ok=True)
-        names = ("prompt_ids", "completion_ids", "advantage", "sampling_logprobs", "old_logprobs", "ref_logprobs")
+        names = [field.name for field in fields(TrainingSequence)]
         arrays = {f"{i}/{n}": getattr(s, n) for i, s in enumerate(mini_batch) for n in names}
         np.savez_compressed(file, **{key: value for key, value in arrays.items() if value is not None})
         return file

@@ -1,6 +1,7 @@
 """The GRPO trainer rank: old and reference logprobs, then one optimizer step per mini-batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rl.batch import MicroBatch, NonFiniteLoss, TrainingSequence, pack
+from models.routing_replay import Routes, RoutingReplay
+from rl.batch import MicroBatch, MissingRoutes, NonFiniteLoss, TrainingSequence, pack
 from rl.loss import policy_loss
 from rl.metrics import combine, mini_batch_metrics
-from rl.mismatch import mismatch_sums
+from rl.mismatch import mismatch_sums, routing_sums
 from rl.objective import Denominators, Objective
 from rollouts.records import Group, Request, SamplingParams
 from rollouts.transformers_generator import ModelSampler
@@ -42,6 +44,11 @@ class PolicyTrainer(Trainer):
         if objective.needs_reference:
             self.reference = deepcopy(self.model).requires_grad_(False)
         self.reference_is_policy = True  # until the first step: then its logprobs need no second pass
+        self.replay = RoutingReplay(self.model)
+        self.routing_replay = objective.routing_replay if self.replay.layers else "off"  # dense models have no routes
+        if self.routing_replay != "off":
+            self.replay.check()
+        self.routing_sums: list[dict[str, int]] = []  # of `annotate`; logged with the next step
 
     def refresh_reference(self) -> None:
         """pi_ref <- pi_theta."""
@@ -92,16 +99,38 @@ class PolicyTrainer(Trainer):
 
     @torch.no_grad()
     def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
-        """The same sequences with old logprobs (current weights) and, when the objective needs them, reference ones."""
-        annotated = list(sequences)
-        for row in pack(sequences, self.row_tokens):
+        """The same sequences with old logprobs (current weights) and, when the objective needs them, reference ones.
+
+        Routing replay: `rollout` forces the generator's experts here too, `trainer` adds the experts of this pass.
+        Raises MissingRoutes when sequences lack the generator's.
+        """
+        force = self.routing_replay == "rollout"
+        if force:
+            _check_routes(sequences)
+        annotated, self.routing_sums = list(sequences), []
+        for row, routes in self._routed(pack(sequences, self.row_tokens), force):
             old = row.split(self.completion_logprobs(row, self.temperature)[0].cpu().numpy())
             ref = [None] * len(old)
             if self.reference is not None:
-                ref = old if self.reference_is_policy else row.split(self._reference_logprobs(row))
+                # It routes by itself: where experts are forced, the same weights are another function.
+                shared = self.reference_is_policy and not force
+                ref = old if shared else row.split(self._reference_logprobs(row))
             for index, old_logprobs, ref_logprobs in zip(row.sequence_indices, old, ref, strict=True):
                 annotated[index] = replace(annotated[index], old_logprobs=old_logprobs, ref_logprobs=ref_logprobs)
+            self.routing_sums += [routing_sums(routes, "own"), routing_sums(routes, "used")]
+            if self.routing_replay == "trainer":
+                experts = row.split_routes(self.replay.compact(routes.experts()))
+                for index, routed_experts in zip(row.sequence_indices, experts, strict=True):
+                    annotated[index] = replace(annotated[index], routed_experts=routed_experts)
         return annotated
+
+    def _routed(self, rows: Iterable[MicroBatch], force: bool) -> Iterator[tuple[MicroBatch, Routes]]:
+        """Each row, and the experts of the pass that the caller makes over it. With `force` that pass follows the
+        row's experts, until the next row is asked for: backward included."""
+        for row in rows:
+            idle = self.routing_replay == "off" and row.routed_experts is None
+            with nullcontext(Routes()) if idle else self.replay.watch(row.routed_experts, force=force) as routes:
+                yield row, routes
 
     def _reference_logprobs(self, row: MicroBatch):
         return self.completion_logprobs(row, self.temperature, model=self.reference)[0].cpu().numpy()
@@ -111,8 +140,9 @@ class PolicyTrainer(Trainer):
         self.load.reset()  # old and reference logprobs were routed as well
         lengths = [len(sequence.completion_ids) for sequence in mini_batch]
         denominators = Denominators.of(lengths, self.max_new_tokens)
-        parts, losses, entropy = [], 0.0, 0.0
-        for row in pack(mini_batch, self.row_tokens):
+        parts, self.routing_sums = self.routing_sums, []
+        losses, entropy = 0.0, 0.0
+        for row, routes in self._routed(pack(mini_batch, self.row_tokens), force=self.routing_replay != "off"):
             policy_T, entropy_T = self.completion_logprobs(row, self.temperature)
             assert row.old_logprobs is not None and row.sampling_logprobs is not None  # annotated, and sampled by us
             old_T, sampling_T = self._tensor(row.old_logprobs), self._tensor(row.sampling_logprobs)
@@ -124,7 +154,7 @@ class PolicyTrainer(Trainer):
             loss.backward()
             losses += loss.item()
             entropy += entropy_T.sum().item()
-            parts += [sums, mismatch_sums(old_T, sampling_T)]
+            parts += [sums, mismatch_sums(old_T, sampling_T), routing_sums(routes, "used")]
         metrics = {"loss/policy": losses, "policy/entropy": entropy / denominators.tokens}
         metrics |= mini_batch_metrics(combine(parts))
         if not torch.isfinite(torch.tensor(losses)) or metrics.get("loss/nonfinite_tokens", 0) > 0:
@@ -151,3 +181,11 @@ class PolicyTrainer(Trainer):
         if self.reference is not None:
             self.reference.load_state_dict(load_file(Path(folder) / REFERENCE))
             self.reference_is_policy = False
+
+
+def _check_routes(sequences: Sequence[TrainingSequence]) -> None:
+    if missing := sum(sequence.routed_experts is None for sequence in sequences):
+        raise MissingRoutes(
+            f"{missing} of {len(sequences)} completions came without routed experts, which routing_replay 'rollout' "
+            "forces in training; sample with a generator that returns them, or set it to 'trainer' or 'off'"
+        )

@@ -1,4 +1,4 @@
-"""Keys and values of running completions, and the attention that reads and writes them.
+"""Keys and values of running completions (and their experts), and the attention that reads and writes them.
 
 The cache works underneath transformers' models, not through their `past_key_values`: a model is called on the new
 tokens alone, and its attention (models.attention) finds the rest here. For MLA this keeps the expanded keys and values,
@@ -19,6 +19,7 @@ class KVCache:
         self.slots, self.length = slots, length
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
+        self.experts: torch.Tensor | None = None  # [slots, length, L, K], of the tokens read; only where asked for
 
     def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The layer's buffers; `key` and `value` [*, H, *, D] give heads, widths, dtype and device."""
@@ -33,6 +34,8 @@ class KVCache:
         for buffers in (self.keys, self.values):
             for buffer in buffers.values():
                 buffer[target] = buffer[source]
+        if self.experts is not None:
+            self.experts[target] = self.experts[source]
 
 
 @dataclass(slots=True)
@@ -50,6 +53,11 @@ class Prefill:
             keys[slots, :, : end - start] = key[0, :, start:end]
             values[slots, :, : end - start] = value[0, :, start:end]
         return self.packing.attend(module, query, key, value, scaling)
+
+    def store(self, buffer, values_T) -> None:
+        """One value per token of the row, into `buffer` [slots, length, ...]."""
+        for (start, end), slots in zip(self.bounds, self.slots, strict=True):
+            buffer[slots, : end - start] = values_T[start:end]
 
 
 @dataclass(slots=True)
@@ -78,3 +86,7 @@ class Decode:
         weights = torch.softmax(scores.masked_fill(self.mask, float("-inf")), dim=-1)
         out = torch.matmul(weights, values[:batch, :, :length]).view(batch, query.shape[1], 1, -1)
         return out.transpose(1, 2)
+
+    def store(self, buffer, values_B) -> None:
+        """One value per new token, into `buffer` [slots, length, ...]."""
+        buffer[self.rows, self.positions] = values_B

@@ -7,6 +7,7 @@ ends, the last one moves into its place, so a step never computes a row that nob
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ import torch
 from transformers import PreTrainedModel
 
 from data.chat import opened_by
-from models.attention import Layout, PackedLayout
+from models.attention import PackedLayout
 from models.checkpoint import hub_views, load_model, load_tokenizer, resolve_device
+from models.routing_replay import RoutingReplay
 from rollouts.kv_cache import Decode, KVCache, Prefill
 from rollouts.records import Completion, Group, Request, SamplingParams
 from rollouts.requests import check_requests
@@ -37,6 +39,7 @@ class _Running:
     limit: int  # new tokens it may have
     token_ids: list[int]
     logprobs: list[float]
+    experts: np.ndarray | None = None  # [tokens read, L, K], once it has ended
 
 
 class ModelSampler:
@@ -102,6 +105,7 @@ class ModelSampler:
             policy_version=check_version(self.policy_version, None),
             finish_reason="stop" if reason == "stop" else "length",
             text=opened_by(self.tokenizer, prompt_ids) + said,
+            routed_experts=running.experts,
         )
 
 
@@ -139,6 +143,10 @@ class _Batch:
         self.slots = min(sampler.max_slots, max(1, len(requests) * params.group_size))
         longest = max((len(r.prompt_ids) for r in requests), default=0) + params.max_new_tokens
         self.cache = KVCache(self.slots, min(longest, self.max_length))
+        self.replay = RoutingReplay(self.model)
+        if params.return_routed_experts and self.replay.layers:
+            shape = (self.slots, self.cache.length, self.replay.layers, self.replay.top_k)
+            self.cache.experts = torch.zeros(shape, dtype=self.replay.dtype, device=self.device)
         self.running: list[_Running] = []  # running[i] sits in slot i
         self.positions = torch.zeros(self.slots, dtype=torch.int64)  # of the last token in each slot
         self.finished: list[tuple[_Running, str]] = []
@@ -183,8 +191,11 @@ class _Batch:
         hidden = self._forward(ids[:, None], positions[:, None], Decode.at(self.cache, positions))
         self._draw(self.model.lm_head(hidden[:, 0]), 0)
 
-    def _forward(self, ids, positions, layout: Layout):
-        output = self.model.model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
+    def _forward(self, ids, positions, layout: Prefill | Decode):
+        with nullcontext() if self.cache.experts is None else self.replay.watch() as routes:
+            output = self.model.model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
+        if routes is not None:
+            layout.store(self.cache.experts, routes.experts())
         return output.last_hidden_state
 
     def _draw(self, logits, first: int) -> None:
@@ -202,6 +213,8 @@ class _Batch:
             reason = "stop" if token in self.eos_ids else "length" if len(running.token_ids) == running.limit else None
             if reason:
                 ended.append(slot)
+                if self.cache.experts is not None:  # of all tokens but this last one, which nothing reads
+                    running.experts = self.replay.compact(self.cache.experts[slot, : self.positions[slot]])
                 self.finished.append((running, reason))
         self._compact(ended)
 

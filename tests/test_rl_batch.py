@@ -23,6 +23,7 @@ def sequences(draw, min_size=0):
                 advantage=float(ids[0]),
                 sampling_logprobs=ids[prompt:] + 0.25,
                 old_logprobs=ids[prompt:] + 0.5,
+                routed_experts=np.stack([ids[:-1] % 256, ids[:-1] // 256], -1).astype(np.uint8)[:, None],
             )
         )
     return made
@@ -41,7 +42,7 @@ def test_documented_example():
     assert row.target_ids.tolist() == [1, 2, 3]
     assert row.sequence_of_token.tolist() == [0, 0, 1]
     assert row.advantages.tolist() == [1.0, -1.0]
-    assert row.old_logprobs is None
+    assert row.old_logprobs is row.routed_experts is None
     kinds = {"input_ids": "int64", "position_ids": "int64", "cu_seqlens": "int32", "advantages": "float32"}
     assert {name: str(getattr(row, name).dtype) for name in kinds} == kinds
 
@@ -70,6 +71,11 @@ def test_every_completion_token_sits_behind_the_position_that_predicts_it(batch,
             assert (row.predicting_positions[mine] >= begin).all()
             assert row.advantages[slot] == original.advantage
             assert row.split(row.target_ids)[slot].tolist() == original.completion_ids.tolist()
+            # the experts of every token that is read, and none for the last
+            low, high = row.routed_experts[begin : end - 1, 0].T
+            assert (low + 256 * high).tolist() == whole[:-1].tolist()
+            assert (row.routed_experts[end - 1] == -1).all()
+            assert (row.split_routes(row.routed_experts)[slot] == original.routed_experts).all()
 
 
 @settings(deadline=None)
@@ -106,6 +112,7 @@ def test_ranks_get_equally_many_rows_some_perhaps_empty(batch, ranks):
     for row in (row for rows in rows_of_rank for row in rows if len(row.sequence_indices) == 0):
         assert row.cu_seqlens.tolist() == [0]
         assert row.input_ids.size == row.target_ids.size == row.advantages.size == 0
+        assert row.routed_experts is None
         assert row.split(row.target_ids) == []
 
 
@@ -117,6 +124,11 @@ def test_bad_sequences_are_named():
         replace(fine, old_logprobs=np.zeros(1))
     with pytest.raises(ValueError, match="1 of 2 sequences of a row lack ref_logprobs"):
         pack([fine, replace(fine, ref_logprobs=np.zeros(2))], 10)
+    with pytest.raises(ValueError, match="routed_experts has 3 tokens; a sequence of 3 needs 2"):
+        replace(fine, routed_experts=np.zeros((3, 1, 2), np.uint8))
+    with pytest.raises(ValueError, match="1 of 2 sequences of a row lack routed_experts"):
+        pack([fine, replace(fine, routed_experts=np.zeros((2, 1, 2), np.uint8))], 10)
     (row,) = pack([fine], 10)
+    assert row.routed_experts is None
     with pytest.raises(ValueError, match="3 values for 2"):
         row.split(np.zeros(3))

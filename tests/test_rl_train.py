@@ -227,6 +227,46 @@ def test_a_prompt_that_fills_the_context_is_left_out_and_counted(ray_session, ti
     assert first["experience/sampled"] == 5 * CONFIG.group_size
 
 
+# --- routing replay ---
+
+
+@pytest.mark.slow
+def test_v3_2_with_a_generator_of_another_precision_keeps_its_routing(ray_session, tiny_checkpoint, tmp_path):
+    from rl.train import run
+
+    update = {
+        "objective": ObjectiveConfig(preset="v3_2"),
+        "generator": CONFIG.generator.model_copy(update={"dtype": "bfloat16"}),
+        "mismatch_limit": 1.0,  # random weights make much of rounding
+    }
+    run(CONFIG.model_copy(update=update), context_for(tiny_checkpoint, tmp_path))
+    rows = read_log(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, CONFIG.steps + 1))
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    assert all(row["mismatch/routing_agreement_used"] == 1.0 for row in rows)
+    agreement = [row["mismatch/routing_agreement"] for row in rows[:: CONFIG.mini_batches]]
+    assert all(0.5 < share < 1 for share in agreement)
+    assert all("mismatch/routing_agreement" not in row for row in rows[1 :: CONFIG.mini_batches])
+    mismatch, rewards = ([row[name] for row in rows if name in row] for name in ("mismatch/abs_mean", "reward/mean"))
+    assert np.mean(mismatch[-4:]) < 2 * np.mean(mismatch[:4])
+    assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.05
+
+
+@pytest.mark.slow
+def test_completions_without_routes_stop_the_stage(ray_session, tiny_checkpoint, tmp_path):
+    from rl.train import Session, train
+
+    config = CONFIG.model_copy(update={"objective": ObjectiveConfig(preset="v3_2")})
+    session = Session(config, context_for(tiny_checkpoint, tmp_path))
+    compare = session.compare
+    session.compare = lambda groups: [replace(s, routed_experts=None) for s in compare(groups)]  # as another engine may
+    try:
+        with pytest.raises(StageError, match="rl: 48 of 48 completions came without routed experts"):
+            train(session)
+    finally:
+        session.close()
+
+
 # --- what must not go on ---
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from rl.batch import NonFiniteLoss, TrainingSequence
+from rl.batch import MissingRoutes, NonFiniteLoss, TrainingSequence
 from rl.objective import ObjectiveConfig
 from rl.trainer import PolicyTrainer
+from rollouts.records import Request, SamplingParams
+from rollouts.transformers_generator import TransformersGenerator
 from training.config import OptimizerConfig
 
 
@@ -111,7 +113,7 @@ def test_a_resumed_trainer_goes_on_bit_for_bit(tiny_checkpoint, tmp_path):
 
 @pytest.mark.parametrize("broken", ["old_logprobs", "ref_logprobs", "sampling_logprobs"])
 def test_a_step_on_garbage_is_refused(tiny_checkpoint, broken):
-    trainer = make_trainer(tiny_checkpoint, preset="v3_2")  # reads all three
+    trainer = make_trainer(tiny_checkpoint, preset="v3_2", routing_replay="off")  # reads all three
     trainer.update(trainer.annotate(sequences()), lr=1e-3)
     batch = trainer.annotate(sequences())
     before, steps = weights(trainer), trainer.optimizer.steps
@@ -129,3 +131,93 @@ def test_sequences_longer_than_a_row_are_trained_on_whole(tiny_checkpoint):
     short, long = (make_trainer(tiny_checkpoint, row_tokens=tokens).annotate(sequences()) for tokens in (5, 1000))
     for one, other in zip(short, long, strict=True):
         assert np.allclose(one.old_logprobs, other.old_logprobs, atol=1e-5)
+
+
+# --- routing replay ---
+
+
+def sampled(checkpoint, dtype="float32") -> list[TrainingSequence]:
+    """Completions of a generator in `dtype`, with the experts it chose."""
+    rng = np.random.default_rng(4)
+    requests = [Request(key=str(i), prompt_ids=rng.integers(8, 300, rng.integers(2, 9)).tolist()) for i in range(16)]
+    params = SamplingParams(max_new_tokens=20, temperature=0.8, group_size=2, return_routed_experts=True)
+    groups = TransformersGenerator(str(checkpoint), dtype=dtype, device="cpu").sample(requests, params)
+    return [
+        TrainingSequence(
+            prompt_ids=np.array(group.prompt_ids), completion_ids=c.token_ids, advantage=advantage,
+            sampling_logprobs=c.sampling_logprobs, routed_experts=c.routed_experts,
+        )
+        for group in groups for c, advantage in zip(group.completions, (1.0, -1.0), strict=True)
+    ]  # fmt: skip
+
+
+def test_replay_takes_the_routing_out_of_the_mismatch_of_two_precisions(tiny_checkpoint):
+    """A generator in bfloat16, a trainer in float32: without replay some tokens meet other experts."""
+    sequences = sampled(tiny_checkpoint, "bfloat16")
+    step = {}
+    for mode in ("off", "rollout"):
+        trainer = make_trainer(tiny_checkpoint, routing_replay=mode)
+        step[mode] = trainer.update(trainer.annotate(sequences), lr=1e-3)
+    assert step["off"]["mismatch/routing_agreement"] == step["off"]["mismatch/routing_agreement_used"] < 0.999
+    assert step["rollout"]["mismatch/routing_agreement"] < 0.999
+    assert step["rollout"]["mismatch/routing_agreement_used"] == 1.0
+    assert step["rollout"]["mismatch/abs_mean"] < step["off"]["mismatch/abs_mean"]
+    assert step["rollout"]["mismatch/kl"] < step["off"]["mismatch/kl"]
+    assert step["rollout"]["loss/importance_ratio_max"] == pytest.approx(1, abs=1e-5)  # old and policy: same experts
+
+
+def test_replay_between_equal_precisions_changes_nothing_but_rounding(tiny_checkpoint):
+    sequences = sampled(tiny_checkpoint)
+    step = {}
+    for mode in ("off", "rollout", "trainer"):
+        trainer = make_trainer(tiny_checkpoint, routing_replay=mode)
+        step[mode] = trainer.update(trainer.annotate(sequences), lr=1e-3)
+        assert step[mode]["mismatch/routing_agreement"] > 0.999
+    assert step["rollout"] == pytest.approx(step["off"], rel=1e-3, abs=1e-5)
+    assert step["trainer"] == pytest.approx(step["off"], rel=1e-3, abs=1e-5)
+
+
+def test_the_trainers_own_routing_is_kept_over_its_steps(tiny_checkpoint):
+    """R2: recorded with the old logprobs, forced when the weights have moved and the routers would choose others."""
+    plain = [replace(sequence, routed_experts=None) for sequence in sampled(tiny_checkpoint)]
+    trainer = make_trainer(tiny_checkpoint, row_tokens=40, routing_replay="trainer")
+    batch = trainer.annotate(plain)
+    assert all(s.routed_experts.dtype == np.uint8 and len(s.routed_experts) == len(s) - 1 for s in batch)
+    first, second = trainer.update(batch[:16], lr=3e-2), trainer.update(batch[16:], lr=3e-2)
+    assert first["mismatch/routing_agreement_used"] == second["mismatch/routing_agreement_used"] == 1.0
+    assert "mismatch/routing_agreement" not in first  # there is no generator's choice to agree with
+    assert any(
+        (a.routed_experts != b.routed_experts).any() for a, b in zip(batch, trainer.annotate(plain), strict=True)
+    )
+
+
+def test_the_reference_routes_by_itself(tiny_checkpoint):
+    """Also while it is the policy: its logprobs do not depend on what is forced."""
+    sequences = sampled(tiny_checkpoint, "bfloat16")
+    free, forced = (make_trainer(tiny_checkpoint, routing_replay=m).annotate(sequences) for m in ("off", "rollout"))
+    for one, other in zip(free, forced, strict=True):
+        np.testing.assert_array_equal(one.ref_logprobs, other.ref_logprobs)
+    assert any(not np.allclose(a.old_logprobs, b.old_logprobs, atol=1e-3) for a, b in zip(free, forced, strict=True))
+
+
+def test_completions_without_routes_are_refused_by_rollout_replay(tiny_checkpoint):
+    trainer = make_trainer(tiny_checkpoint, preset="v3_2")
+    batch = sampled(tiny_checkpoint)
+    batch[3] = replace(batch[3], routed_experts=None)
+    with pytest.raises(MissingRoutes, match="1 of 32 completions came without routed experts"):
+        trainer.annotate(batch)
+
+
+def test_a_failing_pass_leaves_the_model_to_route_by_itself(tiny_checkpoint):
+    trainer = make_trainer(tiny_checkpoint, routing_replay="rollout")
+    batch = trainer.annotate(sampled(tiny_checkpoint))
+    with pytest.raises(ValueError, match="ref_T"):
+        trainer.update([replace(s, ref_logprobs=None) for s in batch], lr=1e-3)
+    assert not any(m._forward_pre_hooks for m in trainer.model.modules())
+
+
+@pytest.mark.parametrize("mode", ["rollout", "trainer"])
+def test_a_dense_model_trains_as_without_replay(llama_checkpoint, mode):
+    off, on = (make_trainer(llama_checkpoint, routing_replay=m) for m in ("off", mode))
+    assert on.update(on.annotate(sequences()), lr=1e-3) == off.update(off.annotate(sequences()), lr=1e-3)
+    assert same(weights(on), weights(off))

@@ -266,6 +266,67 @@ def test_record_types(generator):
     assert group.prompt_ids == prompts(1)[0].prompt_ids
 
 
+# --- routed experts ---
+
+
+def ending_apart(count=6) -> list[Request]:
+    """Prompts whose completions end at different steps: some near the model's length, so that slots change hands."""
+    rng = np.random.default_rng(3)
+    near = [Request(key=f"n{i}", prompt_ids=rng.integers(8, 300, MAX_LENGTH - 1 - 3 * i).tolist()) for i in range(4)]
+    return [request for pair in zip(near, prompts(4), strict=True) for request in pair] + prompts(count)[4:]
+
+
+@torch.no_grad()
+def chosen_experts(model, ids) -> tuple[np.ndarray, np.ndarray]:
+    """[T, L, K] sorted experts of a plain forward of transformers, and [T, L] whether each was clearly chosen."""
+    seen, config = [], model.config
+    gates = [module for name, module in model.named_modules() if name.endswith("mlp.gate")]
+    hooks = [gate.register_forward_hook(lambda gate, _, out: seen.append((gate, out[0], out[2]))) for gate in gates]
+    model(torch.tensor([ids]))
+    for hook in hooks:
+        hook.remove()
+    clear = []
+    for gate, logits, _ in seen:  # two engines may disagree where the last kept and the first dropped almost tie
+        scores = logits.sigmoid() + gate.e_score_correction_bias
+        grouped = scores.view(len(ids), config.n_group, -1)
+        groups = grouped.topk(2).values.sum(-1).topk(config.topk_group + 1)
+        kept = grouped.gather(1, groups.indices[:, :-1, None].expand(-1, -1, grouped.shape[-1])).flatten(1)
+        best = kept.topk(config.num_experts_per_tok + 1).values
+        gaps = [values[:, -2] - values[:, -1] for values in (groups.values, best)]
+        clear.append(torch.minimum(*gaps) > 1e-4)
+    experts = [experts.sort(-1).values for _, _, experts in seen]
+    return (torch.stack(experts, 1).numpy(), torch.stack(clear, 1).numpy()) if seen else (np.zeros(0), np.zeros(0))
+
+
+def test_routed_experts_are_those_of_the_model(generator, reference):
+    """Of the prompt and every token that was read: all but the last. A dense model has none."""
+    groups = generator.sample(ending_apart(), params(group_size=3, return_routed_experts=True))
+    for group in groups:
+        for completion in group.completions:
+            expected, clear = chosen_experts(reference, [*group.prompt_ids, *completion.token_ids[:-1]])
+            if not len(expected):
+                assert completion.routed_experts is None
+                continue
+            assert completion.routed_experts.dtype == np.uint8
+            assert completion.routed_experts.shape == expected.shape
+            assert clear.mean() > 0.9
+            np.testing.assert_array_equal(np.sort(completion.routed_experts)[clear], expected[clear])
+    assert len({len(c.token_ids) for group in groups for c in group.completions}) > 3
+
+
+def test_routed_experts_do_not_depend_on_slots_and_change_no_token(factory, checkpoint, generator):
+    requests, used = ending_apart(), params(group_size=3, return_routed_experts=True)
+    plain = generator.sample(requests, params(group_size=3))
+    assert all(completion.routed_experts is None for group in plain for completion in group.completions)
+    expected = generator.sample(requests, used)
+    assert tokens_of(expected) == tokens_of(plain)
+    for group, other in zip(expected, factory(checkpoint, max_slots=5).sample(requests, used), strict=True):
+        for completion, again in zip(group.completions, other.completions, strict=True):
+            if completion.routed_experts is not None:
+                same = (np.sort(completion.routed_experts) == np.sort(again.routed_experts)).all(-1)
+                assert same.mean() > 0.99  # a batch of another shape may round a close call the other way
+
+
 # --- weights ---
 
 
