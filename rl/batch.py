@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.packing import best_fit, deal, equalise
+from rollouts.records import Support
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +23,7 @@ class TrainingSequence:
     sampling_logprobs: np.ndarray | None = None  # [C] float32
     old_logprobs: np.ndarray | None = None  # [C] float32
     ref_logprobs: np.ndarray | None = None  # [C] float32
+    support: Support | None = None  # the tokens that each completion token was drawn from; None: all
 
     def __post_init__(self) -> None:
         for name in ("prompt_ids", "completion_ids"):
@@ -32,6 +34,13 @@ class TrainingSequence:
             if values is not None and len(values) != len(self.completion_ids):
                 raise ValueError(
                     f"TrainingSequence: {name} has {len(values)} values for {len(self.completion_ids)} tokens"
+                )
+        if self.support is not None:
+            sets, ids = len(self.support.sizes), len(self.support.ids)
+            if sets != len(self.completion_ids) or ids != self.support.sizes.sum():
+                raise ValueError(
+                    f"TrainingSequence: support has {sets} sets for {len(self.completion_ids)} tokens, and {ids} ids "
+                    f"where its sizes say {self.support.sizes.sum()}"
                 )
 
     def __len__(self) -> int:
@@ -62,6 +71,8 @@ class MicroBatch:
     sampling_logprobs: np.ndarray | None  # [C] float32; None when the sequences have none
     old_logprobs: np.ndarray | None  # [C] float32, likewise
     ref_logprobs: np.ndarray | None  # [C] float32, likewise
+    support_ids: np.ndarray | None  # [sum(support_sizes)] int64, likewise: the sets of tokens drawn from, joined
+    support_sizes: np.ndarray | None  # [C] int64, likewise
 
     def split(self, values: np.ndarray) -> list[np.ndarray]:
         """Values per completion token, [C], cut by sequence, in the order of `sequence_indices`."""
@@ -101,6 +112,7 @@ def pack_for_ranks(sequences: Sequence[TrainingSequence], capacity: int, ranks: 
 
 def _build_row(sequences: Sequence[TrainingSequence], members: list[int]) -> MicroBatch:
     chosen = [sequences[i] for i in members]
+    supports = [s.support for s in chosen]
     lengths = np.array([len(sequence) for sequence in chosen], dtype=np.int64)
     ends = np.cumsum(lengths)
     completion_lengths = [len(sequence.completion_ids) for sequence in chosen]
@@ -119,6 +131,8 @@ def _build_row(sequences: Sequence[TrainingSequence], members: list[int]) -> Mic
         sampling_logprobs=_join_logprobs([s.sampling_logprobs for s in chosen], "sampling_logprobs"),
         old_logprobs=_join_logprobs([s.old_logprobs for s in chosen], "old_logprobs"),
         ref_logprobs=_join_logprobs([s.ref_logprobs for s in chosen], "ref_logprobs"),
+        support_ids=_join_given([s and s.ids for s in supports], "support", np.int64),
+        support_sizes=_join_given([s and s.sizes for s in supports], "support", np.int64),
     )
 
 
@@ -127,7 +141,11 @@ def _join(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
 
 
 def _join_logprobs(parts: list[np.ndarray | None], name: str) -> np.ndarray | None:
+    return _join_given(parts, name, np.float32)
+
+
+def _join_given(parts: list[np.ndarray | None], name: str, dtype: type) -> np.ndarray | None:
     present = [part for part in parts if part is not None]
     if present and len(present) < len(parts):
         raise ValueError(f"pack: {len(parts) - len(present)} of {len(parts)} sequences of a row lack {name}")
-    return _join(present, np.float32) if present or not parts else None
+    return _join(present, dtype) if present or not parts else None

@@ -75,15 +75,24 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
         description="nats; the run stops when generator and trainer disagree more than this per token on average: then "
         "the policy that samples is not the policy that trains",
     )
+    allow_truncated_sampling: bool = Field(
+        default=False,
+        description="train on completions of top_p, top_k or min_p without objective.keep_sampling_mask all the same; "
+        "false: they are not drawn from the policy that is trained. The mismatch then holds the share that was cut "
+        "off (up to -log top_p per token), so mismatch_limit must lie above it",
+    )
     log_samples: int = Field(default=8, ge=0, description="completions kept in samples.jsonl per rollout batch")
 
     @model_validator(mode="after")
     def _samples_what_it_trains(self) -> Self:
-        rollout = self.rollout
-        if rollout.temperature == 0 or rollout.top_p < 1 or rollout.top_k > 0:
+        if self.rollout.temperature == 0:
+            raise ValueError("rollout: training needs temperature above 0: greedy completions of a group are all equal")
+        keeps_mask = self.objective.resolve().keep_sampling_mask
+        if self.rollout.truncates and not (keeps_mask or self.allow_truncated_sampling):
             raise ValueError(
-                "rollout: training needs temperature above 0, top_p 1 and top_k 0: old and policy logprobs are "
-                "those of the whole distribution, so truncated sampling would bias every importance ratio"
+                "rollout: top_p, top_k and min_p cut tokens off, but old and policy logprobs are those of the whole "
+                "distribution, which biases every importance ratio; set objective.keep_sampling_mask: true (logprobs "
+                "over what was left) or allow_truncated_sampling: true (train with the bias)"
             )
         return self
 

@@ -36,6 +36,7 @@ class Objective:
     dynamic_sampling: bool
     overlong: Overlong
     overlong_buffer: float  # share of the maximum completion length
+    keep_sampling_mask: bool
 
     def __post_init__(self) -> None:
         if self.unbiased_kl and self.kl_estimator != "k3":
@@ -82,11 +83,12 @@ _R1 = Objective(
     dynamic_sampling=False,
     overlong="none",
     overlong_buffer=0.2,
+    keep_sampling_mask=False,
 )
 PRESETS: dict[Preset, Objective] = {
     "r1": _R1,
     # V3.2 prints neither clip range, kl_coef nor delta: the first two stay R1's, delta is ours.
-    "v3_2": replace(_R1, unbiased_kl=True, advantage_std=False, sequence_mask_delta=0.5),
+    "v3_2": replace(_R1, unbiased_kl=True, advantage_std=False, sequence_mask_delta=0.5, keep_sampling_mask=True),
     "dapo": replace(
         _R1,
         clip_low=0.2,
@@ -108,8 +110,8 @@ class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
     preset: Preset = Field(
         default="r1",
         description="Named objective that fills every field left null: r1 (DeepSeek-R1's GRPO), v3_2 (DeepSeek-V3.2), "
-        "dapo, dr_grpo, gspo; r1 because this is the pipeline being reproduced. v3_2 lacks keep-routing and "
-        "keep-sampling-mask for now.",
+        "dapo, dr_grpo, gspo; r1 because this is the pipeline being reproduced. v3_2 lacks keep-routing for "
+        "now.",
     )
     clip_low: float | None = Field(
         default=None,
@@ -190,6 +192,12 @@ class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
         le=1,
         description="Where `overlong: soft` starts, as the last share of the maximum completion length. All presets: "
         "0.2, DAPO's 4,096 of 20,480 tokens; a share, so that one preset serves every length.",
+    )
+    keep_sampling_mask: bool | None = Field(
+        default=None,
+        description="Where the rollout's top_p, top_k or min_p cut tokens off, remember which, and take policy, old "
+        "and ref logprobs over what was left (DeepSeek-V3.2, section 3.1): the policy trained is then the one that "
+        "sampled. No effect when nothing is cut off. v3_2: true. Others: false, and truncated sampling is refused.",
     )
 
     @model_validator(mode="after")

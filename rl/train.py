@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -131,12 +132,13 @@ class Session:
         share = config.problems.instruction_share if progress >= config.general_from_share else 0.0
         first = (resampling * config.steps + step) * config.questions_per_step
         purpose = f"sampling/{resampling}" if resampling else "sampling"
+        params = config.rollout.params(config.group_size, self.seed(purpose, step))
         return sample_and_score(
             self.problems.draw(first, count, share),
             render=self._render,
             pool=self.pool,
             rewards=self.rewards,
-            params=config.rollout.params(config.group_size, self.seed(purpose, step)),
+            params=replace(params, return_support=self.objective.keep_sampling_mask),
             progress=progress,
         )
 
@@ -158,6 +160,7 @@ class Session:
         counters["experience/prompts_too_long"] = self.too_long
         self.pending_metrics = rollout_metrics(groups) | counters | failures
         self._check_unscorable(groups, counters["experience/unscorable"], counters["experience/sampled"])
+        self._check_supports(sequences)
         return sequences
 
     def _check_unscorable(self, groups: Sequence[ScoredGroup], unscorable: float, sampled: float) -> None:
@@ -170,6 +173,15 @@ class Session:
             f"unscorable_limit {self.config.unscorable_limit}: {commonest}",
             retry=True,  # a grader may have been out of order
         )
+
+    def _check_supports(self, sequences: Sequence[TrainingSequence]) -> None:
+        missing = sum(sequence.support is None for sequence in sequences)
+        if missing and self.objective.keep_sampling_mask and self.config.rollout.truncates:
+            raise StageError(
+                f"{self.context.name}: {missing} of {len(sequences)} completions came without their sampling mask: "
+                "this generator cannot return what top_p, top_k and min_p left; use another one, or sample with top_p "
+                "1, top_k 0 and min_p 0"
+            )
 
     def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
         started = time.monotonic()
@@ -234,6 +246,9 @@ class Session:
         file.parent.mkdir(parents=True, exist_ok=True)
         names = ("prompt_ids", "completion_ids", "advantage", "sampling_logprobs", "old_logprobs", "ref_logprobs")
         arrays = {f"{i}/{n}": getattr(s, n) for i, s in enumerate(mini_batch) for n in names}
+        for i, support in enumerate(s.support for s in mini_batch):
+            if support is not None:
+                arrays |= {f"{i}/support_ids": support.ids, f"{i}/support_sizes": support.sizes}
         np.savez_compressed(file, **{key: value for key, value in arrays.items() if value is not None})
         return file
 

@@ -9,6 +9,7 @@ import torch
 from rl.batch import NonFiniteLoss, TrainingSequence
 from rl.objective import ObjectiveConfig
 from rl.trainer import PolicyTrainer
+from rollouts.records import Support
 from training.config import OptimizerConfig
 
 
@@ -42,12 +43,14 @@ def same(a, b) -> bool:
 
 
 @torch.no_grad()
-def expected_logprobs(trainer, sequence) -> np.ndarray:
+def expected_logprobs(trainer, sequence, whole=False) -> np.ndarray:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(trainer.tokenizer.name_or_path, attn_implementation="eager").eval()
     ids = torch.tensor([*sequence.prompt_ids, *sequence.completion_ids])[None]
     logits = model(ids).logits[0, len(sequence.prompt_ids) - 1 : -1].double() / 0.8
+    if whole:
+        return torch.log_softmax(logits, -1).numpy()
     return torch.log_softmax(logits, -1)[range(len(sequence.completion_ids)), sequence.completion_ids].numpy()
 
 
@@ -56,6 +59,32 @@ def test_old_logprobs_are_tempered_and_in_the_order_given(tiny_checkpoint):
     for sequence in trainer.annotate(sequences()):
         np.testing.assert_allclose(sequence.old_logprobs, expected_logprobs(trainer, sequence), atol=2e-5)
         np.testing.assert_array_equal(sequence.ref_logprobs, sequence.old_logprobs)  # no step yet
+
+
+def drawn_from(sequence, seed=0) -> Support:
+    """Three tokens or fewer for each token, itself among them."""
+    rng = np.random.default_rng(seed)
+    sets = [np.unique([token, *rng.integers(8, 300, rng.integers(0, 3))]) for token in sequence.completion_ids]
+    return Support(ids=np.concatenate(sets).astype(np.int32), sizes=np.array([len(kept) for kept in sets], np.int32))
+
+
+def test_all_logprobs_are_over_the_tokens_that_could_be_drawn(tiny_checkpoint):
+    trainer = make_trainer(tiny_checkpoint, row_tokens=40, preset="v3_2")
+    batch = [replace(s, support=drawn_from(s)) for s in sequences()]
+    annotated = trainer.annotate(batch)
+    trainer.reference_is_policy = False
+    for sequence, other in zip(annotated, trainer.annotate(batch), strict=True):
+        logits = expected_logprobs(trainer, sequence, whole=True)
+        kept = np.split(sequence.support.ids, np.cumsum(sequence.support.sizes)[:-1])
+        expected = [
+            row[token] - np.logaddexp.reduce(row[ids])
+            for row, token, ids in zip(logits, sequence.completion_ids, kept, strict=True)
+        ]
+        np.testing.assert_allclose(sequence.old_logprobs, expected, atol=2e-5)
+        np.testing.assert_allclose(other.ref_logprobs, expected, atol=2e-5)
+    metrics = trainer.update(annotated, lr=1e-3)
+    assert metrics["loss/importance_ratio_max"] == pytest.approx(1, abs=1e-5)
+    assert 0 < metrics["policy/entropy"] < np.log(3)
 
 
 def test_the_reference_stays_while_the_policy_moves(tiny_checkpoint):
