@@ -98,6 +98,8 @@ def _suite(config: EvaluateConfig, problems: list[Problem], labels: list[str]) -
         "temperature": config.rollout.temperature,
         "top_p": config.rollout.top_p,
         "top_k": config.rollout.top_k,
+        "min_p": config.rollout.min_p,
+        "stop": list(config.rollout.stop),
         "max_new_tokens": config.rollout.max_new_tokens,
         "samples": {label: config.samples_of(label) for label in labels},
         "prompting": {label: config.prompting_of(label).model_dump() for label in labels},

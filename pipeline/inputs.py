@@ -188,7 +188,7 @@ def _length_problems(
 ) -> Iterator[str]:
     """The longest completion of a stage against the models that other stages hand it. Training keeps the context, so it
     is that of the folder the first of them starts from. One sentence, and none where a folder is too small as well."""
-    longest = getattr(getattr(stage.config, "rollout", None), "max_new_tokens", None)
+    longest = longest_completion(stage.config)
     if not isinstance(longest, int):
         return
     origins = [(item, _origin(item, stages, kinds)) for item in stage.inputs]
@@ -221,6 +221,12 @@ def context_length(checkpoint: Path) -> int | None:
     config = _read_json(checkpoint / "config.json")
     found = config.get("max_position_embeddings") if isinstance(config, dict) else None
     return found if isinstance(found, int) else None
+
+
+def longest_completion(config: Any) -> int | None:
+    """Tokens, as its settings allow at any step; None for a stage that does not sample."""
+    longest = getattr(getattr(config, "rollout", None), "max_new_tokens", None)
+    return longest and max(longest, *getattr(config, "max_new_tokens_from", {}).values(), 0)
 
 
 def too_long(stage: str, longest: int, model: Path, room: int) -> str:

@@ -13,7 +13,7 @@ from data.config import FILE_SUFFIXES, is_local
 from data.schemas import SourceError
 from data.sources import check_first_row
 from pipeline.errors import did_you_mean, near_miss
-from pipeline.inputs import Input, context_length, too_long
+from pipeline.inputs import Input, context_length, longest_completion, too_long
 from pipeline.yaml_source import Document, KeyPath, Place
 from rewards.combine import check_rewards
 
@@ -57,10 +57,10 @@ def _dataset_problems(config: Any, settings: Document) -> Iterator[str]:
 
 def _length_problems(name: str, config: Any, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
     """The longest completion against the folders a stage is given; `pipeline.inputs` looks at those of other stages."""
-    longest = _get(config, ("rollout", "max_new_tokens"))
-    for item in inputs if isinstance(longest, int) else ():
+    longest = longest_completion(config)
+    for item in inputs if longest is not None else ():
         room = context_length(item.path) if item.stage is None else None
-        if room is not None and longest >= room:
+        if room is not None and longest is not None and longest >= room:
             yield f"{settings.place(('rollout', 'max_new_tokens'))}: {too_long(name, longest, item.path, room)}"
 
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from data.packing import best_fit, deal, equalise
+from rollouts.records import Support
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class TrainingSequence:
     old_logprobs: np.ndarray | None = None  # [C] float32
     ref_logprobs: np.ndarray | None = None  # [C] float32
     routed_experts: np.ndarray | None = None  # [P + C - 1, L, K] uint8 or uint16: of every token but the last
+    support: Support | None = None  # the tokens that each completion token was drawn from; None: all
 
     def __post_init__(self) -> None:
         for name in ("prompt_ids", "completion_ids"):
@@ -40,6 +42,13 @@ class TrainingSequence:
                 f"TrainingSequence: routed_experts has {len(self.routed_experts)} tokens; a sequence of {len(self)} "
                 f"needs {len(self) - 1}, all but the last"
             )
+        if self.support is not None:
+            sets, ids = len(self.support.sizes), len(self.support.ids)
+            if sets != len(self.completion_ids) or ids != self.support.sizes.sum():
+                raise ValueError(
+                    f"TrainingSequence: support has {sets} sets for {len(self.completion_ids)} tokens, and {ids} ids "
+                    f"where its sizes say {self.support.sizes.sum()}"
+                )
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.completion_ids)
@@ -74,6 +83,8 @@ class MicroBatch:
     old_logprobs: np.ndarray | None  # [C] float32, likewise
     ref_logprobs: np.ndarray | None  # [C] float32, likewise
     routed_experts: np.ndarray | None  # [T, L, K] int16, -1 for the last token of a sequence; None likewise
+    support_ids: np.ndarray | None  # [sum(support_sizes)] int64, likewise: the sets of tokens drawn from, joined
+    support_sizes: np.ndarray | None  # [C] int64, likewise
 
     def split(self, values: np.ndarray) -> list[np.ndarray]:
         """Values per completion token, [C], cut by sequence, in the order of `sequence_indices`."""
@@ -117,6 +128,7 @@ def pack_for_ranks(sequences: Sequence[TrainingSequence], capacity: int, ranks: 
 
 def _build_row(sequences: Sequence[TrainingSequence], members: list[int]) -> MicroBatch:
     chosen = [sequences[i] for i in members]
+    supports = [s.support for s in chosen]
     lengths = np.array([len(sequence) for sequence in chosen], dtype=np.int64)
     ends = np.cumsum(lengths)
     completion_lengths = [len(sequence.completion_ids) for sequence in chosen]
@@ -136,6 +148,8 @@ def _build_row(sequences: Sequence[TrainingSequence], members: list[int]) -> Mic
         old_logprobs=_join_logprobs([s.old_logprobs for s in chosen], "old_logprobs"),
         ref_logprobs=_join_logprobs([s.ref_logprobs for s in chosen], "ref_logprobs"),
         routed_experts=_join_routes([s.routed_experts for s in chosen]),
+        support_ids=_join_given([s and s.ids for s in supports], "support", np.int64),
+        support_sizes=_join_given([s and s.sizes for s in supports], "support", np.int64),
     )
 
 
@@ -144,8 +158,12 @@ def _join(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
 
 
 def _join_logprobs(parts: list[np.ndarray | None], name: str) -> np.ndarray | None:
+    return _join_given(parts, name, np.float32)
+
+
+def _join_given(parts: list[np.ndarray | None], name: str, dtype: type) -> np.ndarray | None:
     present = _all_or_none(parts, name)
-    return _join(present, np.float32) if present or not parts else None
+    return _join(present, dtype) if present or not parts else None
 
 
 def _join_routes(parts: list[np.ndarray | None]) -> np.ndarray | None:

@@ -33,6 +33,11 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
     mini_batches: int = Field(
         default=16, ge=1, description="optimizer steps per rollout batch, one epoch; the paper's 16"
     )
+    max_new_tokens_from: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]] = Field(
+        default={},
+        description="step -> longest completion, tokens, of the rollout batches that begin at this step or later, in "
+        "place of rollout.max_new_tokens; R1-Zero: {8200: 65536}",
+    )
     resample_rounds: int = Field(
         default=9,
         ge=0,
@@ -75,15 +80,24 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
         description="nats; the run stops when generator and trainer disagree more than this per token on average: then "
         "the policy that samples is not the policy that trains",
     )
+    allow_truncated_sampling: bool = Field(
+        default=False,
+        description="train on completions of top_p, top_k or min_p without objective.keep_sampling_mask all the same; "
+        "false: they are not drawn from the policy that is trained. The mismatch then holds the share that was cut "
+        "off (up to -log top_p per token), so mismatch_limit must lie above it",
+    )
     log_samples: int = Field(default=8, ge=0, description="completions kept in samples.jsonl per rollout batch")
 
     @model_validator(mode="after")
     def _samples_what_it_trains(self) -> Self:
-        rollout = self.rollout
-        if rollout.temperature == 0 or rollout.top_p < 1 or rollout.top_k > 0:
+        if self.rollout.temperature == 0:
+            raise ValueError("rollout: training needs temperature above 0: greedy completions of a group are all equal")
+        keeps_mask = self.objective.resolve().keep_sampling_mask
+        if self.rollout.truncates and not (keeps_mask or self.allow_truncated_sampling):
             raise ValueError(
-                "rollout: training needs temperature above 0, top_p 1 and top_k 0: old and policy logprobs are "
-                "those of the whole distribution, so truncated sampling would bias every importance ratio"
+                "rollout: top_p, top_k and min_p cut tokens off, but old and policy logprobs are those of the whole "
+                "distribution, which biases every importance ratio; set objective.keep_sampling_mask: true (logprobs "
+                "over what was left) or allow_truncated_sampling: true (train with the bias)"
             )
         return self
 
@@ -106,6 +120,13 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
         return self
 
     @model_validator(mode="after")
+    def _lengths_are_reached(self) -> Self:
+        late = [start for start in self.max_new_tokens_from if start >= self.steps]
+        if late:
+            raise ValueError(f"max_new_tokens_from: step {late[0]} is not among the stage's {self.steps} steps")
+        return self
+
+    @model_validator(mode="after")
     def _whole_rollouts(self) -> Self:
         if self.steps % self.mini_batches:
             raise ValueError(
@@ -113,6 +134,11 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
                 "trained on as a whole"
             )
         return self
+
+    def max_new_tokens_at(self, step: int) -> int:
+        """The longest completion of a rollout batch that begins at `step`."""
+        reached = [start for start in self.max_new_tokens_from if start <= step]
+        return self.max_new_tokens_from[max(reached)] if reached else self.rollout.max_new_tokens
 
     @property
     def rollouts(self) -> int:

@@ -105,6 +105,7 @@ def _sequence(prompt_ids: list[int], completion, advantage: float) -> TrainingSe
         advantage=advantage,
         sampling_logprobs=completion.sampling_logprobs,
         routed_experts=completion.routed_experts,
+        support=completion.support,
     )
 
 
@@ -118,6 +119,11 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         "reward/mean": _mean([score.value for _, score in scores if score.value is not None]),
         "reward/pass_rate": _mean([score.verdict is Verdict.PASS for _, score in scores]),
     }
+    sizes = [completion.support.sizes for completion in completions if completion.support is not None]
+    if sizes:
+        sizes = np.concatenate(sizes)
+        metrics["rollout/support_mean"] = float(sizes.mean())
+        metrics["rollout/support_forced"] = float((sizes == 1).mean())  # no choice, so no gradient
     for name in sorted({part for _, score in scores for part in score.parts}):
         metrics[f"reward/{name}"] = _mean([s.parts[name] for _, s in scores if name in s.parts])
     for domain in sorted({problem.domain for problem, _ in scores}):

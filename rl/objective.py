@@ -53,6 +53,7 @@ class Objective:
     overlong: Overlong
     overlong_buffer: float  # share of the maximum completion length
     routing_replay: RoutingReplayMode
+    keep_sampling_mask: bool
 
     def __post_init__(self) -> None:
         if self.unbiased_kl and self.kl_estimator != "k3":
@@ -88,7 +89,7 @@ class Denominators:
 
     sequences: int  # trained sequences
     tokens: int  # completion tokens of those sequences
-    max_length: int  # the longest completion the rollout may sample, tokens; constant over a run
+    max_length: int  # the longest completion the rollout may sample, tokens; constant within a rollout batch
 
     def __post_init__(self) -> None:
         for name in ("sequences", "tokens", "max_length"):
@@ -118,11 +119,19 @@ _R1 = Objective(
     overlong="none",
     overlong_buffer=0.2,
     routing_replay="off",
+    keep_sampling_mask=False,
 )
 PRESETS: dict[Preset, Objective] = {
     "r1": _R1,
     # V3.2 prints neither clip range, kl_coef nor delta: the first two stay R1's, delta is ours.
-    "v3_2": replace(_R1, unbiased_kl=True, advantage_std=False, sequence_mask_delta=0.5, routing_replay="rollout"),
+    "v3_2": replace(
+        _R1,
+        unbiased_kl=True,
+        advantage_std=False,
+        sequence_mask_delta=0.5,
+        routing_replay="rollout",
+        keep_sampling_mask=True,
+    ),
     "dapo": replace(
         _R1,
         clip_low=0.2,
@@ -144,8 +153,7 @@ class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
     preset: Preset = Field(
         default="r1",
         description="Named objective that fills every field left null: r1 (DeepSeek-R1's GRPO), v3_2 (DeepSeek-V3.2), "
-        "dapo, dr_grpo, gspo; r1 because this is the pipeline being reproduced. v3_2 lacks "
-        "keep-sampling-mask for now.",
+        "dapo, dr_grpo, gspo; r1 because this is the pipeline being reproduced.",
     )
     clip_low: float | None = Field(
         default=None,
@@ -257,6 +265,12 @@ class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
         "logprobs and in every step. trainer: those of the pass for the old logprobs, in every step (R2). Gates come "
         "from the logits of the policy being trained, so routers still learn. The reference routes by itself (ours). "
         "Models without experts have nothing to replay. v3_2: rollout. Others: off.",
+    )
+    keep_sampling_mask: bool | None = Field(
+        default=None,
+        description="Where the rollout's top_p, top_k or min_p cut tokens off, remember which, and take policy, old "
+        "and ref logprobs over what was left (DeepSeek-V3.2, section 3.1): the policy trained is then the one that "
+        "sampled. No effect when nothing is cut off. v3_2: true. Others: false, and truncated sampling is refused.",
     )
 
     @model_validator(mode="after")

@@ -72,7 +72,6 @@ class Session:
             config.optimizer,
             objective=self.objective,
             temperature=config.rollout.temperature,
-            max_new_tokens=config.rollout.max_new_tokens,
             row_tokens=config.trainer.row_tokens,
             max_slots=config.generator.max_slots,
             device=config.trainer.device,
@@ -87,6 +86,7 @@ class Session:
         self.sync_metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.tokens = self.too_long = 0
+        self.longest = config.rollout.max_new_tokens  # of this rollout batch's completions
 
     def seed(self, purpose: str, step: int) -> int:
         """Seeds that depend on the stage's seed, the purpose and the step alone, so that a resumed run repeats them."""
@@ -135,6 +135,7 @@ class Session:
         """A rollout batch. Under dynamic sampling, further questions take the place of groups without signal."""
         started = time.monotonic()
         self._report(step, phase="sampling")
+        self.longest = self.config.max_new_tokens_at(step)
         count = self.config.questions_per_step * self.config.mini_batches
         groups, asked, missing = [], 0, count
         for resampling in range(1 + self.config.resample_rounds * self.objective.dynamic_sampling):
@@ -163,7 +164,12 @@ class Session:
             render=self._render,
             pool=self.pool,
             rewards=self.rewards,
-            params=replace(params, return_routed_experts=self.objective.routing_replay == "rollout"),
+            params=replace(
+                params,
+                max_new_tokens=self.longest,
+                return_routed_experts=self.objective.routing_replay == "rollout",
+                return_support=self.objective.keep_sampling_mask,
+            ),
             progress=progress,
             expected_tokens=self.lengths.expected,
         )
@@ -177,7 +183,7 @@ class Session:
         if not groups:
             sentence = f"{self.context.name}: all {self.too_long} prompts fill the policy's context; use shorter ones"
             raise StageError(sentence)
-        sequences, counters = training_sequences(groups, self.objective, self.config.rollout.max_new_tokens)
+        sequences, counters = training_sequences(groups, self.objective, self.longest)
         failures = {
             f"reward/{name}_{kind}s": counts[kind]
             for name, counts in self.rewards.take_counts().items()
@@ -186,6 +192,7 @@ class Session:
         counters["experience/prompts_too_long"] = self.too_long
         self.pending_metrics = rollout_metrics(groups) | counters | failures | self.sync_metrics
         self._check_unscorable(groups, counters["experience/unscorable"], counters["experience/sampled"])
+        self._check_supports(sequences)
         return sequences
 
     def _check_unscorable(self, groups: Sequence[ScoredGroup], unscorable: float, sampled: float) -> None:
@@ -198,6 +205,15 @@ class Session:
             f"unscorable_limit {self.config.unscorable_limit}: {commonest}",
             retry=True,  # a grader may have been out of order
         )
+
+    def _check_supports(self, sequences: Sequence[TrainingSequence]) -> None:
+        missing = sum(sequence.support is None for sequence in sequences)
+        if missing and self.objective.keep_sampling_mask and self.config.rollout.truncates:
+            raise StageError(
+                f"{self.context.name}: {missing} of {len(sequences)} completions came without their sampling mask: "
+                "this generator cannot return what top_p, top_k and min_p left; use another one, or sample with top_p "
+                "1, top_k 0 and min_p 0"
+            )
 
     def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
         started = time.monotonic()
@@ -213,7 +229,7 @@ class Session:
         started = time.monotonic()
         lr = self.config.optimizer.lr_at(step, self.config.steps)
         try:
-            metrics = self._wait(self.trainer.update.remote(mini_batch, lr), f"step {step + 1}")
+            metrics = self._wait(self.trainer.update.remote(mini_batch, lr, self.longest), f"step {step + 1}")
         except NonFiniteLoss as error:
             dump = self._dump(mini_batch, step)
             sentence = f"{self.context.name}: step {step + 1}: {error}; the batch is in {dump}"
@@ -267,8 +283,11 @@ class Session:
         """The batch behind a non-finite step: one .npz with every array, to be read with numpy alone."""
         file = self.context.output / "checkpoints" / f"nonfinite_step_{step + 1}.npz"
         file.parent.mkdir(parents=True, exist_ok=True)
-        names = [field.name for field in fields(TrainingSequence)]
+        names = [field.name for field in fields(TrainingSequence) if field.name != "support"]
         arrays = {f"{i}/{n}": getattr(s, n) for i, s in enumerate(mini_batch) for n in names}
+        for i, support in enumerate(s.support for s in mini_batch):
+            if support is not None:
+                arrays |= {f"{i}/support_ids": support.ids, f"{i}/support_sizes": support.sizes}
         np.savez_compressed(file, **{key: value for key, value in arrays.items() if value is not None})
         return file
 

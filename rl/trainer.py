@@ -31,7 +31,6 @@ class PolicyTrainer(Trainer):
         *args,
         objective: Objective,
         temperature: float,
-        max_new_tokens: int,
         row_tokens: int,
         max_slots: int = 256,
         **kwargs,
@@ -39,7 +38,7 @@ class PolicyTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.sampler = ModelSampler(self.model, self.tokenizer, max_slots)
         self.objective, self.temperature = objective, temperature
-        self.max_new_tokens, self.row_tokens = max_new_tokens, row_tokens
+        self.row_tokens = row_tokens
         self.reference: nn.Module | None = None
         if objective.needs_reference:
             self.reference = deepcopy(self.model).requires_grad_(False)
@@ -135,11 +134,14 @@ class PolicyTrainer(Trainer):
     def _reference_logprobs(self, row: MicroBatch):
         return self.completion_logprobs(row, self.temperature, model=self.reference)[0].cpu().numpy()
 
-    def update(self, mini_batch: Sequence[TrainingSequence], lr: float) -> dict[str, float]:
-        """One optimizer step. Raises NonFiniteLoss, with the weights untouched, instead of stepping on garbage."""
+    def update(self, mini_batch: Sequence[TrainingSequence], lr: float, max_new_tokens: int) -> dict[str, float]:
+        """One optimizer step. `max_new_tokens`: the longest completion that could have been sampled.
+
+        Raises NonFiniteLoss, with the weights untouched, instead of stepping on garbage.
+        """
         self.load.reset()  # old and reference logprobs were routed as well
         lengths = [len(sequence.completion_ids) for sequence in mini_batch]
-        denominators = Denominators.of(lengths, self.max_new_tokens)
+        denominators = Denominators.of(lengths, max_new_tokens)
         parts, self.routing_sums = self.routing_sums, []
         losses, entropy = 0.0, 0.0
         for row, routes in self._routed(pack(mini_batch, self.row_tokens), force=self.routing_replay != "off"):

@@ -105,9 +105,25 @@ class RolloutConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
     )
     temperature: float = Field(default=1.0, ge=0, description="1.0 is the paper's for reasoning RL; 0.7 for general RL")
     top_p: float = Field(
-        default=1.0, gt=0, le=1, description="nucleus; 1.0 keeps all: truncation would bias importance ratios"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="nucleus; 1.0 keeps all: RL on truncated sampling needs objective.keep_sampling_mask",
     )
     top_k: int = Field(default=0, ge=0, description="0 keeps all, for the same reason")
+    min_p: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="drops tokens less likely than min_p times the most likely one; 0 keeps all, for the same reason",
+    )
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="strings that end a completion, which keeps them; none: only end-of-sequence tokens do"
+    )
+
+    @property
+    def truncates(self) -> bool:
+        return self.params(group_size=1, seed=0).truncates
 
     def params(self, group_size: int, seed: int) -> SamplingParams:
         return SamplingParams(
@@ -115,6 +131,8 @@ class RolloutConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
+            min_p=self.min_p,
+            stop=self.stop,
             group_size=group_size,
             seed=seed,
         )

@@ -121,7 +121,7 @@ class GeneratorPool:
         order = sorted(requests, key=lambda r: (-r.expected_tokens, -len(r.prompt_ids), r.key))
         replicas = len(self.replicas)
         if not self.config.work_stealing:
-            shares = deal([len(r.prompt_ids) + r.expected_tokens * params.group_size for r in order], replicas)
+            shares = deal([len(r.prompt_ids) + round(r.expected_tokens * params.group_size) for r in order], replicas)
             return {i: deque([[order[r] for r in sorted(share)]] * bool(share)) for i, share in enumerate(shares)}
         size = max(1, self.config.max_slots // params.group_size)
         common = deque(order[start : start + size] for start in range(0, len(order), size))

@@ -19,10 +19,16 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0  # 0 means all
     min_p: float = 0.0  # drops tokens less likely than min_p times the most likely one; 0 means none
+    stop: tuple[str, ...] = ()  # a completion also ends with the token that completes one of these in its text
     group_size: int = 1  # completions per prompt
     seed: int = 0  # completion g of request r depends on (seed, r.key, g) alone
     return_routed_experts: bool = False  # fill Completion.routed_experts
     return_support: bool = False  # fill Completion.support
+
+    @property
+    def truncates(self) -> bool:
+        """Whether tokens are drawn from a part of the vocabulary."""
+        return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +50,7 @@ class Support:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    token_ids: np.ndarray  # [T] int32, ends with EOS when finish_reason is "stop"
+    token_ids: np.ndarray  # [T] int32, ends with EOS or a stop string's last token when finish_reason is "stop"
     sampling_logprobs: np.ndarray  # [T] float32
     policy_version: int  # optimizer steps taken by the weights that sampled it
     finish_reason: FinishReason
@@ -52,7 +58,7 @@ class Completion:
     # The experts that every token was sent to, [P + T - 1, L, K] for P prompt tokens, L MoE layers and K experts per
     # token: all tokens but the last, which the model never read. uint8, or uint16 beyond 256 experts.
     routed_experts: np.ndarray | None = None
-    support: Support | None = None
+    support: Support | None = None  # None also when nothing was truncated (see SamplingParams.truncates)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

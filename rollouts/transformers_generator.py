@@ -5,10 +5,12 @@ then every step extends all running completions by one token. Slots in use are a
 ends, the last one moves into its place, so a step never computes a row that nobody reads.
 """
 
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from models.attention import PackedLayout
 from models.checkpoint import hub_views, load_model, load_tokenizer, resolve_device
 from models.routing_replay import RoutingReplay
 from rollouts.kv_cache import Decode, KVCache, Prefill
-from rollouts.records import Completion, Group, Request, SamplingParams
+from rollouts.records import Completion, Group, Request, SamplingParams, Support
 from rollouts.requests import check_requests
 from rollouts.sampling import draw, uniforms
 from rollouts.weight_sync import WeightReceiver, check_version, checksum
@@ -40,6 +42,27 @@ class _Running:
     token_ids: list[int]
     logprobs: list[float]
     experts: np.ndarray | None = None  # [tokens read, L, K], once it has ended
+    support_ids: array = field(default_factory=lambda: array("i"))
+    support_sizes: array = field(default_factory=lambda: array("i"))  # stays empty when no support is asked for
+
+    def support(self) -> Support | None:
+        ids, sizes = np.array(self.support_ids, dtype=np.int32), np.array(self.support_sizes, dtype=np.int32)
+        return Support(ids=ids, sizes=sizes) if len(sizes) else None
+
+
+class StopStrings:
+    """Whether the last token of a completion completes one of `strings` in its decoded text."""
+
+    def __init__(self, strings: Sequence[str], tokenizer: Any):
+        self.strings, self.tokenizer = strings, tokenizer
+        self.special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        # Every token of the text brings a byte or more. One more token, since some decoders strip the first one.
+        self.tail = 1 + max(len(string.encode()) for string in strings)
+
+    def ended(self, token_ids: Sequence[int]) -> bool:
+        tail = list(islice((token for token in reversed(token_ids) if token not in self.special), self.tail))
+        text = self.tokenizer.decode(tail[::-1])
+        return any(string in text for string in self.strings)
 
 
 class ModelSampler:
@@ -106,6 +129,7 @@ class ModelSampler:
             finish_reason="stop" if reason == "stop" else "length",
             text=opened_by(self.tokenizer, prompt_ids) + said,
             routed_experts=running.experts,
+            support=running.support(),
         )
 
 
@@ -140,6 +164,7 @@ class _Batch:
         self.model, self.device = sampler.model, sampler.device
         self.eos_ids, self.max_length = sampler.eos_ids, sampler.max_length
         self.requests, self.params = requests, params
+        self.stop = StopStrings(params.stop, sampler.tokenizer) if params.stop else None
         self.slots = min(sampler.max_slots, max(1, len(requests) * params.group_size))
         longest = max((len(r.prompt_ids) for r in requests), default=0) + params.max_new_tokens
         self.cache = KVCache(self.slots, min(longest, self.max_length))
@@ -202,7 +227,9 @@ class _Batch:
         """Append a token to running[first:], then clear the slots of those that ended."""
         drawn = self.running[first:]
         noise = torch.stack([r.uniforms[len(r.token_ids)] for r in drawn]).to(self.device)
-        ids, logprobs = draw(logits, noise, self.params.temperature, self.params.top_k, self.params.top_p)
+        ids, logprobs, kept = draw(logits, noise, self.params)
+        if self.params.return_support and kept is not None:
+            _add_support(drawn, kept)
         self.positions[first : first + len(drawn)] += 1
         ended: list[int] = []
         for slot, (running, token, logprob) in enumerate(
@@ -210,13 +237,18 @@ class _Batch:
         ):
             running.token_ids.append(token)
             running.logprobs.append(logprob)
-            reason = "stop" if token in self.eos_ids else "length" if len(running.token_ids) == running.limit else None
+            reason = self._reason_to_end(running)
             if reason:
                 ended.append(slot)
                 if self.cache.experts is not None:  # of all tokens but this last one, which nothing reads
                     running.experts = self.replay.compact(self.cache.experts[slot, : self.positions[slot]])
                 self.finished.append((running, reason))
         self._compact(ended)
+
+    def _reason_to_end(self, running: _Running) -> str | None:
+        if running.token_ids[-1] in self.eos_ids or (self.stop and self.stop.ended(running.token_ids)):
+            return "stop"
+        return "length" if len(running.token_ids) == running.limit else None
 
     def _compact(self, ended: list[int]) -> None:
         """Fill the gaps with the last running completions, so that slots in use stay the first ones."""
@@ -237,3 +269,12 @@ class _Batch:
     def take_finished(self) -> list[tuple[_Running, str]]:
         finished, self.finished = self.finished, []
         return finished
+
+
+def _add_support(drawn: Sequence[_Running], kept_BV: torch.Tensor) -> None:
+    """Append to each of `drawn` the tokens that its next one was drawn from."""
+    ids = kept_BV.nonzero()[:, 1].to(torch.int32).cpu().numpy()
+    sizes = kept_BV.sum(dim=-1).tolist()
+    for running, size, end in zip(drawn, sizes, np.cumsum(sizes), strict=True):
+        running.support_ids.frombytes(ids[end - size : end].tobytes())
+        running.support_sizes.append(size)

@@ -54,7 +54,7 @@ def engine_arguments() -> dict[str, Any]:
 def forget_packed_experts(model: nn.Module) -> None:
     """2. To be called before every weight update."""
     for module in model.modules():
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
 
@@ -132,7 +132,7 @@ class Capture:
 
 def moe_routers(model: nn.Module) -> list[Any]:
     """The routers of all MoE layers, in layer order."""
-    from vllm.model_executor.layers.fused_moe.layer import MoERunner
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
     layers = [module for module in model.modules() if isinstance(module, MoERunner)]
     return [layer.router for layer in sorted(layers, key=lambda layer: layer.layer_id)]

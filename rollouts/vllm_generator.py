@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -59,22 +59,23 @@ class VLLMGenerator(WeightReceiver):
 
         register()
         import vllm
+        from vllm.config import WeightTransferConfig
 
         arguments = self._engine_arguments(dict(engine_args or {}))
-        self.llm = vllm.LLM(
+        self.llm: Any = vllm.LLM(
             model=checkpoint,
-            dtype=dtype,
+            dtype=cast(Any, dtype),
             max_num_seqs=max_slots,
             tensor_parallel_size=tensor_parallel,
             enable_expert_parallel=expert_parallel,
             enable_sleep_mode=sleep and not self.on_cpu,
             logprobs_mode="processed_logprobs",
             generation_config="auto",
-            weight_transfer_config=vllm.config.WeightTransferConfig(backend=BACKEND),
+            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
             **arguments,
         )
         self.llm.init_weight_transfer_engine({"init_info": {}})
-        self.engine = self.llm.llm_engine
+        self.engine: Any = self.llm.llm_engine
         self.tokenizer = self.llm.get_tokenizer()
         self.max_length = self.engine.model_config.max_model_len
         self.capture = vllm_cpu.Capture(_runner(self.llm)) if self.on_cpu else None
@@ -162,9 +163,11 @@ class VLLMGenerator(WeightReceiver):
             top_k=params.top_k,
             min_p=params.min_p,
             seed=seed_of(params.seed, request.key, sample),
+            stop=list(params.stop),
+            include_stop_str_in_output=True,
+            detokenize=bool(params.stop),  # only for the engine to find them: we decode what is finished
             logprobs=0,
             flat_logprobs=True,
-            detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         engine_id = self.engine.add_request(name, {"prompt_token_ids": list(request.prompt_ids)}, settings)
@@ -173,7 +176,7 @@ class VLLMGenerator(WeightReceiver):
                 engine_id,
                 len(request.prompt_ids) + limit,
                 experts=params.return_routed_experts,
-                support=params.return_support,
+                support=params.return_support and params.truncates,
             )
         return engine_id
 
@@ -195,9 +198,7 @@ class VLLMGenerator(WeightReceiver):
         )
 
     def _captured(self, engine_id: str, tokens: int, output: Any) -> tuple[np.ndarray | None, Support | None]:
-        if self.capture is None:
-            return output.routed_experts, None
-        experts, sets = self.capture.take(engine_id)
+        experts, sets = (output.routed_experts, None) if self.capture is None else self.capture.take(engine_id)
         support = None
         if sets:
             support = Support(ids=np.concatenate(sets), sizes=np.array([len(ids) for ids in sets], dtype=np.int32))

@@ -1,7 +1,7 @@
 """The receiving end of weight sync inside vLLM: its own weight-transfer interface, fed with our buckets."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -43,7 +43,7 @@ class BucketEngine(WeightTransferEngine[NoRendezvous, Tensors]):
         from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 
         with disable_mtp_completeness_check():
-            self.model.load_weights(iter(update_info.items))
+            cast(Any, self.model).load_weights(iter(update_info.items))
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)

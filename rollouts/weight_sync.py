@@ -67,7 +67,8 @@ class Bucket:
 
 def checksum(tensor: torch.Tensor) -> str:
     """16 hex digits of a hash over the bytes of a CPU tensor."""
-    return hashlib.blake2b(tensor.contiguous().flatten().view(torch.uint8).numpy(), digest_size=8).hexdigest()
+    raw = memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return hashlib.blake2b(raw, digest_size=8).hexdigest()
 
 
 def on_wire(name: str, tensor: torch.Tensor, wire: WireFormat) -> list[tuple[str, torch.Tensor]]:

@@ -6,6 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl.batch import TrainingSequence, make_mini_batches, pack, pack_for_ranks
+from rollouts.records import Support
+
+
+def support_of(completion_ids) -> Support:
+    """Token t was drawn from t, t + 1000 and, where t is odd, t + 2000."""
+    sets = [[t, t + 1000, *([t + 2000] * (t % 2))] for t in completion_ids.tolist()]
+    return Support(ids=np.concatenate(sets).astype(np.int32), sizes=np.array([len(kept) for kept in sets], np.int32))
 
 
 @st.composite
@@ -24,6 +31,7 @@ def sequences(draw, min_size=0):
                 sampling_logprobs=ids[prompt:] + 0.25,
                 old_logprobs=ids[prompt:] + 0.5,
                 routed_experts=np.stack([ids[:-1] % 256, ids[:-1] // 256], -1).astype(np.uint8)[:, None],
+                support=support_of(ids[prompt:]),
             )
         )
     return made
@@ -43,6 +51,7 @@ def test_documented_example():
     assert row.sequence_of_token.tolist() == [0, 0, 1]
     assert row.advantages.tolist() == [1.0, -1.0]
     assert row.old_logprobs is row.routed_experts is None
+    assert row.old_logprobs is row.support_ids is row.support_sizes is None
     kinds = {"input_ids": "int64", "position_ids": "int64", "cu_seqlens": "int32", "advantages": "float32"}
     assert {name: str(getattr(row, name).dtype) for name in kinds} == kinds
 
@@ -59,6 +68,9 @@ def test_every_completion_token_sits_behind_the_position_that_predicts_it(batch,
         assert row.old_logprobs is not None and row.sampling_logprobs is not None
         assert row.old_logprobs.tolist() == (row.target_ids + 0.5).tolist()
         assert row.sampling_logprobs.tolist() == (row.target_ids + 0.25).tolist()
+        support = support_of(row.target_ids)
+        assert row.support_ids.tolist() == support.ids.tolist() and row.support_ids.dtype == np.int64
+        assert row.support_sizes.tolist() == support.sizes.tolist() and row.support_sizes.dtype == np.int64
         for slot, index in enumerate(row.sequence_indices):
             original = batch[index]
             begin, end = row.cu_seqlens[slot], row.cu_seqlens[slot + 1]
@@ -128,6 +140,12 @@ def test_bad_sequences_are_named():
         replace(fine, routed_experts=np.zeros((3, 1, 2), np.uint8))
     with pytest.raises(ValueError, match="1 of 2 sequences of a row lack routed_experts"):
         pack([fine, replace(fine, routed_experts=np.zeros((2, 1, 2), np.uint8))], 10)
+    support = support_of(fine.completion_ids)
+    with pytest.raises(ValueError, match="1 of 2 sequences of a row lack support"):
+        pack([fine, replace(fine, support=support)], 10)
+    for broken in (replace(support, sizes=support.sizes[:1]), replace(support, ids=support.ids[:4])):
+        with pytest.raises(ValueError, match=r"support has . sets for 2 tokens, and . ids where its sizes say ."):
+            replace(fine, support=broken)
     (row,) = pack([fine], 10)
     assert row.routed_experts is None
     with pytest.raises(ValueError, match="3 values for 2"):

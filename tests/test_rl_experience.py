@@ -1,6 +1,7 @@
 """From scored groups to training sequences: every completion is accounted for."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from data.problems import Problem
 from rewards.reward import Score
 from rl.experience import ScoredGroup, counts, rollout_metrics, sample_rows, training_sequences
 from rl.objective import ObjectiveConfig
-from rollouts.records import Completion, Group
+from rollouts.records import Completion, Group, Support
 
 MAX_NEW_TOKENS = 8
 
@@ -82,6 +83,26 @@ def test_metrics_leave_unscorable_completions_out():
     assert metrics["domain/logic"] == 0.0
     assert metrics["rollout/length_mean"] == 5.0
     assert metrics["rollout/truncated"] == 0.25
+
+
+def with_support(scored: ScoredGroup, *sizes: list[int]) -> ScoredGroup:
+    """The same group, each completion drawn from sets of the given sizes."""
+    completions = [
+        replace(c, support=Support(ids=np.zeros(sum(n), np.int32), sizes=np.array(n, np.int32)))
+        for c, n in zip(scored.group.completions, sizes, strict=True)
+    ]
+    return replace(scored, group=replace(scored.group, completions=completions))
+
+
+def test_supports_reach_training_and_are_counted():
+    plain = scored_group([1.0, 0.0], [2, 3])
+    drawn = with_support(plain, [1, 4], [1, 1, 8])
+    sequences, _ = training_sequences([drawn], ObjectiveConfig().resolve(), MAX_NEW_TOKENS)
+    assert [s.support.sizes.tolist() for s in sequences if s.support] == [[1, 4], [1, 1, 8]]
+    metrics = rollout_metrics([drawn])
+    assert metrics["rollout/support_mean"] == 3.0
+    assert metrics["rollout/support_forced"] == pytest.approx(0.6)
+    assert not any("support" in name for name in rollout_metrics([plain]))
 
 
 def test_metrics_of_nothing_scorable_are_no_numbers():

@@ -267,6 +267,52 @@ def test_completions_without_routes_stop_the_stage(ray_session, tiny_checkpoint,
         session.close()
 
 
+# --- truncated sampling ---
+
+
+def truncated(**update) -> GRPOConfig:
+    rollout = CONFIG.rollout.model_copy(update={"top_p": 0.8})
+    return GRPOConfig(**(dict(CONFIG) | {"rollout": rollout, "steps": 2, "general_from_share": 0.0} | update))
+
+
+@pytest.mark.slow
+def test_the_sampling_mask_makes_the_trained_policy_the_one_that_sampled(ray_session, tiny_checkpoint, tmp_path):
+    """Without it, the same completions look less probable by what top-p cut off."""
+    from rl.train import run
+
+    configs = {
+        "kept": truncated(objective=ObjectiveConfig(keep_sampling_mask=True)),
+        "ignored": truncated(allow_truncated_sampling=True, mismatch_limit=5.0),
+    }
+    rows = {}
+    for name, config in configs.items():
+        run(config, context_for(tiny_checkpoint, tmp_path / name))
+        rows[name] = read_log(tmp_path / name / "metrics.jsonl")
+    first = rows["kept"][0]
+    assert all(row["mismatch/abs_mean"] < 1e-5 for row in rows["kept"])
+    assert first["loss/importance_ratio_mean"] == pytest.approx(1, abs=1e-6)
+    assert first["loss/importance_ratio_max"] == pytest.approx(1, abs=1e-5)
+    assert 1 < first["rollout/support_mean"] < 300 and 0 <= first["rollout/support_forced"] < 1  # of 340 tokens
+    assert rows["ignored"][0]["mismatch/abs_mean"] > 0.05
+    assert "rollout/support_mean" not in rows["ignored"][0]
+    samples = [(tmp_path / name / "samples.jsonl").read_text() for name in configs]
+    assert samples[0] == samples[1]
+
+
+@pytest.mark.slow
+def test_a_generator_that_returns_no_sampling_mask_stops_the_stage(ray_session, tiny_checkpoint, tmp_path):
+    from rl.train import Session, train
+
+    session = Session(truncated(objective=ObjectiveConfig(preset="v3_2")), context_for(tiny_checkpoint, tmp_path))
+    stream = session.pool.stream
+    session.pool.stream = lambda requests, params: stream(requests, replace(params, return_support=False))
+    try:
+        with pytest.raises(StageError, match="rl: 48 of 48 completions came without their sampling mask: this gen"):
+            train(session)
+    finally:
+        session.close()
+
+
 # --- what must not go on ---
 
 

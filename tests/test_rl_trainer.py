@@ -9,7 +9,7 @@ import torch
 from rl.batch import MissingRoutes, NonFiniteLoss, TrainingSequence
 from rl.objective import ObjectiveConfig
 from rl.trainer import PolicyTrainer
-from rollouts.records import Request, SamplingParams
+from rollouts.records import Request, SamplingParams, Support
 from rollouts.transformers_generator import TransformersGenerator
 from training.config import OptimizerConfig
 
@@ -17,7 +17,7 @@ from training.config import OptimizerConfig
 def make_trainer(checkpoint, row_tokens=128, **objective) -> PolicyTrainer:
     return PolicyTrainer(
         str(checkpoint), OptimizerConfig(lr=1e-3), objective=ObjectiveConfig(**objective).resolve(), temperature=0.8,
-        max_new_tokens=20, row_tokens=row_tokens, device="cpu",
+        row_tokens=row_tokens, device="cpu",
     )  # fmt: skip
 
 
@@ -44,12 +44,14 @@ def same(a, b) -> bool:
 
 
 @torch.no_grad()
-def expected_logprobs(trainer, sequence) -> np.ndarray:
+def expected_logprobs(trainer, sequence, whole=False) -> np.ndarray:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(trainer.tokenizer.name_or_path, attn_implementation="eager").eval()
     ids = torch.tensor([*sequence.prompt_ids, *sequence.completion_ids])[None]
     logits = model(ids).logits[0, len(sequence.prompt_ids) - 1 : -1].double() / 0.8
+    if whole:
+        return torch.log_softmax(logits, -1).numpy()
     return torch.log_softmax(logits, -1)[range(len(sequence.completion_ids)), sequence.completion_ids].numpy()
 
 
@@ -60,10 +62,36 @@ def test_old_logprobs_are_tempered_and_in_the_order_given(tiny_checkpoint):
         np.testing.assert_array_equal(sequence.ref_logprobs, sequence.old_logprobs)  # no step yet
 
 
+def drawn_from(sequence, seed=0) -> Support:
+    """Three tokens or fewer for each token, itself among them."""
+    rng = np.random.default_rng(seed)
+    sets = [np.unique([token, *rng.integers(8, 300, rng.integers(0, 3))]) for token in sequence.completion_ids]
+    return Support(ids=np.concatenate(sets).astype(np.int32), sizes=np.array([len(kept) for kept in sets], np.int32))
+
+
+def test_all_logprobs_are_over_the_tokens_that_could_be_drawn(tiny_checkpoint):
+    trainer = make_trainer(tiny_checkpoint, row_tokens=40, preset="v3_2", routing_replay="off")
+    batch = [replace(s, support=drawn_from(s)) for s in sequences()]
+    annotated = trainer.annotate(batch)
+    trainer.reference_is_policy = False
+    for sequence, other in zip(annotated, trainer.annotate(batch), strict=True):
+        logits = expected_logprobs(trainer, sequence, whole=True)
+        kept = np.split(sequence.support.ids, np.cumsum(sequence.support.sizes)[:-1])
+        expected = [
+            row[token] - np.logaddexp.reduce(row[ids])
+            for row, token, ids in zip(logits, sequence.completion_ids, kept, strict=True)
+        ]
+        np.testing.assert_allclose(sequence.old_logprobs, expected, atol=2e-5)
+        np.testing.assert_allclose(other.ref_logprobs, expected, atol=2e-5)
+    metrics = trainer.update(annotated, lr=1e-3, max_new_tokens=20)
+    assert metrics["loss/importance_ratio_max"] == pytest.approx(1, abs=1e-5)
+    assert 0 < metrics["policy/entropy"] < np.log(3)
+
+
 def test_the_reference_stays_while_the_policy_moves(tiny_checkpoint):
     trainer = make_trainer(tiny_checkpoint)
     first = trainer.annotate(sequences())
-    trainer.update(first, lr=1e-2)
+    trainer.update(first, lr=1e-2, max_new_tokens=20)
     second = trainer.annotate(sequences())
     for before, after in zip(first, second, strict=True):
         np.testing.assert_allclose(after.ref_logprobs, before.old_logprobs, atol=1e-5)
@@ -83,7 +111,7 @@ def test_an_objective_without_kl_keeps_no_reference(tiny_checkpoint):
 def test_rows_change_nothing(tiny_checkpoint, correction):
     """Loss, gradient norm and every metric of a step over many short rows equal those over a single long row."""
     short, long = (
-        trainer.update(trainer.annotate(sequences()), lr=1e-3)
+        trainer.update(trainer.annotate(sequences()), lr=1e-3, max_new_tokens=20)
         for trainer in (make_trainer(tiny_checkpoint, tokens, correction=correction) for tokens in (30, 1000))
     )
     assert short == pytest.approx(long, rel=1e-4, abs=1e-6)
@@ -93,7 +121,7 @@ def test_rows_change_nothing(tiny_checkpoint, correction):
 def test_a_step_raises_what_was_good_and_lowers_what_was_bad(tiny_checkpoint):
     trainer = make_trainer(tiny_checkpoint)
     before = trainer.annotate(sequences())
-    trainer.update(before, lr=1e-3)
+    trainer.update(before, lr=1e-3, max_new_tokens=20)
     for old, new in zip(before, trainer.annotate(sequences()), strict=True):
         assert np.sign((new.old_logprobs - old.old_logprobs).mean()) == old.advantage
 
@@ -101,12 +129,12 @@ def test_a_step_raises_what_was_good_and_lowers_what_was_bad(tiny_checkpoint):
 def test_a_resumed_trainer_goes_on_bit_for_bit(tiny_checkpoint, tmp_path):
     whole = make_trainer(tiny_checkpoint)
     for _ in range(2):
-        whole.update(whole.annotate(sequences()), lr=1e-3)
+        whole.update(whole.annotate(sequences()), lr=1e-3, max_new_tokens=20)
     whole.save_state(str(tmp_path))
-    whole.update(whole.annotate(sequences()), lr=1e-3)
+    whole.update(whole.annotate(sequences()), lr=1e-3, max_new_tokens=20)
     resumed = make_trainer(tiny_checkpoint)
     resumed.load_state(str(tmp_path))
-    resumed.update(resumed.annotate(sequences()), lr=1e-3)
+    resumed.update(resumed.annotate(sequences()), lr=1e-3, max_new_tokens=20)
     assert same(weights(whole), weights(resumed))
     assert same(whole.reference.state_dict(), resumed.reference.state_dict())
 
@@ -114,17 +142,17 @@ def test_a_resumed_trainer_goes_on_bit_for_bit(tiny_checkpoint, tmp_path):
 @pytest.mark.parametrize("broken", ["old_logprobs", "ref_logprobs", "sampling_logprobs"])
 def test_a_step_on_garbage_is_refused(tiny_checkpoint, broken):
     trainer = make_trainer(tiny_checkpoint, preset="v3_2", routing_replay="off")  # reads all three
-    trainer.update(trainer.annotate(sequences()), lr=1e-3)
+    trainer.update(trainer.annotate(sequences()), lr=1e-3, max_new_tokens=20)
     batch = trainer.annotate(sequences())
     before, steps = weights(trainer), trainer.optimizer.steps
     values = getattr(batch[2], broken).copy()
     values[0] = np.nan
     with pytest.raises(NonFiniteLoss):
-        trainer.update([*batch[:2], replace(batch[2], **{broken: values}), *batch[3:]], lr=1e-3)
+        trainer.update([*batch[:2], replace(batch[2], **{broken: values}), *batch[3:]], lr=1e-3, max_new_tokens=20)
     assert same(weights(trainer), before)
     assert trainer.optimizer.steps == steps
     assert all(p.grad is None for p in trainer.model.parameters())
-    assert np.isfinite(trainer.update(batch, lr=1e-3)["loss/policy"])  # and it can go on
+    assert np.isfinite(trainer.update(batch, lr=1e-3, max_new_tokens=20)["loss/policy"])  # and it can go on
 
 
 def test_sequences_longer_than_a_row_are_trained_on_whole(tiny_checkpoint):
@@ -157,7 +185,7 @@ def test_replay_takes_the_routing_out_of_the_mismatch_of_two_precisions(tiny_che
     step = {}
     for mode in ("off", "rollout"):
         trainer = make_trainer(tiny_checkpoint, routing_replay=mode)
-        step[mode] = trainer.update(trainer.annotate(sequences), lr=1e-3)
+        step[mode] = trainer.update(trainer.annotate(sequences), lr=1e-3, max_new_tokens=20)
     assert step["off"]["mismatch/routing_agreement"] == step["off"]["mismatch/routing_agreement_used"] < 0.999
     assert step["rollout"]["mismatch/routing_agreement"] < 0.999
     assert step["rollout"]["mismatch/routing_agreement_used"] == 1.0
@@ -171,7 +199,7 @@ def test_replay_between_equal_precisions_changes_nothing_but_rounding(tiny_check
     step = {}
     for mode in ("off", "rollout", "trainer"):
         trainer = make_trainer(tiny_checkpoint, routing_replay=mode)
-        step[mode] = trainer.update(trainer.annotate(sequences), lr=1e-3)
+        step[mode] = trainer.update(trainer.annotate(sequences), lr=1e-3, max_new_tokens=20)
         assert step[mode]["mismatch/routing_agreement"] > 0.999
     assert step["rollout"] == pytest.approx(step["off"], rel=1e-3, abs=1e-5)
     assert step["trainer"] == pytest.approx(step["off"], rel=1e-3, abs=1e-5)
@@ -183,7 +211,7 @@ def test_the_trainers_own_routing_is_kept_over_its_steps(tiny_checkpoint):
     trainer = make_trainer(tiny_checkpoint, row_tokens=40, routing_replay="trainer")
     batch = trainer.annotate(plain)
     assert all(s.routed_experts.dtype == np.uint8 and len(s.routed_experts) == len(s) - 1 for s in batch)
-    first, second = trainer.update(batch[:16], lr=3e-2), trainer.update(batch[16:], lr=3e-2)
+    first, second = trainer.update(batch[:16], lr=3e-2, max_new_tokens=20), trainer.update(batch[16:], lr=3e-2)
     assert first["mismatch/routing_agreement_used"] == second["mismatch/routing_agreement_used"] == 1.0
     assert "mismatch/routing_agreement" not in first  # there is no generator's choice to agree with
     assert any(
@@ -212,12 +240,14 @@ def test_a_failing_pass_leaves_the_model_to_route_by_itself(tiny_checkpoint):
     trainer = make_trainer(tiny_checkpoint, routing_replay="rollout")
     batch = trainer.annotate(sampled(tiny_checkpoint))
     with pytest.raises(ValueError, match="ref_T"):
-        trainer.update([replace(s, ref_logprobs=None) for s in batch], lr=1e-3)
+        trainer.update([replace(s, ref_logprobs=None) for s in batch], lr=1e-3, max_new_tokens=20)
     assert not any(m._forward_pre_hooks for m in trainer.model.modules())
 
 
 @pytest.mark.parametrize("mode", ["rollout", "trainer"])
 def test_a_dense_model_trains_as_without_replay(llama_checkpoint, mode):
     off, on = (make_trainer(llama_checkpoint, routing_replay=m) for m in ("off", mode))
-    assert on.update(on.annotate(sequences()), lr=1e-3) == off.update(off.annotate(sequences()), lr=1e-3)
+    assert on.update(on.annotate(sequences()), lr=1e-3, max_new_tokens=20) == off.update(
+        off.annotate(sequences()), lr=1e-3
+    )
     assert same(weights(on), weights(off))

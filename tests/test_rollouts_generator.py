@@ -1,16 +1,18 @@
 """What every generator must do, whatever engine is inside. A new engine is one more factory in FACTORIES."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from models.checkpoint import hub_state_dict, load_model, load_tokenizer
 from rollouts.records import Request, SamplingParams
 from rollouts.sampling import truncate, uniforms
-from rollouts.transformers_generator import TransformersGenerator
+from rollouts.transformers_generator import StopStrings, TransformersGenerator
 from tests.vllm_engines import vllm_engine
 
 MAX_LENGTH = 128  # of the test models
@@ -73,9 +75,10 @@ def logits_after(model, prompt_ids, completion_ids) -> torch.Tensor:
     return model(ids).logits[0, len(prompt_ids) - 1 : -1].double()
 
 
-def naive_truncate(logits: np.ndarray, top_k: int, top_p: float) -> set[int]:
-    """Indices kept, by the definitions: the k most probable; then the smallest set that reaches p."""
+def naive_truncate(logits: np.ndarray, top_k: int, top_p: float, min_p: float = 0.0) -> set[int]:
+    """Indices kept, by the definitions: near enough to the first; the k most probable; the fewest that reach p."""
     order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    order = [i for i in order if np.exp(logits[i] - logits.max()) >= min(min_p, 1)]
     if top_k:
         order = order[:top_k]
     weights = np.exp(logits[order] - logits.max())
@@ -95,8 +98,8 @@ def naive_truncate(logits: np.ndarray, top_k: int, top_p: float) -> set[int]:
 @pytest.mark.parametrize(
     "settings",
     [
-        {}, {"temperature": 0.6}, {"temperature": 1.7}, {"top_k": 5}, {"top_p": 0.7},
-        {"temperature": 1.3, "top_k": 9, "top_p": 0.8},
+        {}, {"temperature": 0.6}, {"temperature": 1.7}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.1},
+        {"temperature": 1.3, "top_k": 9, "top_p": 0.8}, {"temperature": 1.3, "top_k": 9, "top_p": 0.9, "min_p": 0.05},
     ],
     ids=str,
 )  # fmt: skip
@@ -107,7 +110,7 @@ def test_logprobs_are_those_of_the_distribution_drawn_from(generator, reference,
             logits = logits_after(reference, group.prompt_ids, completion.token_ids) / used.temperature
             expected = []
             for row, token in zip(logits.numpy(), completion.token_ids, strict=True):
-                kept = sorted(naive_truncate(row, used.top_k, used.top_p))
+                kept = sorted(naive_truncate(row, used.top_k, used.top_p, used.min_p))
                 assert token in kept
                 expected.append(row[token] - np.log(np.exp(row[kept] - row.max()).sum()) - row.max())
             np.testing.assert_allclose(completion.sampling_logprobs, expected, atol=2e-5)
@@ -142,6 +145,53 @@ def test_first_tokens_follow_the_softmax(generator, reference):
     assert common.sum() > 5
     statistic, freedom = ((observed - expected) ** 2 / expected).sum(), len(observed) - 1
     assert statistic < freedom * (1 - 2 / (9 * freedom) + 3.09 * np.sqrt(2 / (9 * freedom))) ** 3
+
+
+# --- what the tokens were drawn from ---
+
+TRUNCATED = [{"top_p": 0.8}, {"top_k": 1}, {"temperature": 1.3, "top_k": 9, "top_p": 0.9, "min_p": 0.02}]
+
+
+def sets_of(completion) -> list[np.ndarray]:
+    return np.split(completion.support.ids, np.cumsum(completion.support.sizes)[:-1])
+
+
+@pytest.mark.parametrize("settings", TRUNCATED, ids=str)
+def test_support_is_what_truncation_left(generator, reference, settings):
+    used = params(group_size=2, return_support=True, **settings)
+    for group in generator.sample(prompts(6), used):
+        for completion in group.completions:
+            ids, sizes = completion.support.ids, completion.support.sizes
+            assert ids.dtype == sizes.dtype == np.int32
+            assert len(sizes) == len(completion.token_ids) and sizes.min() >= 1 and sizes.sum() == len(ids)
+            logits = logits_after(reference, group.prompt_ids, completion.token_ids).numpy() / used.temperature
+            expected = []
+            for row, token, kept in zip(logits, completion.token_ids, sets_of(completion), strict=True):
+                # Rounding may move what lies on the border.
+                least = naive_truncate(row, used.top_k, used.top_p - 1e-5, used.min_p * (1 + 1e-5))
+                most = naive_truncate(row, used.top_k, used.top_p + 1e-5, used.min_p * (1 - 1e-5))
+                assert least <= set(kept.tolist()) <= most
+                assert len(set(kept.tolist())) == len(kept)
+                assert token in kept
+                expected.append(row[token] - np.log(np.exp(row[kept] - row.max()).sum()) - row.max())
+            np.testing.assert_allclose(completion.sampling_logprobs, expected, atol=2e-5)
+
+
+def test_support_is_given_only_when_asked_for_and_something_was_cut(generator):
+    for asked in ({"top_p": 0.8}, {"return_support": True}, {"return_support": True, "temperature": 0, "top_k": 4}):
+        groups = generator.sample(prompts(2), params(**asked))
+        assert all(completion.support is None for group in groups for completion in group.completions)
+
+
+def test_support_changes_no_token_and_does_not_depend_on_what_else_is_sampled(factory, checkpoint, generator):
+    used = params(group_size=3, top_p=0.8, max_new_tokens=9)
+    requests = prompts(5)
+    groups = generator.sample(requests, replace(used, return_support=True))
+    assert tokens_of(groups) == tokens_of(generator.sample(requests, used))
+    few_slots = factory(checkpoint, max_slots=4).sample(requests, replace(used, return_support=True))
+    for one, other in zip(groups, few_slots, strict=True):
+        for a, b in zip(one.completions, other.completions, strict=True):
+            assert [set(kept) for kept in sets_of(a)] == [set(kept) for kept in sets_of(b)]
 
 
 # --- seeds and independence ---
@@ -212,6 +262,36 @@ def test_eos_ends_a_completion_and_is_its_last_token(generator, checkpoint):
         assert completion.finish_reason == "stop" or len(ids) == 60
         assert len(completion.sampling_logprobs) == len(ids)
         assert "end▁of▁sentence" not in completion.text
+
+
+def readable(texts, longest: int) -> str:
+    """A string of up to `longest` characters from the middle of one of `texts` that reads alike wherever it is cut."""
+    for text in texts:
+        for start in range(len(text) // 3, len(text) - longest):
+            if text[start : start + longest].isascii():
+                return text[start : start + longest]
+    raise AssertionError("no readable text")
+
+
+def test_a_stop_string_ends_a_completion_with_the_token_that_completes_it(generator, checkpoint):
+    """Tokens are those without stop strings, up to the first whose text holds one."""
+    tokenizer = load_tokenizer(checkpoint)
+    free = generator.sample(prompts(6), params(group_size=3, max_new_tokens=30))
+    texts = [c.text for group in free for c in group.completions]
+    stops = (readable(texts, 2), readable(texts[5:], 5), "never said")
+    stopped = generator.sample(prompts(6), params(group_size=3, max_new_tokens=30, stop=stops))
+    ended = 0
+    for free_group, group in zip(free, stopped, strict=True):
+        for whole, completion in zip(free_group.completions, group.completions, strict=True):
+            lengths = range(1, len(whole.token_ids) + 1)
+            said = [tokenizer.decode(whole.token_ids[:n], skip_special_tokens=True) for n in lengths]
+            first = next((n for n, text in zip(lengths, said, strict=True) if any(s in text for s in stops)), None)
+            assert completion.token_ids.tolist() == whole.token_ids[:first].tolist()
+            assert completion.text == said[(first or len(said)) - 1]
+            assert completion.finish_reason == ("stop" if first else whole.finish_reason)
+            assert len(completion.sampling_logprobs) == len(completion.token_ids)
+            ended += first is not None
+    assert ended >= 2
 
 
 def test_the_models_length_is_a_limit_too(generator):
@@ -369,15 +449,43 @@ def test_incomplete_weights_change_nothing(factory, checkpoint):
 few_logits = st.lists(st.floats(-8, 8).map(lambda x: round(x, 3)), min_size=1, max_size=12, unique=True)
 
 
-@given(few_logits, st.integers(0, 14), st.floats(0.01, 1.0))
-def test_truncate_against_the_definition(logits, top_k, top_p):
+@given(few_logits, st.integers(0, 14), st.floats(0.01, 1.0), st.one_of(st.just(0.0), st.floats(0.0, 1.0)))
+def test_truncate_against_the_definition(logits, top_k, top_p, min_p):
     values = np.array(logits)
-    out = truncate(torch.tensor(logits, dtype=torch.float64)[None], top_k, top_p)[0].numpy()
+    out = truncate(torch.tensor(logits, dtype=torch.float64)[None], top_k, top_p, min_p)[0].numpy()
     kept = set(np.flatnonzero(out > -np.inf).tolist())
-    # Where the mass lands on top_p within rounding, either choice is right.
-    assert kept in (naive_truncate(values, top_k, top_p - 1e-9), naive_truncate(values, top_k, top_p + 1e-9))
+    # Where the mass lands on top_p, or a token on min_p, within rounding, either choice is right.
+    borders = [(top_p + p, min_p * (1 + m)) for p in (-1e-9, 1e-9) for m in (-1e-9, 1e-9)]
+    assert kept in [naive_truncate(values, top_k, p, m) for p, m in borders]
     assert (out[sorted(kept)] == values[sorted(kept)]).all()
     assert int(values.argmax()) in kept
+
+
+def test_min_p_counts_before_top_k_and_top_p():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    kept = [
+        truncate(logits, *cut).exp()[0].tolist() for cut in ((0, 0.75, 0.2), (0, 0.75), (3, 1.0, 0.2), (0, 1.0, 1.0))
+    ]
+    expected = [[0.5, 0.3, 0, 0], [0.5, 0.3, 0, 0], [0.5, 0.3, 0.15, 0], [0.5, 0, 0, 0]]
+    np.testing.assert_allclose(kept, expected, rtol=1e-6)
+    # 0.5 of the 0.8 that min-p leaves reaches 0.6; of the whole it would not
+    assert (truncate(logits, 0, 0.6, 0.4) > -torch.inf).sum() == 1
+    assert (truncate(logits, 0, 0.6) > -torch.inf).sum() == 2
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**31), st.integers(1, 4), st.sampled_from(["a", "计算", "🙂b"]))
+def test_stop_strings_are_found_where_the_whole_text_has_them(tiny_checkpoint, seed, pieces, needle):
+    """Special tokens in between, characters of several tokens: the bounded tail ends where the whole text does."""
+    tokenizer, rng = load_tokenizer(tiny_checkpoint), np.random.default_rng(seed)
+    ids = rng.integers(0, len(tokenizer), 12).tolist()
+    for token in tokenizer(needle, add_special_tokens=False)["input_ids"]:
+        ids += [token, *rng.integers(0, 4, rng.integers(0, 9)).tolist()]  # the first ids are special
+    ids += rng.integers(0, len(tokenizer), pieces).tolist()
+    stops = StopStrings(("xyz", needle), tokenizer)
+    whole = [tokenizer.decode(ids[:n], skip_special_tokens=True) for n in range(1, len(ids) + 1)]
+    expected = next(n for n, text in enumerate(whole, 1) if needle in text)
+    assert next(n for n in range(1, len(ids) + 1) if stops.ended(ids[:n])) == expected
 
 
 def test_uniforms_depend_on_seed_key_and_sample_alone():

@@ -34,6 +34,15 @@ class PackedRow(Protocol):
     def target_ids(self) -> np.ndarray: ...  # [C] int64
 
 
+class SampledRow(PackedRow, Protocol):
+    """A row of sampled tokens, perhaps with the tokens they were drawn from (see rollouts.records.Support)."""
+
+    @property
+    def support_ids(self) -> np.ndarray | None: ...  # [sum(support_sizes)] int64
+    @property
+    def support_sizes(self) -> np.ndarray | None: ...  # [C] int64
+
+
 class Trainer:
     """The policy on one device. Subclasses add the loss of their stage; all methods run in a Ray actor."""
 
@@ -72,13 +81,16 @@ class Trainer:
         return output.last_hidden_state, packing
 
     def completion_logprobs(
-        self, row: PackedRow, temperature: float = 1.0, model: Any = None
+        self, row: SampledRow, temperature: float = 1.0, model: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logprobs and entropies [C] of the predicted tokens of a row."""
+        """Logprobs and entropies [C] of the predicted tokens of a row, over its support when it has one."""
         hidden, _ = self.hidden_states(row, model)
         predicting = hidden[0, self._tensor(row.predicting_positions)]
         head = (model or self.model).lm_head.weight
-        return token_logprobs(predicting, head, self._tensor(row.target_ids), temperature)
+        support = None
+        if row.support_ids is not None and row.support_sizes is not None:
+            support = self._tensor(row.support_ids), self._tensor(row.support_sizes)
+        return token_logprobs(predicting, head, self._tensor(row.target_ids), temperature, support)
 
     def next_token_losses(self, row: PackedRow) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Summed cross-entropy (nats) of the predicted tokens, and of the tokens after them by the MTP module."""
