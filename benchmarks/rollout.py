@@ -39,7 +39,7 @@ class Raw:
     def vllm(self, checkpoint: str, slots: int) -> None:
         from rollouts import vllm_cpu
 
-        os.environ.update(vllm_cpu.environment())
+        os.environ.update(vllm_cpu.environment() | os.environ)
         import vllm
 
         self.llm = vllm.LLM(checkpoint, dtype="float32", max_num_seqs=slots, **vllm_cpu.engine_arguments())

@@ -7,6 +7,7 @@ Problems and conversations are untrusted text: a question that spells `<｜Assis
 tokens come from the template alone; in messages their spelling is tokenised as ordinary text (`text_ids`).
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,35 @@ def render_prompt(tokenizer, messages: Sequence[Mapping[str, str]], template: Te
     cut, (question,) = _cut_markers(tokenizer, [messages[0]["content"]])
     frame = R1_ZERO_PROMPT if template == "r1_zero" else PLAIN_PROMPT
     return _ids_between_cuts(tokenizer, frame.format(question=question), cut, add_special_tokens=True)
+
+
+def jinja_template(tokenizer, template: Template) -> str | None:
+    """The template for programs that render chats by themselves; None where it is the tokenizer's own.
+
+    Raises PromptError when the tokenizer has none, or when it would read a rendered prompt otherwise than
+    `render_prompt`.
+    """
+    if template == "chat":
+        if not tokenizer.chat_template:
+            raise PromptError("the tokenizer has no chat template; try --template plain")
+        return None
+    before, after = (R1_ZERO_PROMPT if template == "r1_zero" else PLAIN_PROMPT).split("{question}")
+    before = tokenizer.decode(tokenizer("")["input_ids"]) + before  # BOS, where the tokenizer puts one
+    refusal = f"template {template} holds one user turn; use template chat for conversations"
+    jinja = (
+        "{% if messages | map(attribute='role') | list != ['user'] %}"
+        f"{{{{ raise_exception({_quoted(refusal)}) }}}}{{% endif %}}"
+        f"{{{{ {_quoted(before)} ~ messages[0]['content'] ~ {_quoted(after)} }}}}"
+    )
+    probe = [{"role": "user", "content": "1 + 1?"}]
+    text = tokenizer.apply_chat_template(probe, chat_template=jinja, tokenize=False)
+    if tokenizer(text, add_special_tokens=False)["input_ids"] != render_prompt(tokenizer, probe, template):
+        raise PromptError(f"template {template} cannot be written as a chat template of this tokenizer")
+    return jinja
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def opened_by(tokenizer, prompt_ids: Sequence[int]) -> str:

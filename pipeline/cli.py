@@ -16,8 +16,10 @@ from pipeline.chat_command import chat
 from pipeline.errors import RecipeError
 from pipeline.eval_command import evaluate
 from pipeline.reward_command import audit_reward, try_cases
-from pipeline.sandbox_command import doctor, sandbox, serve
+from pipeline.sandbox_command import doctor, sandbox
 from pipeline.sandbox_command import run as run_in_sandbox
+from pipeline.sandbox_command import serve as serve_sandbox
+from pipeline.serve_command import serve
 from training.stage import StageError
 
 if TYPE_CHECKING:
@@ -133,10 +135,11 @@ def explain(key: Annotated[str, typer.Argument(help="e.g. grpo.optimizer.lr, or 
 
 
 main.command()(plain_errors()(chat))
+main.command()(plain_errors()(serve))
 main.command("eval")(plain_errors()(evaluate))
 sandbox.command()(plain_errors()(doctor))
 sandbox.command("run")(plain_errors()(run_in_sandbox))
-sandbox.command()(plain_errors()(serve))
+sandbox.command("serve")(plain_errors()(serve_sandbox))
 main.add_typer(sandbox, name="sandbox")
 
 reward = typer.Typer(help="Try a reward on cases, or attack it with known hacks.", no_args_is_help=True)

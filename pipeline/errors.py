@@ -2,6 +2,7 @@
 
 import difflib
 import traceback
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,11 @@ def near_miss(word: str, choices: Iterable[str]) -> str:
     """`did_you_mean` where the choices are too many to list: "" when none is near."""
     hint = did_you_mean(word, choices)
     return "" if hint.startswith("; known") else hint
+
+
+def printable(text: str) -> str:
+    """What a model or a server wrote without control characters, which could drive the terminal."""
+    return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Cs"))
 
 
 @contextmanager

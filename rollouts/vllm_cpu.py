@@ -12,11 +12,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import nn
+if TYPE_CHECKING:  # the command line reads what the engine must be told, and starts without torch
+    import numpy as np
+    import torch
+    from torch import nn
 
 VERSIONS = ("0.32.",)
 NO_DRAFTING = (
@@ -35,10 +36,11 @@ def check_version(version: str) -> None:
 
 
 def environment() -> dict[str, str]:
-    """What must be set before vLLM is imported."""
+    """What must be in the environment before vLLM is imported, unless somebody has set it otherwise."""
     return {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in this process: half the start, and 3. needs it
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer shares the cores
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; vLLM's own choice is a share of all memory
         "VLLM_NO_USAGE_STATS": "1",
     }
 
@@ -47,11 +49,10 @@ def engine_arguments() -> dict[str, Any]:
     return {
         "enforce_eager": True,  # compiling takes longer than a tiny model samples
         "compilation_config": {"custom_ops": ["all", "-rotary_embedding"]},  # 1.
-        "kv_cache_memory_bytes": 1 << 30,
     }
 
 
-def forget_packed_experts(model: nn.Module) -> None:
+def forget_packed_experts(model: "nn.Module") -> None:
     """2. To be called before every weight update."""
     for module in model.modules():
         method: Any = getattr(module, "quant_method", None)
@@ -59,7 +60,7 @@ def forget_packed_experts(model: nn.Module) -> None:
             method.moe_kernel = None
 
 
-def pack_heads_again(model: nn.Module) -> None:
+def pack_heads_again(model: "nn.Module") -> None:
     """2. To be called after every weight update."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
@@ -83,19 +84,17 @@ class Capture:
         sampler = runner.sampler.topk_topp_sampler
         sampler.forward = self._around(sampler.forward, after=self._keep_support)
 
-    @property
-    def is_moe(self) -> bool:
-        return bool(self._routers)
-
     def expect(self, request: str, tokens: int, *, experts: bool, support: bool) -> None:
         """Collect for this request from now on; `tokens`: prompt and completion together, at most."""
+        import numpy as np
+
         shape = (tokens, len(self._routers), self._routers[0].top_k) if self._routers else ()
         most = self._routers[0].global_num_experts if self._routers else 0
         rows = np.zeros(shape, np.uint8 if most <= 256 else np.uint16) if experts and self._routers else None
         if rows is not None or support:
             self._wanted[request] = (rows, [] if support else None)
 
-    def take(self, request: str) -> tuple[np.ndarray | None, list[np.ndarray] | None]:
+    def take(self, request: str) -> "tuple[np.ndarray | None, list[np.ndarray] | None]":
         """(experts [tokens, L, K], ids that could have been drawn for every token), and forget the request."""
         return self._wanted.pop(request, (None, None))
 
@@ -109,6 +108,8 @@ class Capture:
         return wrapped
 
     def _keep_experts(self, _, scheduled, *rest) -> None:
+        import torch
+
         if not self._routers or not scheduled.total_num_scheduled_tokens:
             return
         chosen = torch.stack([self._step[i] for i in range(len(self._routers))], dim=1).numpy()
@@ -122,6 +123,8 @@ class Capture:
             row += count
 
     def _keep_support(self, result, *_) -> None:
+        import torch
+
         _, logprobs = result
         discarded = self.runner.discard_request_mask.np
         for row, request in enumerate(self.runner.input_batch.req_ids):
@@ -130,7 +133,7 @@ class Capture:
                 supports.append(torch.nonzero(logprobs[row] > float("-inf"))[:, 0].to(torch.int32).numpy())
 
 
-def moe_routers(model: nn.Module) -> list[Any]:
+def moe_routers(model: "nn.Module") -> list[Any]:
     """The routers of all MoE layers, in layer order."""
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 

@@ -54,7 +54,7 @@ class VLLMGenerator(WeightReceiver):
         the generator decides itself, RuntimeError on CPU with a vLLM that was not checked there."""
         self.on_cpu = resolve_device(device).type == "cpu"
         if self.on_cpu:
-            os.environ.update(vllm_cpu.environment())
+            os.environ.update(vllm_cpu.environment() | os.environ)
         from rollouts.vllm_weights import BACKEND, register
 
         register()

@@ -1,12 +1,21 @@
 """Rendering prompts from untrusted text; reading completions: what counts as reasoning, and that it is never graded."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from jinja2 import TemplateError
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from data.chat import PLAIN_PROMPT, R1_ZERO_PROMPT, parse_completion, render_prompt, text_ids
+from data.chat import (
+    PLAIN_PROMPT,
+    R1_ZERO_PROMPT,
+    PromptError,
+    jinja_template,
+    parse_completion,
+    render_prompt,
+    text_ids,
+)
 from models.config import TinyModelConfig
 from models.tiny import build_tokenizer
 
@@ -166,3 +175,47 @@ def test_earlier_turns_and_system_text_forge_nothing_either():
 def test_templates_for_one_question_refuse_conversations(template, roles):
     with pytest.raises(ValueError, match="holds one user turn"):
         render_prompt(TOKENIZERS["ours"], [{"role": role, "content": "x"} for role in roles], template)
+
+
+# --- the same templates for other programs -----------------------------------------------------------------------
+
+
+@every_tokenizer
+@pytest.mark.parametrize("template", ["plain", "r1_zero"])
+@settings(deadline=None)
+@given(question=st.text() | st.sampled_from(["{{ 7 * 7 }}", "{% raw %}", "\\n\"'\n\n", "计算 3+8 😀", " x "]))
+def test_a_template_in_jinja_gives_the_same_prompt(name, template, question):
+    tokenizer = TOKENIZERS[name]
+    assume(not any(marker in question for marker in MARKERS[name]))
+    jinja = jinja_template(tokenizer, template)
+    text = tokenizer.apply_chat_template(ask(question), chat_template=jinja, tokenize=False)
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == render_prompt(tokenizer, ask(question), template)
+
+
+@pytest.mark.parametrize("messages", [[{"role": "system", "content": "Be brief."}, *ask("1 + 1?")], ask("1") * 2])
+def test_a_template_in_jinja_refuses_what_ours_refuses(messages):
+    tokenizer = TOKENIZERS["ours"]
+    jinja = jinja_template(tokenizer, "plain")
+    with pytest.raises(PromptError):
+        render_prompt(tokenizer, messages, "plain")
+    with pytest.raises(TemplateError, match="template plain holds one user turn"):
+        tokenizer.apply_chat_template(messages, chat_template=jinja, tokenize=False)
+
+
+def test_the_chat_template_is_the_tokenizers_own():
+    assert jinja_template(TOKENIZERS["ours"], "chat") is None
+    bare = chatml_tokenizer()
+    bare.chat_template = None
+    with pytest.raises(PromptError, match="no chat template"):
+        jinja_template(bare, "chat")
+
+
+def test_a_tokenizer_that_reads_text_after_bos_otherwise_is_refused():
+    """As Llama 2's: a space is put before the text, but not after BOS."""
+    tokenizer = chatml_tokenizer()
+    bos = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", bos)]
+    )
+    with pytest.raises(PromptError, match="cannot be written as a chat template"):
+        jinja_template(tokenizer, "plain")
