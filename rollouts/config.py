@@ -123,6 +123,7 @@ class RolloutConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
 
     @property
     def truncates(self) -> bool:
+        """Whether tokens are drawn from a part of the vocabulary."""
         return self.params(group_size=1, seed=0).truncates
 
     def params(self, group_size: int, seed: int) -> SamplingParams:

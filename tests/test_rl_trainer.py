@@ -211,7 +211,10 @@ def test_the_trainers_own_routing_is_kept_over_its_steps(tiny_checkpoint):
     trainer = make_trainer(tiny_checkpoint, row_tokens=40, routing_replay="trainer")
     batch = trainer.annotate(plain)
     assert all(s.routed_experts.dtype == np.uint8 and len(s.routed_experts) == len(s) - 1 for s in batch)
-    first, second = trainer.update(batch[:16], lr=3e-2, max_new_tokens=20), trainer.update(batch[16:], lr=3e-2)
+    first, second = (
+        trainer.update(batch[:16], lr=3e-2, max_new_tokens=20),
+        trainer.update(batch[16:], lr=3e-2, max_new_tokens=20),
+    )
     assert first["mismatch/routing_agreement_used"] == second["mismatch/routing_agreement_used"] == 1.0
     assert "mismatch/routing_agreement" not in first  # there is no generator's choice to agree with
     assert any(
