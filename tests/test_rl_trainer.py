@@ -251,6 +251,6 @@ def test_a_failing_pass_leaves_the_model_to_route_by_itself(tiny_checkpoint):
 def test_a_dense_model_trains_as_without_replay(llama_checkpoint, mode):
     off, on = (make_trainer(llama_checkpoint, routing_replay=m) for m in ("off", mode))
     assert on.update(on.annotate(sequences()), lr=1e-3, max_new_tokens=20) == off.update(
-        off.annotate(sequences()), lr=1e-3
+        off.annotate(sequences()), lr=1e-3, max_new_tokens=20
     )
     assert same(weights(on), weights(off))
