@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoConfig
 
 from data.chat import opened_by
 from models.checkpoint import resolve_device
@@ -51,7 +52,8 @@ class VLLMGenerator(WeightReceiver):
         engine_args: Mapping[str, Any] | None = None,
     ):
         """`engine_args`: further arguments of vLLM's engine. Raises ValueError for one that vLLM does not have or that
-        the generator decides itself, RuntimeError on CPU with a vLLM that was not checked there."""
+        the generator decides itself, or, on CPU, a model that vLLM does not host there; RuntimeError on CPU with a
+        vLLM that was not checked there."""
         self.on_cpu = resolve_device(device).type == "cpu"
         if self.on_cpu:
             os.environ.update(vllm_cpu.environment())
@@ -61,6 +63,8 @@ class VLLMGenerator(WeightReceiver):
         import vllm
 
         arguments = self._engine_arguments(dict(engine_args or {}))
+        if self.on_cpu:
+            vllm_cpu.check_architecture(AutoConfig.from_pretrained(checkpoint))
         self.llm = vllm.LLM(
             model=checkpoint,
             dtype=dtype,
