@@ -90,7 +90,7 @@ def attend_to_all(model: nn.Module) -> None:
     """Put the indexers of DeepSeek-V3.2 to rest: they choose every token while there are at most index_topk."""
     for module in model.modules():
         if isinstance(module, DeepseekV32Indexer):
-            module.forward = _choose_nothing
+            module.forward = _choose_nothing  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _choose_nothing(*args, **kwargs):
