@@ -2,8 +2,8 @@
 
 Everything but attention works token by token, so a micro-batch is one flat row [1, T] without padding. For attention
 the sequences are laid out as [S, L] blocks of similar length, attended causally, and put back. Padding stands at the
-end of a block row, where causality hides it. Registered with transformers as `r1_layout`: any of its models can use it,
-and one model object can train and sample.
+end of a block row, where causality hides it. Registered with transformers as `r1_layout`, so that one model object can
+train and sample. Masks are not heeded: models.architectures says which models need none.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,9 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Indexer
 
 NAME = "r1_layout"
 _BUCKET_STEP = 1.25  # sequences in one block differ in length by at most this factor: at most 20 % padding
@@ -71,18 +73,32 @@ class PackedLayout:
         return torch.cat(outputs)[self.restore].unsqueeze(0)
 
 
-def layout_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, layout=None, **_):
+def layout_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, layout=None, **others):
     """transformers' attention interface; `layout` is passed through the model call. Dropout is not supported.
 
-    Raises ValueError without a layout, or with dropout.
+    Raises ValueError without a layout, with dropout, or for attention to something else than all earlier tokens.
     """
     if layout is None or dropout:
         raise ValueError(f"attention '{NAME}' needs layout=... in the model call, and no dropout (got {dropout})")
+    # A window as wide as the context is none; models.architectures has looked at its width.
+    if given := [name for name in ("softcap", "s_aux") if others.get(name) is not None]:
+        raise ValueError(f"attention '{NAME}' does not heed {given[0]}, which {type(module).__name__} relies on")
     return layout.attend(module, query, key, value, scaling), None
 
 
-def _no_mask(*args, **kwargs):
+def attend_to_all(model: nn.Module) -> None:
+    """Put the indexers of DeepSeek-V3.2 to rest: they choose every token while there are at most index_topk."""
+    for module in model.modules():
+        if isinstance(module, DeepseekV32Indexer):
+            module.forward = _choose_nothing  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _choose_nothing(*args, **kwargs):
     return None
+
+
+def _no_mask(*args, **kwargs):
+    return torch.empty(1, 1, 0, 0)  # DeepSeek-V3.2 takes a view of it; nobody reads it
 
 
 AttentionInterface.register(NAME, layout_attention)

@@ -1,4 +1,4 @@
-"""Hugging Face checkpoints in and out: any causal LM, with the MTP layer that transformers leaves behind."""
+"""Hugging Face checkpoints of causal LMs in and out, with the MTP layer that transformers leaves behind."""
 
 import json
 import math
@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
+from models.architectures import check_architecture
 from models.attention import NAME as LAYOUT_ATTENTION
+from models.attention import attend_to_all
 from models.mtp import MTPModule, load_mtp, mtp_state_dict
 
 WEIGHTS = "model.safetensors"
@@ -51,11 +53,18 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> PreTrainedModel:
-    """The causal LM at `path` (folder or hub name), in `dtype`, with our own attention unless told otherwise."""
+    """The causal LM at `path` (folder or hub name), in `dtype`, with our own attention unless told otherwise.
+
+    Raises ValueError for an architecture that our attention does not compute.
+    """
+    if attention == LAYOUT_ATTENTION:
+        check_architecture(AutoConfig.from_pretrained(path))
     with _quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
     if model._can_set_experts_implementation():  # dense models refuse
         model.set_experts_implementation("grouped_mm")
+    if attention == LAYOUT_ATTENTION:
+        attend_to_all(model)
     return cast(PreTrainedModel, nn.Module.to(model, device))
 
 

@@ -1,4 +1,4 @@
-"""The embedded generator: continuous batching over any transformers causal LM.
+"""The embedded generator: continuous batching over transformers' causal LMs.
 
 Sequences run in slots. A free slot takes the next completion; prompts are prefilled once per group in a packed row,
 then every step extends all running completions by one token. Slots in use are always the first ones: when a completion

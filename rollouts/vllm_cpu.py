@@ -45,6 +45,33 @@ def environment() -> dict[str, str]:
     }
 
 
+def check_architecture(config: Any) -> None:
+    """Raises ValueError, in one sentence, for a transformers config that vLLM's CPU kernels do not host.
+
+    Its own errors come late, say little, and leave the process unusable.
+    """
+    if why := _not_hosted(config):
+        raise ValueError(f"vLLM on CPU does not host this {config.model_type} model: {why}")
+
+
+def _not_hosted(config: Any) -> str | None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    elsewhere = "use generator.engine=transformers or a GPU"
+    if config.model_type == "deepseek_v4":
+        return "its kernels there need AMX and keep keys in FP8; use a GPU, to sample alone, since r1 does not train it"
+    if hasattr(config, "index_topk"):
+        return f"there is no sparse attention; {elsewhere}"
+    if latents := getattr(config, "kv_lora_rank", None):
+        if (latents, config.qk_rope_head_dim) != (512, 64):
+            return f"MLA latents must be 512 + 64, not {latents} + {config.qk_rope_head_dim}; {elsewhere}"
+        return None
+    sizes = CPUAttentionBackend.get_supported_head_sizes()
+    if (head := getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads) not in sizes:
+        return f"heads must be {', '.join(map(str, sizes[:-1]))} or {sizes[-1]} wide, not {head}; {elsewhere}"
+    return None
+
+
 def engine_arguments() -> dict[str, Any]:
     return {
         "enforce_eager": True,  # compiling takes longer than a tiny model samples

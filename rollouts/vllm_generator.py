@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from transformers import AutoConfig
 
 from data.chat import opened_by
 from models.checkpoint import resolve_device
@@ -51,7 +52,8 @@ class VLLMGenerator(WeightReceiver):
         engine_args: Mapping[str, Any] | None = None,
     ):
         """`engine_args`: further arguments of vLLM's engine. Raises ValueError for one that vLLM does not have or that
-        the generator decides itself, RuntimeError on CPU with a vLLM that was not checked there."""
+        the generator decides itself, or, on CPU, a model that vLLM does not host there; RuntimeError on CPU with a
+        vLLM that was not checked there."""
         self.on_cpu = resolve_device(device).type == "cpu"
         if self.on_cpu:
             os.environ.update(vllm_cpu.environment() | os.environ)
@@ -62,6 +64,15 @@ class VLLMGenerator(WeightReceiver):
         from vllm.config import WeightTransferConfig
 
         arguments = self._engine_arguments(dict(engine_args or {}))
+        config = AutoConfig.from_pretrained(checkpoint)
+        self.moe_layers = _moe_layers(config)
+        if self.on_cpu:
+            vllm_cpu.check_architecture(config)
+        else:  # Model Runner V2 returns both by itself
+            arguments = {
+                "enable_return_routed_experts": bool(self.moe_layers),
+                "return_sampling_mask": True,
+            } | arguments
         self.llm: Any = vllm.LLM(
             model=checkpoint,
             dtype=cast(Any, dtype),
@@ -96,7 +107,7 @@ class VLLMGenerator(WeightReceiver):
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(f"generator.engine_args.{name}: vLLM {vllm.__version__} has no such argument{hint}")
         if not self.on_cpu:
-            return {"enable_return_routed_experts": False, **given}
+            return given
         vllm_cpu.check_version(vllm.__version__)
         if given.get("speculative_config") or given.get("spec_method"):
             raise ValueError(f"generator.engine_args.speculative_config: {vllm_cpu.NO_DRAFTING}")
@@ -198,7 +209,11 @@ class VLLMGenerator(WeightReceiver):
         )
 
     def _captured(self, engine_id: str, tokens: int, output: Any) -> tuple[np.ndarray | None, Support | None]:
-        experts, sets = (output.routed_experts, None) if self.capture is None else self.capture.take(engine_id)
+        if self.capture is not None:
+            experts, sets = self.capture.take(engine_id)
+        else:  # vLLM counts dense layers too
+            experts = None if output.routed_experts is None else output.routed_experts[:, self.moe_layers]
+            sets = output.sampling_mask and [np.array(ids, np.int32) for ids in output.sampling_mask.token_ids]
         support = None
         if sets:
             support = Support(ids=np.concatenate(sets), sizes=np.array([len(ids) for ids in sets], dtype=np.int32))
@@ -257,6 +272,14 @@ def seed_of(seed: int, key: str, sample: int) -> int:
     """The seed of one completion, in [0, 2^63)."""
     digest = hashlib.blake2b(f"{seed}/{key}/{sample}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def _moe_layers(config: Any) -> list[int]:
+    """Which layers have experts, by transformers' settings."""
+    if not (getattr(config, "n_routed_experts", None) or getattr(config, "num_experts", None)):
+        return []
+    dense = {*range(getattr(config, "first_k_dense_replace", 0)), *(getattr(config, "mlp_only_layers", None) or ())}
+    return [layer for layer in range(config.num_hidden_layers) if layer not in dense]
 
 
 def _runner(llm: Any) -> Any:

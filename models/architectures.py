@@ -1,0 +1,57 @@
+"""Which architectures our attention (models.attention) computes exactly; all others are refused before they load.
+
+It sees every earlier token of a sequence and nothing else: masks, windows and sinks would be left out silently.
+"""
+
+from transformers import PreTrainedConfig
+
+# Each is compared with transformers' own attention in tests/test_rollouts_architectures.py.
+CHECKED = ("llama", "qwen2", "qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32")
+_OTHER_ATTENTION = {
+    "deepseek_v4": "it attends to compressed keys, a window and sinks",
+    "gemma2": "it caps attention scores and has windows",
+    "gemma3_text": "it has windows",
+    "gpt_oss": "it has attention sinks and windows",
+}
+
+
+def check_architecture(config: PreTrainedConfig) -> None:
+    """Raises ValueError, in one sentence, for a model that our attention would not compute, or that nobody checked."""
+    kind = config.model_type
+    if why := _OTHER_ATTENTION.get(kind):
+        raise ValueError(
+            f"model type {kind} cannot be trained or sampled here: {why}, and r1's attention sees all earlier tokens "
+            f"and nothing else; take a model of type {_listed()}"
+        )
+    if kind not in CHECKED:
+        raise ValueError(
+            f"model type {kind} is refused because nobody has checked that r1's attention computes it: take a model "
+            f"of type {_listed()}, or add it to CONFIGS in tests/architectures.py and, when its tests pass, to CHECKED "
+            "in models/architectures.py"
+        )
+    if reach := _reach(config):
+        name, tokens = reach
+        raise ValueError(
+            f"this {kind} model attends to at most {tokens} earlier tokens ({name}) of a context of "
+            f"{config.max_position_embeddings}, and r1's attention to all: set max_position_embeddings in its "
+            f"config.json to {tokens}, within which the two are the same"
+        )
+    # longrope has one set of frequencies for short sequences and one for long ones; a packed row has both.
+    if (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "longrope":
+        raise ValueError(
+            f"this {kind} model has rotary embeddings (longrope) that depend on how long a sequence is, and r1 packs "
+            "sequences of several lengths in one row: take a model with another rope_type"
+        )
+
+
+def _reach(config: PreTrainedConfig) -> tuple[str, int] | None:
+    """(setting, tokens) of what keeps a query from seeing the whole context, if anything does."""
+    sparse = config.model_type == "deepseek_v32"
+    windows = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    name = "index_topk" if sparse else "sliding_window"
+    tokens = getattr(config, name, None) if sparse or windows else None
+    return (name, tokens) if tokens is not None and tokens < config.max_position_embeddings else None
+
+
+def _listed() -> str:
+    return f"{', '.join(CHECKED[:-1])} or {CHECKED[-1]}"
