@@ -63,7 +63,7 @@ class VLLMGenerator(WeightReceiver):
         import vllm
         from vllm.config import WeightTransferConfig
 
-        arguments = self._engine_arguments(dict(engine_args or {}))
+        arguments: dict[str, Any] = self._engine_arguments(dict(engine_args or {}))
         config = AutoConfig.from_pretrained(checkpoint)
         self.moe_layers = _moe_layers(config)
         if self.on_cpu:
@@ -196,7 +196,8 @@ class VLLMGenerator(WeightReceiver):
         logprobs = np.zeros(len(token_ids), dtype=np.float32)  # greedy: one outcome
         if params.temperature > 0:
             logprobs[:] = [output.logprobs.logprobs[start] for start in output.logprobs.start_indices]
-        experts, support = self._captured(engine_id, len(request.prompt_ids) + len(token_ids) - 1, output)
+        tokens = len(request.prompt_ids) + len(token_ids) - 1
+        experts, support = self._captured(engine_id, tokens, output, params)
         said = self.tokenizer.decode(output.token_ids, skip_special_tokens=True)
         return Completion(
             token_ids=token_ids,
@@ -208,14 +209,17 @@ class VLLMGenerator(WeightReceiver):
             support=support,
         )
 
-    def _captured(self, engine_id: str, tokens: int, output: Any) -> tuple[np.ndarray | None, Support | None]:
+    def _captured(
+        self, engine_id: str, tokens: int, output: Any, params: SamplingParams
+    ) -> tuple[np.ndarray | None, Support | None]:
+        """Experts of the first `tokens` tokens and sampling supports, from the capture or from vLLM's own output."""
         if self.capture is not None:
             experts, sets = self.capture.take(engine_id)
         else:  # vLLM counts dense layers too
             experts = None if output.routed_experts is None else output.routed_experts[:, self.moe_layers]
             sets = output.sampling_mask and [np.array(ids, np.int32) for ids in output.sampling_mask.token_ids]
         support = None
-        if sets:
+        if sets and params.return_support and params.truncates:
             support = Support(ids=np.concatenate(sets), sizes=np.array([len(ids) for ids in sets], dtype=np.int32))
         return None if experts is None else experts[:tokens].copy(), support
 
