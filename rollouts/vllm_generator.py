@@ -219,6 +219,7 @@ class VLLMGenerator(WeightReceiver):
             experts = None if output.routed_experts is None else output.routed_experts[:, self.moe_layers]
             sets = output.sampling_mask and [np.array(ids, np.int32) for ids in output.sampling_mask.token_ids]
         support = None
+        sets = sets and sets[: len(output.token_ids)]  # the engine may have been a step ahead
         if sets and params.return_support and params.truncates:
             support = Support(ids=np.concatenate(sets), sizes=np.array([len(ids) for ids in sets], dtype=np.int32))
         return None if experts is None else experts[:tokens].copy(), support
