@@ -42,7 +42,7 @@ class Raw:
         os.environ.update(vllm_cpu.environment() | os.environ)
         import vllm
 
-        self.llm = vllm.LLM(checkpoint, dtype="float32", max_num_seqs=slots, **vllm_cpu.engine_arguments())
+        self.llm = vllm.LLM(checkpoint, dtype="float32", max_num_seqs=slots, **vllm_cpu.engine_arguments(512))
 
     def transformers(self, checkpoint: str) -> None:
         import torch

@@ -153,6 +153,19 @@ def kill(actor: Any) -> None:
     ray.kill(actor._actor if isinstance(actor, Handle) else actor, no_restart=True)
 
 
+def each_ref(stream: Any, *, phase: str, deadline_s: float) -> Iterator[Any]:
+    """References to the items of one streaming call, for others to read. Raises PhaseTimeout; an error of the actor
+    is what a reference leads to."""
+    while True:
+        ready, _ = ray.wait([stream], timeout=deadline_s, fetch_local=False)
+        if not ready:
+            raise PhaseTimeout(f"{phase}: no answer within {deadline_s:.0f} s")
+        try:
+            yield next(stream)
+        except StopIteration:
+            return
+
+
 def next_item(streams: Mapping[Any, Any], *, phase: str, deadline_s: float) -> tuple[Any, Any]:
     """(key, item) of the first of several streaming calls that has an item; (key, None) when a stream has ended.
 

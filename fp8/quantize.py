@@ -22,7 +22,8 @@ def quantize_blocks(weight_RC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
         raise ValueError(f"block quantisation takes a finite matrix, got shape {tuple(weight_RC.shape)}")
     blocks = _blocked(weight_RC.float())
     largest = blocks.abs().amax(dim=(1, 3))
-    scale = torch.where(largest > 0, largest / LARGEST, torch.ones_like(largest))
+    scale = largest / LARGEST
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # zeros, and what float32 cannot divide
     scaled = (blocks / scale[:, None, :, None]).clamp(-LARGEST, LARGEST)
     return _unblocked(scaled, weight_RC.shape).to(torch.float8_e4m3fn).contiguous(), scale
 

@@ -199,6 +199,9 @@ def _laid_over(pipeline: Document, settings: list[tuple[list[str], Document]], s
             where = keys
         elif keys[0] == "all" and len(keys) > 1:
             where = ["set", ".".join(keys[1:])]
+        elif keys == ["all"]:
+            problems.append(f"{value.place()}: say which key of all stages, e.g. all.KEY=VALUE")
+            continue
         elif keys[0] not in names:
             hint = did_you_mean(keys[0], ["seed", "output", "all", *names])
             problems.append(f"{value.place()}: hits nothing: {source} has no stage '{keys[0]}'{hint}")
@@ -283,6 +286,7 @@ def _build_stage(
     shared = {key: value for key, value in file.set.items() if has_key(model, key.split("."))}
     layers = [(("set", key), value) for key, value in shared.items()]
     layers += [((*here, "set", key), value) for key, value in entry.set.items()]
+    layers.sort(key=lambda layer: document.place(layer[0]).line == 0)  # the command line over every file
     for path, value in layers:
         layer = Document(value, {(): document.place(path)}).nested_under(path[-1].split("."))
         settings = _resolved(layer, model, _folder(document, path)).over(settings)

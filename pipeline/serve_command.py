@@ -17,7 +17,7 @@ import typer
 from data.chat import PromptError, Template, jinja_template, opened_by, render_prompt
 from pipeline import supervise
 from pipeline.errors import RecipeError
-from pipeline.inputs import loadable_checkpoint
+from pipeline.inputs import context_length, loadable_checkpoint
 from rollouts import vllm_cpu
 
 _INSTALL = "make .venv/.vllm without a GPU, pip install 'r1-pipeline[vllm]' with one"
@@ -36,7 +36,7 @@ def serve(
     """Serve a checkpoint by vLLM with OpenAI's API, until interrupted; r1 chat URL talks to it."""
     folder = loadable_checkpoint(checkpoint)
     on_cpu = _is_for_cpu(device)
-    told = {"dtype": "float32"} | vllm_cpu.engine_arguments() if on_cpu else {}
+    told = {"dtype": "float32"} | vllm_cpu.engine_arguments(context_length(folder) or 4096) if on_cpu else {}
     told |= {"model": str(folder), "served_model_name": folder.name, "host": host, "port": port}
     try:
         told |= _chat_arguments(folder, template)

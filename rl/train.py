@@ -6,6 +6,8 @@ repeat: draw questions; sample a group of completions for each with pi_old; scor
 """
 
 import hashlib
+import math
+import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ from training.run_log import METRICS, RunLog, read_log, write_stats
 from training.stage import StageContext, StageError
 
 LENGTHS = "lengths.json"  # in a checkpoint
+WEIGHTS = ".weights"  # of the last sync, where they travel as files; hidden files are no part of an artifact
 
 
 def run(config: GRPOConfig, context: StageContext) -> None:
@@ -78,7 +81,7 @@ class Session:
             threads=config.trainer.threads,
         )
         self.pool = GeneratorPool(policy, config.generator, shared=self.trainer if config.sample_in_trainer else None)
-        self.transport = open_transport(self.trainer, config.generator.sync, context.output / "weights")
+        self.transport = open_transport(self.trainer, config.generator.sync, context.output / WEIGHTS)
         self.lengths = LengthHistory()
         self.log = RunLog(context.output)
         self.store = CheckpointStore(context.output / "checkpoints", log=self.log)
@@ -125,7 +128,7 @@ class Session:
         rendered = self._render(self.problems.draw(0, self.config.generator.sync.probe_prompts, 0.0))
         prompts = [ids for ids in rendered if ids is not None and len(ids) > 1]
         if prompts:
-            report = self.context.output / "weight_sync_failure.json"
+            report = self.context.output / ".weight_sync_failure.json"
             try:
                 self.sync_metrics = check_sync(self.trainer, self.pool, self.transport, step, prompts, report)
             except SyncFault as error:
@@ -177,7 +180,9 @@ class Session:
     def _render(self, problems: Sequence[Problem]) -> list[list[int] | None]:
         conversations = [problem.messages for problem in problems]
         rendered = self.trainer.render_prompts.remote(conversations, self.config.rollout.template)
-        return self._wait(rendered, "rendering prompts")
+        room = self.config.generator.engine_args.get("max_model_len") or math.inf  # else that of the model
+        prompts = self._wait(rendered, "rendering prompts")
+        return [ids if ids is None or len(ids) < room else None for ids in prompts]
 
     def compare(self, groups: Sequence[ScoredGroup]) -> list[TrainingSequence]:
         if not groups:
@@ -271,6 +276,7 @@ class Session:
 
     def save_policy(self) -> None:
         self._wait(self.trainer.save_checkpoint.remote(str(self.context.output)), "saving the policy")
+        shutil.rmtree(self.context.output / WEIGHTS, ignore_errors=True)
         stats = counts(read_log(self.context.output / METRICS)) | {"problems_held_out": self.problems.contaminated}
         write_stats(self.context.output, stats)
 

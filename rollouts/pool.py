@@ -52,12 +52,12 @@ class GeneratorPool:
         self._synced = (transport, version)
         try:
             transport.send(self.replicas, version, self.config.deadline_s)
-        except ActorDied:
-            dead = [index for index in range(len(self.replicas)) if self._is_dead(index)]
-            for index in dead:
+        except ActorDied as error:
+            logger.warning("%s; starting all replicas again", error)  # an engine cannot begin an update twice
+            for index in range(len(self.replicas)):
                 kill(self.replicas[index])
                 self.replicas[index] = self._start()
-            transport.send(self.replicas, version, self.config.deadline_s)  # the others may have stopped half-way
+            transport.send(self.replicas, version, self.config.deadline_s)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[np.ndarray]]:
         """Per replica: logprobs of the tokens of each sequence but its first (see `Generator.score`)."""
@@ -100,6 +100,7 @@ class GeneratorPool:
                     raise
                 logger.warning("%s; starting it again and sampling its share again", error)
                 self._restart(error.key)
+                last = time.monotonic()
                 streams[error.key] = self._open(error.key, batches[error.key], params)
                 continue
             if group is None:
@@ -109,8 +110,8 @@ class GeneratorPool:
                     streams[replica] = self._open(replica, batches[replica], params)
             elif group.key not in delivered:
                 delivered.add(group.key)
-                last = time.monotonic()
                 yield group
+                last = time.monotonic()  # what the caller did with the group was not sampling
 
     def _divide(self, requests: Sequence[Request], params: SamplingParams) -> dict[int, deque[list[Request]]]:
         """Per replica the batches of requests that it samples one after the other, longest completions first.
@@ -150,14 +151,6 @@ class GeneratorPool:
         if left <= 0:
             raise PhaseTimeout(f"sampling: no group finished within {self.config.deadline_s:.0f} s")
         return left
-
-    def _is_dead(self, index: int) -> bool:
-        ready = self.replicas[index].ready.remote()
-        try:
-            wait(ready, phase="checking a generator", deadline_s=self.config.deadline_s)
-        except ActorDied:
-            return True
-        return False
 
     def _restart(self, index: int) -> None:
         kill(self.replicas[index])  # it may only have been out of reach: two would share its memory and its cores

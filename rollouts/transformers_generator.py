@@ -73,8 +73,8 @@ class ModelSampler:
         self.device = model.device
         self.max_length = model.config.max_position_embeddings
         eos = model.generation_config.eos_token_id if model.generation_config else None
-        eos = tokenizer.eos_token_id if eos is None else eos
-        self.eos_ids = frozenset([eos] if isinstance(eos, int) else eos)
+        listed = [] if eos is None else [eos] if isinstance(eos, int) else eos
+        self.eos_ids = frozenset([*listed, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])])
         self.policy_version: int | None = 0
 
     def sample(self, requests: Sequence[Request], params: SamplingParams) -> list[Group]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from cluster.actors import wait
+from cluster.actors import each_ref, wait
 from rollouts.config import WeightSyncConfig
 
 _MIB = 1 << 20
@@ -45,7 +45,8 @@ class ObjectStore:
             num_returns="streaming", _generator_backpressure_num_objects=_AHEAD
         )
         arrived: list[dict[str, str]] = [{} for _ in replicas]
-        for bucket in stream.remote(self.config.bucket_mib * _MIB, self.config.wire):
+        sent = stream.remote(self.config.bucket_mib * _MIB, self.config.wire)
+        for bucket in each_ref(sent, phase=phase, deadline_s=deadline_s):
             for seen, new in zip(arrived, on_all("update", bucket, checksums), strict=True):
                 seen |= new
         on_all("finish_update", version)

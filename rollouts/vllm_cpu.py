@@ -6,7 +6,9 @@
    only once. Way round: forget that of the experts before every update, pack the head again after it.
 3. Routed experts and sampling masks come from Model Runner V2, which needs Triton, which has no CPU backend here.
    Way round: read both off the running engine, which lives in this process.
-4. MTP drafting at a temperature above 0 samples another distribution than the model's (greedy decoding is exact).
+4. A prompt in several chunks needs seeds to be wound back, which generators on CPU refuse: the engine dies.
+   Way round: no chunked prefill.
+5. MTP drafting at a temperature above 0 samples another distribution than the model's (greedy decoding is exact).
    No way round: it is refused.
 """
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:  # the command line reads what the engine must be told, and st
     from torch import nn
 
 VERSIONS = ("0.32.",)
+FORCED = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER")  # of `environment`: nobody may say otherwise
 NO_DRAFTING = (
     "on CPU vLLM's drafts change the distribution at temperatures above 0 (the sampled tokens would not be the "
     "policy's); leave it out"
@@ -40,6 +43,7 @@ def environment() -> dict[str, str]:
     return {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in this process: half the start, and 3. needs it
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer shares the cores
+        "VLLM_USE_V2_MODEL_RUNNER": "0",  # 3. again
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; vLLM's own choice is a share of all memory
         "VLLM_NO_USAGE_STATS": "1",
     }
@@ -72,8 +76,11 @@ def _not_hosted(config: Any) -> str | None:
     return None
 
 
-def engine_arguments() -> dict[str, Any]:
+def engine_arguments(context: int) -> dict[str, Any]:
+    """What the engine must be told, for sequences of at most `context` tokens."""
     return {
+        "enable_chunked_prefill": False,  # 4.
+        "max_num_batched_tokens": max(context, 4096),  # vLLM's own figure, but whole prompts must fit
         "enforce_eager": True,  # compiling takes longer than a tiny model samples
         "compilation_config": {"custom_ops": ["all", "-rotary_embedding"]},  # 1.
     }
@@ -104,6 +111,7 @@ class Capture:
         self.runner = runner
         self._routers = moe_routers(runner.get_model())
         self._wanted: dict[str, tuple[np.ndarray | None, list[np.ndarray] | None]] = {}
+        self._seen: dict[str, np.ndarray] = {}  # which tokens' experts have come
         self._step: dict[int, torch.Tensor] = {}
         for index, router in enumerate(self._routers):
             router.set_capture_fn(partial(self._step.__setitem__, index))
@@ -118,12 +126,25 @@ class Capture:
         shape = (tokens, len(self._routers), self._routers[0].top_k) if self._routers else ()
         most = self._routers[0].global_num_experts if self._routers else 0
         rows = np.zeros(shape, np.uint8 if most <= 256 else np.uint16) if experts and self._routers else None
+        if rows is not None:
+            self._seen[request] = np.zeros(tokens, bool)
         if rows is not None or support:
             self._wanted[request] = (rows, [] if support else None)
 
-    def take(self, request: str) -> "tuple[np.ndarray | None, list[np.ndarray] | None]":
-        """(experts [tokens, L, K], ids that could have been drawn for every token), and forget the request."""
-        return self._wanted.pop(request, (None, None))
+    def take(self, request: str, tokens: int) -> "tuple[np.ndarray | None, list[np.ndarray] | None]":
+        """(experts [tokens, L, K] of its first tokens, ids that could have been drawn for every token of the
+        completion), and forget the request. Raises RuntimeError when the engine did not compute one of them."""
+        rows, supports = self._wanted.pop(request, (None, None))
+        seen = self._seen.pop(request, None)
+        if rows is None or seen is None:
+            return None, supports
+        if not seen[:tokens].all():
+            raise RuntimeError(f"vLLM never computed token {seen.argmin()} of a request whose experts were asked for")
+        return rows[:tokens].copy(), supports
+
+    def forget(self, request: str) -> None:
+        self._wanted.pop(request, None)
+        self._seen.pop(request, None)
 
     def _around(self, call: Callable, after: Callable) -> Callable:
         def wrapped(*args, **kwargs):
@@ -147,6 +168,7 @@ class Capture:
             if rows is not None:
                 start = self.runner.requests[request].num_computed_tokens
                 rows[start : start + count] = chosen[row : row + count]
+                self._seen[request][start : start + count] = True
             row += count
 
     def _keep_support(self, result, *_) -> None:

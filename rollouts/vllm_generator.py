@@ -22,6 +22,7 @@ from rollouts.records import Completion, Group, Request, SamplingParams, Support
 from rollouts.requests import check_requests
 from rollouts.weight_sync import WeightReceiver, check_version, stored_shapes
 
+_COLDEST = 0.01  # vLLM raises lower temperatures to this one
 # What the generator decides itself, because its contract (rollouts.generator) depends on it.
 _OURS = {
     "model": "the stage's checkpoint",
@@ -32,7 +33,9 @@ _OURS = {
     "enable_expert_parallel": "generator.expert_parallel",
     "logprobs_mode": "the contract: logprobs of the distribution drawn from",
     "weight_transfer_config": "weight sync",
-    "generation_config": "the contract: nothing but the recipe sets sampling",
+    "enable_sleep_mode": "generator.sleep",
+    "generation_config": "the contract: the checkpoint says where completions end, the recipe all else",
+    "override_generation_config": "the contract, as generation_config",
 }
 
 
@@ -56,17 +59,20 @@ class VLLMGenerator(WeightReceiver):
         vLLM that was not checked there."""
         self.on_cpu = resolve_device(device).type == "cpu"
         if self.on_cpu:
-            os.environ.update(vllm_cpu.environment() | os.environ)
+            needed = vllm_cpu.environment()
+            os.environ.update(needed | os.environ | {name: needed[name] for name in vllm_cpu.FORCED})
         from rollouts.vllm_weights import BACKEND, register
 
         register()
         import vllm
         from vllm.config import WeightTransferConfig
 
-        arguments: dict[str, Any] = self._engine_arguments(dict(engine_args or {}))
         config = AutoConfig.from_pretrained(checkpoint)
+        arguments: dict[str, Any] = self._engine_arguments(dict(engine_args or {}), config)
         self.moe_layers = _moe_layers(config)
         if self.on_cpu:
+            if tensor_parallel > 1 or expert_parallel:
+                raise ValueError("generator.tensor_parallel and expert_parallel need GPUs; on CPU take more replicas")
             vllm_cpu.check_architecture(config)
         else:  # Model Runner V2 returns both by itself
             arguments = {
@@ -94,7 +100,7 @@ class VLLMGenerator(WeightReceiver):
         self._shapes = self._needed(checkpoint)
         self._calls = 0
 
-    def _engine_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _engine_arguments(self, given: dict[str, Any], config: Any) -> dict[str, Any]:
         import vllm
         from vllm.engine.arg_utils import EngineArgs
 
@@ -106,18 +112,27 @@ class VLLMGenerator(WeightReceiver):
                 near = difflib.get_close_matches(name, sorted(known), n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(f"generator.engine_args.{name}: vLLM {vllm.__version__} has no such argument{hint}")
+        if given.get("speculative_config") or given.get("spec_method"):
+            why = vllm_cpu.NO_DRAFTING if self.on_cpu else "a draft model gets no weights in a sync yet; leave it out"
+            raise ValueError(f"generator.engine_args.speculative_config: {why}")
         if not self.on_cpu:
             return given
         vllm_cpu.check_version(vllm.__version__)
-        if given.get("speculative_config") or given.get("spec_method"):
-            raise ValueError(f"generator.engine_args.speculative_config: {vllm_cpu.NO_DRAFTING}")
-        return vllm_cpu.engine_arguments() | given
+        ours = vllm_cpu.engine_arguments(given.get("max_model_len") or config.max_position_embeddings)
+        if taken := sorted(given.keys() & ours.keys()):
+            raise ValueError(
+                f"generator.engine_args.{taken[0]} is not yours to set on CPU: rollouts.vllm_cpu sets it to go round "
+                "an error of vLLM's"
+            )
+        return ours | given
 
     def _needed(self, checkpoint: str) -> dict[str, tuple[int, ...]]:
         config = self.engine.model_config.hf_config
         extra = f"model.layers.{config.num_hidden_layers}."  # MTP, which the engine does not sample with
         tied = "lm_head.weight" if config.tie_word_embeddings else ""
         shapes = stored_shapes(checkpoint)
+        if not shapes:
+            raise ValueError(f"{checkpoint} holds no safetensors, so weight sync would not know what the model needs")
         return {name: shape for name, shape in shapes.items() if not name.startswith(extra) and name != tied}
 
     # --- sampling ---
@@ -165,6 +180,8 @@ class VLLMGenerator(WeightReceiver):
         import vllm
         from vllm.sampling_params import RequestOutputKind
 
+        if 0 < params.temperature < _COLDEST:
+            raise ValueError(f"vLLM samples at no temperature between 0 and {_COLDEST}, asked for {params.temperature}")
         room = self.max_length - len(request.prompt_ids)
         limit = min(params.max_new_tokens, room)
         settings = vllm.SamplingParams(
@@ -179,6 +196,7 @@ class VLLMGenerator(WeightReceiver):
             detokenize=bool(params.stop),  # only for the engine to find them: we decode what is finished
             logprobs=0,
             flat_logprobs=True,
+            skip_reading_prefix_cache=params.return_routed_experts,  # experts are noted where they are computed
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         engine_id = self.engine.add_request(name, {"prompt_token_ids": list(request.prompt_ids)}, settings)
@@ -192,6 +210,8 @@ class VLLMGenerator(WeightReceiver):
         return engine_id
 
     def _completion(self, output: Any, request: Request, params: SamplingParams, engine_id: str) -> Completion:
+        if output.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"vLLM ended the completion of prompt '{request.key}' with {output.finish_reason}")
         token_ids = np.array(output.token_ids, dtype=np.int32)
         logprobs = np.zeros(len(token_ids), dtype=np.float32)  # greedy: one outcome
         if params.temperature > 0:
@@ -203,7 +223,7 @@ class VLLMGenerator(WeightReceiver):
             token_ids=token_ids,
             sampling_logprobs=logprobs,
             policy_version=self.policy_version or 0,
-            finish_reason="stop" if output.finish_reason == "stop" else "length",
+            finish_reason=output.finish_reason,
             text=opened_by(self.tokenizer, request.prompt_ids) + said,
             routed_experts=experts,
             support=support,
@@ -214,20 +234,21 @@ class VLLMGenerator(WeightReceiver):
     ) -> tuple[np.ndarray | None, Support | None]:
         """Experts of the first `tokens` tokens and sampling supports, from the capture or from vLLM's own output."""
         if self.capture is not None:
-            experts, sets = self.capture.take(engine_id)
+            experts, sets = self.capture.take(engine_id, tokens)
         else:  # vLLM counts dense layers too
-            experts = None if output.routed_experts is None else output.routed_experts[:, self.moe_layers]
+            routed = output.routed_experts
+            experts = None if routed is None else routed[:tokens, self.moe_layers]
             sets = output.sampling_mask and [np.array(ids, np.int32) for ids in output.sampling_mask.token_ids]
         support = None
         sets = sets and sets[: len(output.token_ids)]  # the engine may have been a step ahead
         if sets and params.return_support and params.truncates:
             support = Support(ids=np.concatenate(sets), sizes=np.array([len(ids) for ids in sets], dtype=np.int32))
-        return None if experts is None else experts[:tokens].copy(), support
+        return experts, support
 
     def _forget(self, engine_ids: Iterable[str]) -> None:
         for engine_id in engine_ids:
             if self.capture is not None:
-                self.capture.take(engine_id)
+                self.capture.forget(engine_id)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Logprobs, float32 [T - 1], of every token of each sequence but its first, at temperature 1."""
@@ -270,7 +291,8 @@ class VLLMGenerator(WeightReceiver):
 
     def _finish_update(self, version: int) -> None:
         self.llm.finish_weight_update(weight_version=str(version))
-        self.llm.reset_prefix_cache()  # it holds keys and values of the old policy
+        if not self.llm.reset_prefix_cache():  # it holds keys and values of the old policy
+            raise RuntimeError("vLLM's prefix cache of the old weights cannot be emptied: requests are still running")
 
 
 def seed_of(seed: int, key: str, sample: int) -> int:

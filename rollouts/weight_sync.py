@@ -73,6 +73,8 @@ def checksum(tensor: torch.Tensor) -> str:
 
 def on_wire(name: str, tensor: torch.Tensor, wire: WireFormat) -> list[tuple[str, torch.Tensor]]:
     """What is sent for one tensor: itself, rounded, or FP8 with block scales. With fp8 the rest goes as bfloat16."""
+    if not tensor.is_floating_point():
+        return [(name, tensor)]
     if wire == "float32" or name.endswith(_SELECTION_BIAS):
         return [(name, tensor.float())]
     layer, _, kind = name.rpartition(".")
@@ -179,9 +181,10 @@ class WeightReceiver:
         self.finish_update(version)
 
     def load_files(self, folder: str, version: int) -> None:
-        """Replace all weights by those of the safetensors files in `folder`, read tensor by tensor."""
+        """Replace all weights by those of the safetensors files in `folder`, a file at a time."""
         self.begin_update(stored_shapes(folder))
-        self._take_known(stored_tensors(folder))
+        for file in _files(folder):
+            self._take_known(_tensors(file))
         self.finish_update(version)
 
     def _take_known(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -223,13 +226,17 @@ def stored_shapes(folder: Path | str) -> dict[str, tuple[int, ...]]:
 def stored_tensors(folder: Path | str) -> Iterator[tuple[str, torch.Tensor]]:
     """All tensors, one at a time, with FP8 blocks multiplied out. A tensor and its scales must be in one file."""
     for file in _files(folder):
-        names = set(file.keys())
-        for name in sorted(names):
-            if name.endswith(SCALE_SUFFIX):
-                continue
-            scaled = name + SCALE_SUFFIX in names
-            tensor = file.get_tensor(name)
-            yield name, dequantize_blocks(tensor, file.get_tensor(name + SCALE_SUFFIX)) if scaled else tensor
+        yield from _tensors(file)
+
+
+def _tensors(file: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    names = set(file.keys())
+    for name in sorted(names):
+        if name.endswith(SCALE_SUFFIX):
+            continue
+        scaled = name + SCALE_SUFFIX in names
+        tensor = file.get_tensor(name)
+        yield name, dequantize_blocks(tensor, file.get_tensor(name + SCALE_SUFFIX)) if scaled else tensor
 
 
 def _files(folder: Path | str) -> Iterator[Any]:

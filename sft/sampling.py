@@ -143,15 +143,21 @@ def _fill(
 
 
 def _journaled(journal: Path) -> dict[str, list[Sampled]]:
-    """The groups of a journal. A line that a kill cut off is cut away, so that the next one begins on its own."""
+    """The groups of a journal. From the first line that is not whole on, the rest is cut away."""
     if not journal.exists():
         return {}
-    written = journal.read_bytes()
-    whole = written[: written.rfind(b"\n") + 1]
-    with journal.open("r+b") as file:
-        file.truncate(len(whole))
-    rows = [json.loads(line) for line in whole.splitlines()]
-    return {row["key"]: [_sampled(**completion) for completion in row["completions"]] for row in rows}
+    sampled, end = {}, 0
+    for line in journal.read_bytes().splitlines(keepends=True):
+        try:
+            row = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:  # a power cut may leave zeros
+            row = None
+        if row is None:
+            break
+        sampled[row["key"]] = [_sampled(**completion) for completion in row["completions"]]
+        end += len(line)
+    os.truncate(journal, end)
+    return sampled
 
 
 def _scored(group: Group, scores: Sequence[Score]) -> list[Sampled]:

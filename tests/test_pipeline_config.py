@@ -523,6 +523,16 @@ def test_a_stages_own_setting_wins_over_that_for_all():
     assert stages["reasoning_rl"].config.generator.max_slots == 7
 
 
+def test_the_command_line_wins_over_a_stages_own_setting_in_the_file():
+    stages = load(Path("recipes/tiny/smoke.yaml"), ["all.trainer.checkpoint_every=7"]).stages
+    assert stages["zero"].config.trainer.checkpoint_every == 7
+
+
+def test_a_setting_for_all_needs_a_key():
+    with pytest.raises(RecipeError, match=r"command line, all=3: say which key of all stages, e\.g\. all\.KEY=VALUE"):
+        load(Path("recipes/tiny/pipeline.yaml"), ["all=3"])
+
+
 def test_a_setting_for_all_that_no_stage_has_is_refused():
     with pytest.raises(RecipeError, match=r"set: no stage has a key 'generator\.max_slot'; did you mean 'max_slots'\?"):
         load(Path("recipes/tiny/pipeline.yaml"), ["all.generator.max_slot=7"])

@@ -309,6 +309,14 @@ def test_a_prompt_without_room_is_named(generator, length):
         generator.sample(requests, params())
 
 
+def test_thousands_of_queued_prompts(generator):
+    """Far more than slots, and more prompt tokens than one step of an engine takes."""
+    groups = generator.sample(prompts(2000, longest=12), params(max_new_tokens=1))
+    assert [group.key for group in groups] == [f"p{i}" for i in range(2000)]
+    again = {g.key: g for g in generator.sample(prompts(2000, longest=12)[1500:1501], params(max_new_tokens=1))}
+    assert tokens_of([groups[1500]]) == tokens_of(again.values())
+
+
 def test_two_requests_with_one_key_are_refused(generator):
     request = prompts(1)[0]
     with pytest.raises(ValueError, match="share a key"):

@@ -161,6 +161,7 @@ def test_drafting_is_refused_with_the_reason(tiny_checkpoint):
     ("arguments", "said"),
     [
         ({"max_modle_len": 64}, r"max_modle_len: vLLM 0\.\d+\.\d+ has no such argument; did you mean max_model_len\?"),
+        ({"compilation_config": {"level": 0}}, r"engine_args\.compilation_config is not yours to set on CPU"),
         ({"dtype": "float16"}, r"engine_args\.dtype is not yours to set: it follows generator\.dtype"),
     ],
 )
@@ -169,6 +170,15 @@ def test_engine_arguments_are_checked(tiny_checkpoint, arguments, said):
 
     with pytest.raises(ValueError, match=said):
         VLLMGenerator(str(tiny_checkpoint), device="cpu", engine_args=arguments)
+
+
+def test_more_prompt_tokens_than_one_step_takes(llama_checkpoint):
+    """4. Dense models have chunked prefill on CPU, unless told otherwise."""
+    engine = vllm_engine(llama_checkpoint)
+    many = [Request(key=f"m{i}", prompt_ids=[9 + i % 200, *range(20, 120)]) for i in range(100)]
+    groups = engine.sample(many, SamplingParams(max_new_tokens=2, seed=1))
+    alone = engine.sample(many[70:71], SamplingParams(max_new_tokens=2, seed=1))
+    assert groups[70].completions[0].token_ids.tolist() == alone[0].completions[0].token_ids.tolist()
 
 
 def test_an_unknown_version_is_refused_on_cpu():

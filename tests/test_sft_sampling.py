@@ -88,15 +88,16 @@ def test_a_damaged_chunk_is_reported_and_sampled_again(chunks, tmp_path, caplog,
     assert chunks() == made and chunks.asked == []
 
 
+@pytest.mark.parametrize("tail", [b'{"key": "zero_shot:0", "compl', b"\0" * 40 + b"\n"], ids=["cut", "zeros"])
 @pytest.mark.parametrize("killed_after", range(5))
-def test_a_killed_stage_samples_only_the_prompts_that_are_missing(chunks, tmp_path, killed_after):
+def test_a_killed_stage_samples_only_the_prompts_that_are_missing(chunks, tmp_path, killed_after, tail):
     """Every (prompt, sample) is sampled exactly once, whenever the kill comes; also when it cuts a line in two."""
     with pytest.raises(KeyboardInterrupt):
         chunks(killed_after=killed_after)
     before = chunks.asked
     for journal in (tmp_path / "work").glob("*.journal.jsonl"):
         with journal.open("ab") as file:
-            file.write(b'{"key": "zero_shot:0", "compl')
+            file.write(tail)
     made = chunks()
     assert sorted(before + chunks.asked) == [f"zero_shot:{number}" for number in range(5)]
     for group in (group for chunk in made for group in chunk):
