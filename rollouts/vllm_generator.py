@@ -18,8 +18,9 @@ from transformers import AutoConfig
 from data.chat import opened_by
 from models.checkpoint import resolve_device
 from rollouts import vllm_cpu
-from rollouts.records import Completion, Group, Request, SamplingParams, Support
+from rollouts.records import Completion, FinishReason, Group, Request, SamplingParams, Support
 from rollouts.requests import check_requests
+from rollouts.transformers_generator import StopStrings
 from rollouts.weight_sync import WeightReceiver, check_version, stored_shapes
 
 _COLDEST = 0.01  # vLLM raises lower temperatures to this one
@@ -149,6 +150,7 @@ class VLLMGenerator(WeightReceiver):
         version = check_version(self.policy_version, version)
         check_requests(requests, self.max_length)
         self._calls += 1
+        stops = StopStrings(params.stop, self.tokenizer) if params.stop else None
         running: dict[str, tuple[int, int]] = {}  # the engine's id -> request, sample
         done: dict[int, dict[int, Completion]] = {}
         internal: dict[str, str] = {}
@@ -160,13 +162,15 @@ class VLLMGenerator(WeightReceiver):
                     running[name] = index, sample
             while running:
                 for output in self.engine.step():
-                    if output.request_id not in running or not output.finished:
+                    reason = self._ended(output, stops) if output.request_id in running else None
+                    if reason is None:
                         continue
                     index, sample = running.pop(output.request_id)
+                    engine_id = internal.pop(output.request_id)
+                    if not output.finished:
+                        self.engine.abort_request([engine_id], internal=True)
                     request, group = requests[index], done.setdefault(index, {})
-                    group[sample] = self._completion(
-                        output.outputs[0], request, params, internal.pop(output.request_id)
-                    )
+                    group[sample] = self._completion(output.outputs[0], reason, request, params, engine_id)
                     if len(group) == params.group_size:
                         completions = [group[g] for g in range(params.group_size)]
                         del done[index]
@@ -175,6 +179,16 @@ class VLLMGenerator(WeightReceiver):
             if running:  # the caller stopped listening, or a step failed
                 self.engine.abort_request([internal[name] for name in running], internal=True)
                 self._forget(internal.values())
+
+    def _ended(self, output: Any, stops: StopStrings | None) -> FinishReason | None:
+        """Why a completion ends with the token it has just got, if it does. Stop strings are looked for here, since
+        vLLM's own search reads the text in another way."""
+        said = output.outputs[0]
+        if stops is not None and stops.ended(said.token_ids):
+            return "stop"
+        if output.finished and said.finish_reason not in ("stop", "length"):
+            raise RuntimeError(f"vLLM ended a completion with {said.finish_reason}")
+        return said.finish_reason if output.finished else None
 
     def _add(self, name: str, request: Request, sample: int, params: SamplingParams) -> str:
         import vllm
@@ -191,13 +205,12 @@ class VLLMGenerator(WeightReceiver):
             top_k=params.top_k,
             min_p=params.min_p,
             seed=seed_of(params.seed, request.key, sample),
-            stop=list(params.stop),
-            include_stop_str_in_output=True,
-            detokenize=bool(params.stop),  # only for the engine to find them: we decode what is finished
+            detokenize=False,
             logprobs=0,
             flat_logprobs=True,
             skip_reading_prefix_cache=params.return_routed_experts,  # experts are noted where they are computed
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            # A stop string may end it at any token; otherwise the end is soon enough.
+            output_kind=RequestOutputKind.CUMULATIVE if params.stop else RequestOutputKind.FINAL_ONLY,
         )
         engine_id = self.engine.add_request(name, {"prompt_token_ids": list(request.prompt_ids)}, settings)
         if self.capture is not None:
@@ -209,9 +222,9 @@ class VLLMGenerator(WeightReceiver):
             )
         return engine_id
 
-    def _completion(self, output: Any, request: Request, params: SamplingParams, engine_id: str) -> Completion:
-        if output.finish_reason not in ("stop", "length"):
-            raise RuntimeError(f"vLLM ended the completion of prompt '{request.key}' with {output.finish_reason}")
+    def _completion(
+        self, output: Any, reason: FinishReason, request: Request, params: SamplingParams, engine_id: str
+    ) -> Completion:
         token_ids = np.array(output.token_ids, dtype=np.int32)
         logprobs = np.zeros(len(token_ids), dtype=np.float32)  # greedy: one outcome
         if params.temperature > 0:
@@ -223,7 +236,7 @@ class VLLMGenerator(WeightReceiver):
             token_ids=token_ids,
             sampling_logprobs=logprobs,
             policy_version=self.policy_version or 0,
-            finish_reason=output.finish_reason,
+            finish_reason=reason,
             text=opened_by(self.tokenizer, request.prompt_ids) + said,
             routed_experts=experts,
             support=support,

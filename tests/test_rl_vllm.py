@@ -87,7 +87,7 @@ def test_a_coarse_wire_is_seen_and_may_be_refused(ray_session, tiny_checkpoint, 
     """FP8 weights make another policy; by how much is a number, and the recipe says how much is too much."""
     short = {"steps": 2, "mini_batches": 2}
     coarse = with_generator(engine="transformers", engine_args={}, sync=WeightSyncConfig(wire="fp8", probe_limit=5.0))
-    [first, _] = run(coarse.model_copy(update=short), tiny_checkpoint, tmp_path / "passes")
+    [first, _] = run(coarse.model_copy(update=short | {"mismatch_limit": 5.0}), tiny_checkpoint, tmp_path / "passes")
     assert first["sync/probe_abs_mean"] > 1e-3
     assert first["mismatch/abs_mean"] > 1e-3
     strict = with_generator(engine="transformers", engine_args={}, sync=WeightSyncConfig(wire="fp8", probe_limit=1e-4))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+MOE = "recipes/tiny/base"
 SMALL = {"kv_cache_memory_bytes": 64 << 20}
 
 
@@ -16,4 +17,6 @@ def vllm_engine(checkpoint, *, max_slots: int = 256, dtype: str = "float32") -> 
     pytest.importorskip("vllm")
     from rollouts.vllm_generator import VLLMGenerator
 
+    if checkpoint != MOE:  # the process groups of the first engine serve all: it must need those for experts
+        vllm_engine(MOE)
     return VLLMGenerator(str(checkpoint), max_slots=max_slots, dtype=dtype, device="cpu", engine_args=SMALL)
