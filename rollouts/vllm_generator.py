@@ -61,6 +61,8 @@ class VLLMGenerator(WeightReceiver):
         self.on_cpu = resolve_device(device).type == "cpu"
         if self.on_cpu:
             needed = vllm_cpu.environment()
+            if "kv_cache_memory_bytes" in (engine_args or {}):
+                needed.pop("VLLM_CPU_KVCACHE_SPACE")  # which would win
             os.environ.update(needed | os.environ | {name: needed[name] for name in vllm_cpu.FORCED})
         from rollouts.vllm_weights import BACKEND, register
 
