@@ -81,6 +81,7 @@ def test_on_a_cpu_vllm_is_told_what_it_gets_wrong_by_itself(serve, port):
 
 
 def test_on_a_gpu_vllm_decides_by_itself(serve, port, monkeypatch):
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     monkeypatch.setattr(serve_command, "version", lambda name: "0.33.0")
     assert serve(BASE, "--port", port)[0] == 2  # torch finds no GPU
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
