@@ -1,47 +1,123 @@
-"""Block-wise E4M3: a weight and one scale per 128x128 block (DeepSeek-V3, arXiv:2412.19437, section 3.3.2).
+"""E4M3 with one scale per tile (DeepSeek-V3, arXiv:2412.19437, section 3.3.2): the numeric definition of the FP8 stack.
 
-    scale = max |w| / 448      q = e4m3(w / scale)      w' = q * scale
+    scale = max(max |x|, floor) / 448      q = e4m3(x / scale), to nearest, ties to even      x' = q * scale
 
-Names and layout are those of the released checkpoints: `<name>` holds q, `<name>_scale_inv` the scales in float32, with
-ceil(rows / 128) x ceil(columns / 128) entries. Row and column counts need not be multiples of 128.
+Activations and gradients have tiles of 1x128 along the dimension that their GEMM sums over, weights blocks of 128x128.
+Scales are float32 numbers, or the next power of two above (`ue8m0` in the released configs). Tiles at the edge of a
+matrix are smaller, as if it were padded with zeros; row and column counts need not be multiples of 128.
 """
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 BLOCK = 128
 LARGEST = 448.0  # of float8_e4m3fn
-SCALE_SUFFIX = "_scale_inv"
+SCALE_SUFFIX = "_scale_inv"  # a released checkpoint stores q as `<name>` and its scales as `<name>_scale_inv`
+
+ROWS = (1, BLOCK)  # rows and columns of a tile
+COLUMNS = (BLOCK, 1)
+SQUARE = (BLOCK, BLOCK)
+
+Tile = tuple[int, int]
+Scales = Literal["float32", "power_of_two"]
+ACTIVATION_FLOOR = 1e-4  # of max |x|, as in DeepSeek-V3's act_quant (inference/kernel.py); gradients need none
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A matrix [R, C]: values float8_e4m3fn [R, C] and scales float32 [ceil(R / r), ceil(C / c)] of r x c tiles."""
+
+    values: torch.Tensor
+    scales: torch.Tensor
+    tile: Tile
+
+    @property
+    def T(self) -> "Quantized":
+        """The transposed matrix, as a view."""
+        height, width = self.tile
+        return Quantized(self.values.T, self.scales.T, (width, height))
+
+    def rows(self, start: int, end: int) -> "Quantized":
+        """Rows start..end as a view; both must be where tiles begin, or the end of the matrix."""
+        height = self.tile[0]
+        return Quantized(self.values[start:end], self.scales[start // height : -(-end // height)], self.tile)
+
+    def dequantize(self) -> torch.Tensor:
+        """float32 [R, C]."""
+        return _unblocked(_blocked(self.values.float(), self.tile) * self._per_tile(), self.values.shape)
+
+    def _per_tile(self) -> torch.Tensor:
+        return self.scales[:, None, :, None]
+
+
+def quantize(matrix_RC: torch.Tensor, tile: Tile, *, scales: Scales = "float32", floor: float = 0.0) -> Quantized:
+    """E4M3 values of a float matrix and one scale per tile; a tile of zeros has scale 1 when there is no floor.
+
+    A tile with an infinity or a NaN becomes NaN as a whole: a bad value must not be hidden by saturation.
+    """
+    blocks = _blocked(matrix_RC.float(), tile)
+    scale = _scale(blocks.abs().amax(dim=(1, 3)), scales, floor)
+    scaled = (blocks / scale[:, None, :, None]).clamp(-LARGEST, LARGEST)
+    return Quantized(_unblocked(scaled, matrix_RC.shape).to(torch.float8_e4m3fn), scale, tile)
+
+
+def _scale(largest: torch.Tensor, scales: Scales, floor: float) -> torch.Tensor:
+    scale = largest.clamp(min=floor) / LARGEST
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)  # zeros, and what float32 cannot divide
+    scale = torch.where(torch.isfinite(scale), scale, torch.full_like(scale, torch.nan))
+    if scales == "float32":
+        return scale
+    mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2 ** exponent with mantissa in [0.5, 1)
+    return torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).to(exponent.dtype)).where(scale > 0, scale)
+
+
+# --- weights of checkpoints and of the wire ---
 
 
 def quantize_blocks(weight_RC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(q float8_e4m3fn [R, C], scale float32 [ceil(R/128), ceil(C/128)]) of a float matrix; scale 1 for a zero block.
+    """(q float8_e4m3fn [R, C], scale float32 [ceil(R/128), ceil(C/128)]) of a weight.
 
-    Raises ValueError for anything but a finite matrix: an infinity would turn its whole block into NaN.
+    Raises ValueError for anything but a finite matrix.
     """
     if weight_RC.ndim != 2 or not torch.isfinite(weight_RC).all():
         raise ValueError(f"block quantisation takes a finite matrix, got shape {tuple(weight_RC.shape)}")
-    blocks = _blocked(weight_RC.float())
-    largest = blocks.abs().amax(dim=(1, 3))
-    scale = largest / LARGEST
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))  # zeros, and what float32 cannot divide
-    scaled = (blocks / scale[:, None, :, None]).clamp(-LARGEST, LARGEST)
-    return _unblocked(scaled, weight_RC.shape).to(torch.float8_e4m3fn).contiguous(), scale
+    quantised = quantize(weight_RC, SQUARE)
+    return quantised.values, quantised.scales
 
 
 def dequantize_blocks(weight_RC: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """float32 [R, C]: the inverse of `quantize_blocks` up to its rounding."""
-    blocks = _blocked(weight_RC.float())
-    if scale.shape != (blocks.shape[0], blocks.shape[2]):
+    """float32 [R, C]: undoes `quantize_blocks` up to its rounding. Raises ValueError for scales that do not fit."""
+    if scale.shape != tuple(-(-size // BLOCK) for size in weight_RC.shape):
         raise ValueError(f"scales have shape {tuple(scale.shape)}, a weight {tuple(weight_RC.shape)} needs another")
-    return _unblocked(blocks * scale[:, None, :, None], weight_RC.shape).contiguous()
+    return Quantized(weight_RC, scale.float(), SQUARE).dequantize()
 
 
-def _blocked(weight_RC: torch.Tensor) -> torch.Tensor:
-    """[row blocks, 128, column blocks, 128], padded with zeros."""
-    rows, columns = weight_RC.shape
-    padded = torch.nn.functional.pad(weight_RC, (0, -columns % BLOCK, 0, -rows % BLOCK))
-    return padded.view(-(-rows // BLOCK), BLOCK, -(-columns // BLOCK), BLOCK)
+def requantize_blocks(weight_RC: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`quantize_blocks`, but with the scales that a weight came with wherever its blocks still hold their values.
+
+    A block that was read as q * scale is written with the same q and scale, bit for bit; max |w| / 448 may be another
+    number in the last place, or far away when the scale was no such quotient. weight_RC float32 or bfloat16.
+    """
+    fresh, fresh_scale = quantize_blocks(weight_RC)
+    given = (_blocked(weight_RC.float(), SQUARE) / scale[:, None, :, None]).clamp(-LARGEST, LARGEST)
+    kept = Quantized(_unblocked(given, weight_RC.shape).to(torch.float8_e4m3fn), scale, SQUARE)
+    differs = kept.dequantize().to(weight_RC.dtype) != weight_RC
+    same = ~_blocked(differs.float(), SQUARE).bool().any(dim=3).any(dim=1)
+    of_value = same.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)[: weight_RC.shape[0], : weight_RC.shape[1]]
+    values = torch.where(of_value, kept.values.view(torch.uint8), fresh.view(torch.uint8)).view(torch.float8_e4m3fn)
+    return values, torch.where(same, scale, fresh_scale)
+
+
+def _blocked(matrix_RC: torch.Tensor, tile: Tile) -> torch.Tensor:
+    """[row tiles, r, column tiles, c], padded with zeros."""
+    height, width = tile
+    rows, columns = matrix_RC.shape
+    padded = torch.nn.functional.pad(matrix_RC, (0, -columns % width, 0, -rows % height))
+    return padded.reshape(-(-rows // height), height, -(-columns // width), width)
 
 
 def _unblocked(blocks: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    return blocks.reshape(blocks.shape[0] * BLOCK, -1)[: shape[0], : shape[1]]
+    flat = blocks.reshape(blocks.shape[0] * blocks.shape[1], blocks.shape[2] * blocks.shape[3])
+    return flat[: shape[0], : shape[1]].contiguous()

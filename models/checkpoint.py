@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from models.architectures import check_architecture
 from models.attention import NAME as LAYOUT_ATTENTION
 from models.attention import attend_to_all
+from models.experts import NAME as EXPERTS
 from models.mtp import MTPModule, load_mtp, mtp_state_dict
 
 WEIGHTS = "model.safetensors"
@@ -62,7 +63,7 @@ def load_model(
     with _quiet_transformers():
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
     if model._can_set_experts_implementation():  # dense models refuse
-        model.set_experts_implementation("grouped_mm")
+        model.set_experts_implementation(EXPERTS)
     if attention == LAYOUT_ATTENTION:
         attend_to_all(model)
     return cast(PreTrainedModel, nn.Module.to(model, device))

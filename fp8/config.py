@@ -1,0 +1,20 @@
+"""What a recipe says about FP8."""
+
+from pydantic import BaseModel, Field
+
+from fp8.gemm import Backend
+from fp8.quantize import Scales
+
+
+class Fp8Config(BaseModel, extra="forbid", frozen=True):
+    """The FP8 stack of DeepSeek-V3 (arXiv:2412.19437, section 3.3)."""
+
+    backend: Backend = Field(
+        default="auto",
+        description="who multiplies: auto is DeepGEMM or cuBLASLt on Hopper GPUs and the reference on CPUs; reference "
+        "runs anywhere, in float32; cublaslt and deepgemm are errors where they cannot run (`r1 doctor` says why)",
+    )
+    scales: Scales = Field(
+        default="float32",
+        description="of activations, gradients and weights: float32 as V3, power_of_two as V3.1 and later (ue8m0)",
+    )

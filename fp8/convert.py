@@ -1,0 +1,92 @@
+"""Which layers of a model run in FP8, by an explicit list, and the audit that says so.
+
+As in the released DeepSeek-V3: linear layers of attention and feed-forward, shared and routed experts. Never the
+embedding, output head, router, norms, the attention between its projections, nor the projection of the MTP layer.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from fp8.config import Fp8Config
+from fp8.experts import grouped_mlp
+from fp8.linear import Fp8Linear
+
+LINEARS = (
+    "q_proj", "q_a_proj", "q_b_proj", "k_proj", "v_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj",
+    "gate_proj", "up_proj", "down_proj",
+)  # fmt: skip
+
+
+def is_quantised(name: str) -> bool:
+    """Whether the weight of this checkpoint name is FP8, in training as in what engines are sent."""
+    layer, _, kind = name.rpartition(".")
+    return kind == "weight" and layer.rpartition(".")[2] in LINEARS
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """One line of the audit: a module that owns weights, and what its products are computed in."""
+
+    module: str
+    kind: str  # its class
+    parameters: int
+    computes_in: str  # "fp8", or the dtype of its weights
+
+
+def convert(model: nn.Module, config: Fp8Config) -> list[Precision]:
+    """Make the listed layers of `model` compute in FP8, in place, and return the audit of all its weights.
+
+    Raises ValueError when a listed layer cannot (it is no plain nn.Linear, or experts with another activation than
+    SiLU), before anything is changed.
+    """
+    linears = [(name, m) for name, m in model.named_modules() if is_quantised(f"{name}.weight")]
+    experts = [(name, m) for name, m in model.named_modules() if _is_experts(m)]
+    for name, module in [*linears, *experts]:
+        if why := _why_not(module):
+            raise ValueError(f"{name} cannot run in FP8: {why}")
+    for _, linear in linears:
+        Fp8Linear.swap(linear, config)  # pyright: ignore[reportArgumentType]
+    for _, module in experts:
+        module.grouped_mlp = partial(grouped_mlp, config=config)  # pyright: ignore[reportArgumentType]
+    return audit(model)
+
+
+def audit(model: nn.Module) -> list[Precision]:
+    """What every module with weights of its own computes in, in the order of the model."""
+    lines = []
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own:
+            fp8 = isinstance(module, Fp8Linear) or hasattr(module, "grouped_mlp")
+            dtype = str(own[0].dtype).removeprefix("torch.")
+            lines.append(Precision(name, type(module).__name__, sum(p.numel() for p in own), "fp8" if fp8 else dtype))
+    return lines
+
+
+def quantised_names(model: nn.Module) -> set[str]:
+    """Checkpoint names of the weights that `model` multiplies in FP8, experts one by one."""
+    names: set[str] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, Fp8Linear):
+            names.add(f"{name}.weight")
+        elif hasattr(module, "grouped_mlp"):
+            count = module.gate_up_proj.shape[0]  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+            kinds = ("gate_proj", "up_proj", "down_proj")
+            names |= {f"{name}.{index}.{kind}.weight" for index in range(count) for kind in kinds}
+    return names
+
+
+def _is_experts(module: Any) -> bool:
+    weights = (getattr(module, name, None) for name in ("gate_up_proj", "down_proj"))
+    return all(isinstance(weight, torch.Tensor) and weight.ndim == 3 for weight in weights)
+
+
+def _why_not(module: nn.Module) -> str:
+    if not _is_experts(module):
+        return "" if type(module) is nn.Linear else f"it is a {type(module).__name__}, not a plain nn.Linear"
+    activation = type(module.act_fn).__name__
+    return "" if activation in ("SiLU", "SiLUActivation") else f"its activation is {activation}, not SiLU"

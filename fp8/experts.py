@@ -1,0 +1,126 @@
+"""The routed experts of an MoE layer in FP8: y = down(silu(gate(x)) * up(x)) on rows sorted by expert.
+
+Nine GEMMs per expert, forward and backward, as in fp8.linear. Kept for backward, all in FP8 (DeepSeek-V3, section
+3.3.3): the rows x, and gate(x) and up(x), from which the input of `down` is computed again. Every expert's rows begin
+where a tile of 128 does, so that no tile mixes two experts.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from fp8.config import Fp8Config
+from fp8.gemm import matmul_nt
+from fp8.linear import activation_columns, activation_rows, gradient_columns, gradient_rows, weight_blocks
+from fp8.quantize import BLOCK, COLUMNS, ROWS, Quantized
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Where the rows of each expert stand once every expert begins at a multiple of 128; P rows in all."""
+
+    spans: list[tuple[int, int]]  # of expert e: first padded row, and the one after its last padded row
+    place_N: torch.Tensor  # int64: padded row of each given row
+
+    @classmethod
+    def of(cls, counts: list[int], device: torch.device) -> "Groups":
+        ends, spans, places = 0, [], []
+        for count in counts:
+            padded = -(-count // BLOCK) * BLOCK
+            places.append(torch.arange(ends, ends + count, device=device))
+            spans.append((ends, ends + padded))
+            ends += padded
+        return cls(spans, torch.cat(places))
+
+    def spread(self, rows_ND: torch.Tensor) -> torch.Tensor:
+        """[P, D], zeros between the experts."""
+        padded = rows_ND.new_zeros(self.spans[-1][1], rows_ND.shape[1])
+        return padded.index_copy(0, self.place_N, rows_ND)
+
+    def multiply(self, rows: Quantized, weights: list[Quantized], dtype: torch.dtype, config: Fp8Config):
+        """[P, N]: the rows of each expert times the transpose of its weight [N, K]."""
+        parts = [
+            matmul_nt(rows.rows(start, end), weight, dtype, config.backend)
+            for (start, end), weight in zip(self.spans, weights, strict=True)
+        ]
+        return torch.cat(parts)
+
+    def outer(self, grads: Quantized, rows: Quantized, dtype: torch.dtype, config: Fp8Config) -> torch.Tensor:
+        """[E, N, K]: the sum over each expert's rows of grad^T row, both in tiles of 128 rows."""
+        parts = [
+            matmul_nt(grads.rows(start, end).T, rows.rows(start, end).T, dtype, config.backend)
+            for start, end in self.spans
+        ]
+        return torch.stack(parts)
+
+
+def grouped_mlp(
+    x_ND: torch.Tensor,
+    counts_E: torch.Tensor,
+    gate_up_E2IH: torch.Tensor,
+    down_EHI: torch.Tensor,
+    config: Fp8Config,
+) -> torch.Tensor:
+    """[N, D] in x's dtype. Rows are sorted by expert, counts_E (integers) says how many each has; zero is allowed.
+
+    gate_up_E2IH holds gate and up one above the other, as transformers stores them; the activation is SiLU.
+    """
+    return _Fp8Experts.apply(x_ND, gate_up_E2IH, down_EHI, counts_E.tolist(), config)
+
+
+class _Fp8Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: torch.Tensor, gate_up_E2IH: torch.Tensor, down_EHI: torch.Tensor, counts, config):
+        groups = Groups.of(counts, x_ND.device)
+        dtype = x_ND.dtype
+        x_PD = groups.spread(x_ND)
+        x_rows = activation_rows(x_PD, config)
+        gate_weights, up_weights, down_weights = _blocks(gate_up_E2IH, down_EHI, config)
+        gate = groups.multiply(x_rows, gate_weights, dtype, config)
+        up = groups.multiply(x_rows, up_weights, dtype, config)
+        y = groups.multiply(activation_rows(_swiglu(gate, up), config), down_weights, dtype, config)
+        ctx.groups, ctx.config, ctx.dtype = groups, config, dtype
+        kept = (activation_columns(x_PD, config), activation_rows(gate, config), activation_rows(up, config))
+        ctx.save_for_backward(gate_up_E2IH, down_EHI, *(t for q in kept for t in (q.values, q.scales)))
+        return y[groups.place_N]
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: torch.Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        groups, config, dtype = ctx.groups, ctx.config, ctx.dtype
+        gate_up_E2IH, down_EHI, x, x_scale, gate, gate_scale, up, up_scale = ctx.saved_tensors
+        gate, up = (Quantized(q, s, ROWS).dequantize().to(dtype) for q, s in ((gate, gate_scale), (up, up_scale)))
+        gate_weights, up_weights, down_weights = _blocks(gate_up_E2IH, down_EHI, config)
+        grad_PD = groups.spread(grad_ND)
+
+        h_columns = activation_columns(_swiglu(gate, up), config)
+        grad_down = groups.outer(gradient_columns(grad_PD, config), h_columns, down_EHI.dtype, config)
+        grad_h = groups.multiply(gradient_rows(grad_PD, config), [w.T for w in down_weights], dtype, config)
+        grad_gate, grad_up = _swiglu_gradient(gate, up, grad_h)
+
+        x_columns = Quantized(x, x_scale, COLUMNS)
+        halves = [
+            groups.outer(gradient_columns(grad, config), x_columns, gate_up_E2IH.dtype, config)
+            for grad in (grad_gate, grad_up)
+        ]
+        grad_x = groups.multiply(gradient_rows(grad_gate, config), [w.T for w in gate_weights], dtype, config)
+        grad_x += groups.multiply(gradient_rows(grad_up, config), [w.T for w in up_weights], dtype, config)
+        return grad_x[groups.place_N], torch.cat(halves, dim=1), grad_down, None, None
+
+
+def _blocks(gate_up_E2IH: torch.Tensor, down_EHI: torch.Tensor, config: Fp8Config) -> list[list[Quantized]]:
+    """Gate, up and down of every expert, each matrix in blocks from its own corner, as checkpoints store them."""
+    gates, ups = gate_up_E2IH.chunk(2, dim=1)
+    return [[weight_blocks(weight, config) for weight in weights] for weights in (gates, ups, down_EHI)]
+
+
+def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return F.silu(gate) * up
+
+
+def _swiglu_gradient(gate: torch.Tensor, up: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(d gate, d up); silu'(z) = s + z s (1 - s) with s = sigmoid(z)."""
+    sigmoid = torch.sigmoid(gate)
+    silu = gate * sigmoid
+    return grad * up * (sigmoid + silu * (1 - sigmoid)), grad * silu

@@ -1,0 +1,126 @@
+"""C = A B^T of two quantised matrices: one definition, and the programs that compute it.
+
+    C[m, n] = sum over tiles k of (sum inside the tile of qA qB) * scaleA[m, k] * scaleB[n, k]
+
+with sums in float32 (DeepSeek-V3, section 3.3.2: partial sums are promoted every 128 elements of K). All three GEMMs of
+a linear layer have this form. Which programs a machine has is asked once, told by `backends()`, and never changes
+silently: a named one that cannot run is an error.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from fp8.quantize import ROWS, SQUARE, Quantized
+
+Backend = Literal["auto", "reference", "cublaslt", "deepgemm"]
+Program = Callable[[Quantized, Quantized, torch.dtype], torch.Tensor]
+
+
+def matmul_nt(a_MK: Quantized, b_NK: Quantized, dtype: torch.dtype, backend: Backend = "auto") -> torch.Tensor:
+    """A B^T in `dtype`, [M, N]. A has 1x128 tiles, B 1x128 or 128x128: the sum runs along the tiles of both.
+
+    Raises ValueError for other tiles or sizes, RuntimeError for a backend that this machine does not have.
+    """
+    if a_MK.tile != ROWS or b_NK.tile not in (ROWS, SQUARE) or a_MK.values.shape[1] != b_NK.values.shape[1]:
+        raise ValueError(
+            f"FP8 product of {tuple(a_MK.values.shape)} in tiles {a_MK.tile} and {tuple(b_NK.values.shape)} in tiles "
+            f"{b_NK.tile}: both must have as many columns, the first tiles of 1x128, the second of 1x128 or 128x128"
+        )
+    return _PROGRAMS[choose(backend, a_MK.values.device)](a_MK, b_NK, dtype)
+
+
+def choose(backend: Backend, device: torch.device) -> Backend:
+    """`auto` is the reference on a CPU, on a GPU the fastest there is. Raises RuntimeError with the reason."""
+    missing = backends(device.type)
+    if backend == "auto":
+        order: tuple[Backend, ...] = ("reference",) if device.type == "cpu" else ("deepgemm", "cublaslt")
+        possible: list[Backend] = [name for name in order if not missing[name]]
+        if not possible:
+            reasons = "; ".join(f"{name}: {missing[name]}" for name in order)
+            raise RuntimeError(
+                f"no FP8 kernels here ({reasons}). Set fp8.backend to reference, which is slow, to go on"
+            )
+        backend = possible[0]
+    if missing[backend]:
+        raise RuntimeError(f"FP8 backend {backend} cannot run here: {missing[backend]}")
+    return backend
+
+
+@cache
+def backends(device: str) -> dict[Backend, str]:
+    """Backend -> why it cannot run on this machine's `device` ("cpu", "cuda"); "" where it can."""
+    hopper = _why_not_hopper(device)
+    return {
+        "reference": "",
+        "cublaslt": hopper or _why_not_cublaslt(),
+        "deepgemm": hopper or ("" if importlib.util.find_spec("deep_gemm") else "the package deep_gemm is missing"),
+    }
+
+
+def _why_not_hopper(device: str) -> str:
+    if device != "cuda" or not torch.cuda.is_available():
+        return "it needs a CUDA device"
+    major, minor = torch.cuda.get_device_capability()
+    return (
+        "" if (major, minor) == (9, 0) else f"it needs compute capability 9.0 (Hopper), this device has {major}.{minor}"
+    )
+
+
+def _why_not_cublaslt() -> str:
+    if not hasattr(F, "scaled_mm"):
+        return f"torch {torch.__version__} has no torch.nn.functional.scaled_mm (2.10 has)"
+    version = tuple(int(part) for part in (torch.version.cuda or "0.0").split("."))
+    return "" if version >= (12, 9) else f"block-wise scales need CUDA 12.9, torch was built for {torch.version.cuda}"
+
+
+def _reference(a_MK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> torch.Tensor:
+    """Multiplied out to float32: within 4e-7 of the sum by tiles (tests/test_fp8_gemm.py)."""
+    return (a_MK.dequantize() @ b_NK.dequantize().T).to(dtype)
+
+
+def _cublaslt(a_MK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> torch.Tensor:
+    recipes = {ROWS: F.ScalingType.BlockWise1x128, SQUARE: F.ScalingType.BlockWise128x128}
+    product = F.scaled_mm(
+        a_MK.values.contiguous(),
+        b_NK.values.contiguous().T,
+        scale_a=_column_major(a_MK.scales),
+        scale_recipe_a=recipes[a_MK.tile],
+        scale_b=_padded_column_major(b_NK.scales) if b_NK.tile == SQUARE else _column_major(b_NK.scales),
+        scale_recipe_b=recipes[b_NK.tile],
+        output_dtype=dtype,
+        use_fast_accum=False,
+    )
+    return product
+
+
+def _column_major(scales_MK: torch.Tensor) -> torch.Tensor:
+    """The same numbers with strides (1, M), which cuBLASLt wants of 1x128 scales."""
+    return scales_MK.T.contiguous().T
+
+
+def _padded_column_major(scales_NK: torch.Tensor) -> torch.Tensor:
+    """Scales of 128x128 blocks as cuBLASLt wants them: [K tiles rounded up to 4, N tiles], strides (1, that)."""
+    padded = F.pad(scales_NK, (0, -scales_NK.shape[1] % 4))
+    return padded.contiguous().T
+
+
+def _deepgemm(a_MK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> torch.Tensor:
+    import deep_gemm  # pyright: ignore[reportMissingImports]
+
+    out = torch.empty(len(a_MK.values), len(b_NK.values), dtype=dtype, device=a_MK.values.device)
+    recipe = (1, 1 if b_NK.tile == ROWS else 128, 128)
+    deep_gemm.fp8_gemm_nt(
+        (a_MK.values.contiguous(), a_MK.scales.contiguous()),
+        (b_NK.values.contiguous(), b_NK.scales.contiguous()),
+        out,
+        recipe=recipe,
+    )
+    return out
+
+
+_PROGRAMS: dict[str, Program] = {"reference": _reference, "cublaslt": _cublaslt, "deepgemm": _deepgemm}
