@@ -13,8 +13,9 @@ import torch.nn.functional as F
 
 from fp8.config import Fp8Config
 from fp8.gemm import matmul_nt
-from fp8.linear import activation_columns, activation_rows, gradient_columns, gradient_rows, weight_blocks
+from fp8.linear import activation_columns, activation_rows, gradient_columns, gradient_rows
 from fp8.quantize import BLOCK, COLUMNS, ROWS, Quantized
+from fp8.weights import WeightBlocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,37 +62,39 @@ def grouped_mlp(
     counts_E: torch.Tensor,
     gate_up_E2IH: torch.Tensor,
     down_EHI: torch.Tensor,
-    config: Fp8Config,
+    blocks: WeightBlocks,
 ) -> torch.Tensor:
     """[N, D] in x's dtype. Rows are sorted by expert, counts_E (integers) says how many each has; zero is allowed.
 
     gate_up_E2IH holds gate and up one above the other, as transformers stores them; the activation is SiLU.
     """
-    return _Fp8Experts.apply(x_ND, gate_up_E2IH, down_EHI, counts_E.tolist(), config)
+    return _Fp8Experts.apply(x_ND, gate_up_E2IH, down_EHI, counts_E.tolist(), blocks)
 
 
 class _Fp8Experts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: torch.Tensor, gate_up_E2IH: torch.Tensor, down_EHI: torch.Tensor, counts, config):
+    def forward(ctx: Any, x_ND: torch.Tensor, gate_up_E2IH: torch.Tensor, down_EHI: torch.Tensor, counts, blocks):
         groups = Groups.of(counts, x_ND.device)
-        dtype = x_ND.dtype
+        dtype, config = x_ND.dtype, blocks.config
         x_PD = groups.spread(x_ND)
         x_rows = activation_rows(x_PD, config)
-        gate_weights, up_weights, down_weights = _blocks(gate_up_E2IH, down_EHI, config)
+        gate_weights, up_weights, down_weights = _matrices(gate_up_E2IH, down_EHI, blocks)
         gate = groups.multiply(x_rows, gate_weights, dtype, config)
         up = groups.multiply(x_rows, up_weights, dtype, config)
         y = groups.multiply(activation_rows(_swiglu(gate, up), config), down_weights, dtype, config)
-        ctx.groups, ctx.config, ctx.dtype = groups, config, dtype
+        ctx.groups, ctx.blocks, ctx.dtype = groups, blocks, dtype
         kept = (activation_columns(x_PD, config), activation_rows(gate, config), activation_rows(up, config))
         ctx.save_for_backward(gate_up_E2IH, down_EHI, *(t for q in kept for t in (q.values, q.scales)))
         return y[groups.place_N]
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_ND: torch.Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        groups, config, dtype = ctx.groups, ctx.config, ctx.dtype
+        groups, blocks, dtype = ctx.groups, ctx.blocks, ctx.dtype
+        config = blocks.config
         gate_up_E2IH, down_EHI, x, x_scale, gate, gate_scale, up, up_scale = ctx.saved_tensors
         gate, up = (Quantized(q, s, ROWS).dequantize().to(dtype) for q, s in ((gate, gate_scale), (up, up_scale)))
-        gate_weights, up_weights, down_weights = _blocks(gate_up_E2IH, down_EHI, config)
+        gate_weights, up_weights, down_weights = _matrices(gate_up_E2IH, down_EHI, blocks)
         grad_PD = groups.spread(grad_ND)
 
         h_columns = activation_columns(_swiglu(gate, up), config)
@@ -109,10 +112,10 @@ class _Fp8Experts(torch.autograd.Function):
         return grad_x[groups.place_N], torch.cat(halves, dim=1), grad_down, None, None
 
 
-def _blocks(gate_up_E2IH: torch.Tensor, down_EHI: torch.Tensor, config: Fp8Config) -> list[list[Quantized]]:
+def _matrices(gate_up_E2IH: torch.Tensor, down_EHI: torch.Tensor, blocks: WeightBlocks) -> list[list[Quantized]]:
     """Gate, up and down of every expert, each matrix in blocks from its own corner, as checkpoints store them."""
-    gates, ups = gate_up_E2IH.chunk(2, dim=1)
-    return [[weight_blocks(weight, config) for weight in weights] for weights in (gates, ups, down_EHI)]
+    gate_up = blocks(gate_up_E2IH, halves=2)
+    return [gate_up[0::2], gate_up[1::2], blocks(down_EHI)]
 
 
 def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

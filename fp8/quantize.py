@@ -32,12 +32,14 @@ class Quantized:
     values: torch.Tensor
     scales: torch.Tensor
     tile: Tile
+    multiplied_out: torch.Tensor | None = None  # float32 [R, C], where somebody keeps it
 
     @property
     def T(self) -> "Quantized":
         """The transposed matrix, as a view."""
         height, width = self.tile
-        return Quantized(self.values.T, self.scales.T, (width, height))
+        out = self.multiplied_out
+        return Quantized(self.values.T, self.scales.T, (width, height), None if out is None else out.T)
 
     def rows(self, start: int, end: int) -> "Quantized":
         """Rows start..end as a view; both must be where tiles begin, or the end of the matrix."""
@@ -46,6 +48,8 @@ class Quantized:
 
     def dequantize(self) -> torch.Tensor:
         """float32 [R, C]."""
+        if self.multiplied_out is not None:
+            return self.multiplied_out
         return _unblocked(_blocked(self.values.float(), self.tile) * self._per_tile(), self.values.shape)
 
     def _per_tile(self) -> torch.Tensor:
