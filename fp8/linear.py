@@ -17,7 +17,7 @@ from torch import nn
 
 from fp8.config import Fp8Config
 from fp8.gemm import matmul_nt
-from fp8.quantize import ACTIVATION_FLOOR, COLUMNS, ROWS, Quantized, quantize
+from fp8.quantize import ACTIVATION_FLOOR, COLUMNS, ROWS, Quantized, quantize, quantize_both
 from fp8.weights import WeightBlocks
 
 
@@ -52,9 +52,13 @@ class _Fp8Matmul(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TK: torch.Tensor, weight_NK: torch.Tensor, blocks: WeightBlocks) -> torch.Tensor:
         ctx.blocks, ctx.x_dtype, config = blocks, x_TK.dtype, blocks.config
-        kept = activation_columns(x_TK, config) if ctx.needs_input_grad[1] else None
-        ctx.save_for_backward(weight_NK, *((kept.values, kept.scales) if kept else ()))
-        return matmul_nt(activation_rows(x_TK, config), blocks(weight_NK)[0], x_TK.dtype, config.backend)
+        if ctx.needs_input_grad[1]:
+            x_rows, kept = quantize_both(x_TK, scales=config.scales, floor=ACTIVATION_FLOOR)
+            ctx.save_for_backward(weight_NK, kept.values, kept.scales)
+        else:
+            x_rows = activation_rows(x_TK, config)
+            ctx.save_for_backward(weight_NK)
+        return matmul_nt(x_rows, blocks(weight_NK)[0], x_TK.dtype, config.backend)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -62,27 +66,16 @@ class _Fp8Matmul(torch.autograd.Function):
         config = ctx.blocks.config
         weight_NK, *kept = ctx.saved_tensors
         grad_x = grad_weight = None
+        grad_rows, grad_columns = quantize_both(grad_TN, scales=config.scales)
         if ctx.needs_input_grad[0]:
             blocks = ctx.blocks(weight_NK)[0]
-            grad_x = matmul_nt(gradient_rows(grad_TN, config), blocks.T, ctx.x_dtype, config.backend)
+            grad_x = matmul_nt(grad_rows, blocks.T, ctx.x_dtype, config.backend)
         if ctx.needs_input_grad[1]:
             values, scales = kept
             x_TK = Quantized(values, scales, COLUMNS)
-            grad_weight = matmul_nt(gradient_columns(grad_TN, config).T, x_TK.T, weight_NK.dtype, config.backend)
+            grad_weight = matmul_nt(grad_columns.T, x_TK.T, weight_NK.dtype, config.backend)
         return grad_x, grad_weight, None
 
 
 def activation_rows(x_TK: torch.Tensor, config: Fp8Config) -> Quantized:
     return quantize(x_TK, ROWS, scales=config.scales, floor=ACTIVATION_FLOOR)
-
-
-def activation_columns(x_TK: torch.Tensor, config: Fp8Config) -> Quantized:
-    return quantize(x_TK, COLUMNS, scales=config.scales, floor=ACTIVATION_FLOOR)
-
-
-def gradient_rows(grad_TN: torch.Tensor, config: Fp8Config) -> Quantized:
-    return quantize(grad_TN, ROWS, scales=config.scales)
-
-
-def gradient_columns(grad_TN: torch.Tensor, config: Fp8Config) -> Quantized:
-    return quantize(grad_TN, COLUMNS, scales=config.scales)

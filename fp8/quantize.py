@@ -59,12 +59,32 @@ class Quantized:
 def quantize(matrix_RC: torch.Tensor, tile: Tile, *, scales: Scales = "float32", floor: float = 0.0) -> Quantized:
     """E4M3 values of a float matrix and one scale per tile; a tile of zeros has scale 1 when there is no floor.
 
-    A tile with an infinity or a NaN becomes NaN as a whole: a bad value must not be hidden by saturation.
+    A tile with an infinity or a NaN becomes NaN as a whole: a bad value must not be hidden by saturation. On a GPU the
+    kernels of fp8.kernels do the same.
     """
+    if matrix_RC.is_cuda:
+        from fp8 import kernels
+
+        if tile == SQUARE:
+            return kernels.quantize_square(matrix_RC.contiguous(), scales, floor)
+        wanted = {"want_rows": tile == ROWS, "want_columns": tile == COLUMNS}
+        return kernels.quantize_tiles(matrix_RC.contiguous(), scales, floor, **wanted)[tile == COLUMNS]
     blocks = _blocked(matrix_RC.float(), tile)
     scale = _scale(blocks.abs().amax(dim=(1, 3)), scales, floor)
     scaled = (blocks / scale[:, None, :, None]).clamp(-LARGEST, LARGEST)
     return Quantized(_unblocked(scaled, matrix_RC.shape).to(torch.float8_e4m3fn), scale, tile)
+
+
+def quantize_both(
+    matrix_RC: torch.Tensor, *, scales: Scales = "float32", floor: float = 0.0
+) -> tuple[Quantized, Quantized]:
+    """In tiles of 1x128 and of 128x1: what the products of a forward and a backward pass need of one matrix."""
+    if matrix_RC.is_cuda:
+        from fp8 import kernels
+
+        return kernels.quantize_tiles(matrix_RC.contiguous(), scales, floor)
+    rows, columns = (quantize(matrix_RC, tile, scales=scales, floor=floor) for tile in (ROWS, COLUMNS))
+    return rows, columns
 
 
 def _scale(largest: torch.Tensor, scales: Scales, floor: float) -> torch.Tensor:
