@@ -10,14 +10,13 @@ silently: a named one that cannot run is an error.
 import importlib.util
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
+from fp8.config import Backend
 from fp8.quantize import ROWS, SQUARE, Quantized
 
-Backend = Literal["auto", "reference", "cublaslt", "deepgemm"]
 Program = Callable[[Quantized, Quantized, torch.dtype], torch.Tensor]
 
 

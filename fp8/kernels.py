@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from fp8.quantize import BLOCK, COLUMNS, LARGEST, ROWS, SQUARE, Quantized, Scales
+from fp8.config import Scales
+from fp8.quantize import BLOCK, COLUMNS, LARGEST, ROWS, SQUARE, Quantized
 
 
 def quantize_tiles(

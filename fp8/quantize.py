@@ -8,9 +8,10 @@ matrix are smaller, as if it were padded with zeros; row and column counts need 
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
+
+from fp8.config import Scales
 
 BLOCK = 128
 LARGEST = 448.0  # of float8_e4m3fn
@@ -21,7 +22,6 @@ COLUMNS = (BLOCK, 1)
 SQUARE = (BLOCK, BLOCK)
 
 Tile = tuple[int, int]
-Scales = Literal["float32", "power_of_two"]
 ACTIVATION_FLOOR = 1e-4  # of max |x|, as in DeepSeek-V3's act_quant (inference/kernel.py); gradients need none
 
 

@@ -30,6 +30,9 @@ class WeightBlocks:
                 self._kept[id(weight)] = (weight._version, matrices)
         return matrices
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "WeightBlocks":
+        return WeightBlocks(self.config, keep=self.keep)  # the copy's weights are other tensors
+
     def _quantize(self, matrix_NK: torch.Tensor) -> Quantized:
         blocks = quantize(matrix_NK, SQUARE, scales=self.config.scales)
         if self.keep and choose(self.config.backend, matrix_NK.device) == "reference":

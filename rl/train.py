@@ -78,6 +78,7 @@ class Session:
             row_tokens=config.trainer.row_tokens,
             max_slots=config.generator.max_slots,
             device=config.trainer.device,
+            fp8=config.trainer.fp8 if config.trainer.precision == "fp8" else None,
             threads=config.trainer.threads,
         )
         self.pool = GeneratorPool(policy, config.generator, shared=self.trainer if config.sample_in_trainer else None)

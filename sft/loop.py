@@ -33,6 +33,7 @@ def train(
         config.optimizer,
         mtp=config.mtp_weight > 0,
         device=settings.device,
+        fp8=settings.fp8 if settings.precision == "fp8" else None,
         threads=settings.threads,
     )
     try:
