@@ -13,6 +13,7 @@ from torch import nn
 
 from fp8.config import Fp8Config
 from fp8.experts import grouped_mlp
+from fp8.gemm import choose
 from fp8.linear import Fp8Linear
 from fp8.weights import WeightBlocks
 
@@ -43,8 +44,9 @@ def convert(model: nn.Module, config: Fp8Config, *, keep_blocks: bool = False) -
 
     keep_blocks: hold quantised weights until they change (fp8.weights.WeightBlocks); not under FSDP.
     Raises ValueError when a listed layer cannot (it is no plain nn.Linear, or experts with another activation than
-    SiLU), before anything is changed.
+    SiLU), RuntimeError when the backend cannot run where the weights are; before anything is changed.
     """
+    choose(config.backend, next(model.parameters()).device)
     linears = [(name, m) for name, m in model.named_modules() if is_quantised(f"{name}.weight")]
     experts = [(name, m) for name, m in model.named_modules() if _is_experts(m)]
     for name, module in [*linears, *experts]:
