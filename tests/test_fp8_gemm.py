@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fp8.config import Fp8Config
-from fp8.gemm import backends, choose, matmul_nt
+from fp8.gemm import _column_major, _padded_column_major, _padded_values, backends, choose, matmul_nt
 from fp8.linear import Fp8Linear
 from fp8.quantize import COLUMNS, ROWS, SQUARE, quantize
 from fp8.weights import WeightBlocks
@@ -116,3 +116,16 @@ def test_a_backend_that_cannot_run_is_an_error_with_the_reason():
     with pytest.raises(RuntimeError, match="cublaslt cannot run here: it needs a CUDA device"):
         choose("cublaslt", cpu)
     assert backends("cpu")["reference"] == "" and backends("cpu")["deepgemm"]
+
+
+def test_what_cublaslt_is_given_has_its_layout():
+    """The scales and values as torch documents them for block-wise scaled_mm; the product itself needs a Hopper GPU."""
+    a, b = quantize(data((40, 300), "normal", 0), ROWS), quantize(data((272, 300), "normal", 1), SQUARE)
+    values = _padded_values(a.values)
+    assert values.shape == (40, 304) and values.is_contiguous()
+    assert torch.equal(values[:, :300].float(), a.values.float()) and not values[:, 300:].float().any()
+    rows = _column_major(a.scales)
+    assert torch.equal(rows, a.scales) and rows.stride() == (1, 40)
+    blocks = _padded_column_major(b.scales)
+    assert blocks.shape == (4, 3) and blocks.stride() == (1, 4)  # 3 tiles of K, padded to 4, by 3 of N
+    assert torch.equal(blocks[:3], b.scales.T)
