@@ -97,7 +97,7 @@ def _cublaslt(a_MK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> torch.Ten
 
 
 def _padded_values(values: torch.Tensor) -> torch.Tensor:
-    """Contiguous, with zeros up to a multiple of 16 columns, which cuBLASLt wants; wgrad sums over any number of tokens."""
+    """Contiguous, with zeros up to a multiple of 16 columns, which cuBLASLt wants: wgrad sums over any count."""
     if missing := -values.shape[1] % 16:
         return F.pad(values.contiguous().view(torch.uint8), (0, missing)).view(values.dtype)
     return values.contiguous()
