@@ -11,6 +11,6 @@ class LosesATensor(TransformersGenerator):
     def _start_update(self):
         self.updates += 1
 
-    def _take(self, tensors):
+    def _copy(self, tensors):
         lost = "model.layers.0.self_attn.o_proj.weight" if self.updates > 1 else ""
-        super()._take((name, tensor) for name, tensor in tensors if name != lost)
+        super()._copy((name, tensor) for name, tensor in tensors if name != lost)

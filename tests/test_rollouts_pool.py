@@ -165,7 +165,7 @@ def test_a_replica_that_is_out_of_reach_is_ended_before_another_one_starts(pool,
     groups = pool.sample(requests(), PARAMS)
     assert len(groups) == 12 and pool.replicas[1] is not old
     with pytest.raises(ActorDied):
-        wait(old.ready.remote(), phase="testing", deadline_s=60)
+        wait(old.context.remote(), phase="testing", deadline_s=60)
 
 
 def _out_of_reach_once():
