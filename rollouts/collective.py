@@ -16,6 +16,7 @@ from typing import Any, Literal, Self
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from fp8.quantize import SCALE_SUFFIX
 from rollouts.buckets import Bucket, Entry, Named
@@ -61,9 +62,9 @@ class Meeting:
         tables = (_read_table(store.get(_key(number))) for number in range(count))
         return [e.name for _, entries in tables for e in entries if not e.name.endswith(SCALE_SUFFIX)]
 
-    def _store(self) -> dist.TCPStore:
+    def _store(self) -> TCPStore:
         try:
-            return dist.TCPStore(self.host, self.port, is_master=False, timeout=timedelta(seconds=self.stall_s))
+            return TCPStore(self.host, self.port, is_master=False, timeout=timedelta(seconds=self.stall_s))
         except dist.DistError as error:
             raise PeerLost(f"weight broadcast: the trainer cannot be reached: {error}") from None
 
@@ -74,7 +75,7 @@ class Broadcaster:
     def __init__(self, host: str, world: int, backend: Backend, deadline_s: float):
         """`host`: an address of this machine that the receivers reach."""
         stall_s = min(deadline_s, _STALL_S)
-        self.store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=stall_s))
+        self.store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=stall_s))
         self.meeting = Meeting(host=host, port=self.store.port, world=world, backend=backend, stall_s=stall_s)
 
     def send(self, buckets: Iterable[Bucket], device: torch.device) -> None:
@@ -96,7 +97,7 @@ class Broadcaster:
 class Group:
     """This process's place in a group. Leaving by an exception tells the others."""
 
-    def __init__(self, meeting: Meeting, store: dist.TCPStore, rank: int, device: torch.device):
+    def __init__(self, meeting: Meeting, store: TCPStore, rank: int, device: torch.device):
         self.meeting, self.store, self.rank, self.device = meeting, store, rank, device
         self.last = self.looked = time.monotonic()  # when something last moved, when the others were looked after
         self.group: Any = None
@@ -234,10 +235,11 @@ def _process_group(group: Group) -> Any:
 
 
 def _gloo(group: Group) -> Any:
-    options: Any = dist.ProcessGroupGloo._Options()
+    backend: Any = dist.ProcessGroupGloo
+    options = backend._Options()
     options._timeout = timedelta(seconds=min(_FORM_S, group.meeting.stall_s))
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=_own_address(group.meeting))]
-    made: Any = dist.ProcessGroupGloo(group.store, group.rank, group.meeting.world, options)
+    options._devices = [backend.create_device(hostname=_own_address(group.meeting))]
+    made = backend(group.store, group.rank, group.meeting.world, options)
     made.set_timeout(timedelta(seconds=group.meeting.stall_s))
     return made
 

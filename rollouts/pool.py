@@ -72,7 +72,7 @@ class GeneratorPool:
         """Tokens of prompt and completion together that every replica takes; infinite where it is the trainer's."""
         if self._context is None:
             asked = [] if self.shared is not None else self._ask_all("context", phase="starting generators")
-            self._context = min(asked, default=math.inf)
+            self._context = min((float(tokens) for tokens in asked), default=math.inf)
         return self._context
 
     def sleep(self) -> None:
