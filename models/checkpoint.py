@@ -2,12 +2,10 @@
 
 import json
 import math
-from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 import transformers
 from huggingface_hub import snapshot_download
@@ -171,19 +169,3 @@ def hub_views(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     if model.config.tie_word_embeddings:
         del views["lm_head.weight"]
     return views
-
-
-@torch.no_grad()
-def load_hub_state_dict(model: PreTrainedModel, tensors: Mapping[str, np.ndarray | torch.Tensor]) -> None:
-    """Copy weights given by checkpoint name into `model`. Others than its own (MTP, a tied head) are ignored.
-
-    All or nothing: raises KeyError or ValueError, with the model unchanged, when one is missing or has another shape.
-    """
-    views = hub_views(model)
-    for name, view in views.items():
-        if name not in tensors:
-            raise KeyError(f"weights lack {name}")
-        if tuple(tensors[name].shape) != tuple(view.shape):  # copy_ would broadcast
-            raise ValueError(f"weight {name} has shape {tuple(tensors[name].shape)}, the model {tuple(view.shape)}")
-    for name, view in views.items():
-        view.copy_(torch.as_tensor(tensors[name]))

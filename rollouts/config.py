@@ -12,10 +12,11 @@ from rollouts.records import SamplingParams
 class WeightSyncConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """How new weights reach the generators, and how it is proved that they did."""
 
-    transport: Literal["object_store", "files"] = Field(
+    transport: Literal["object_store", "collective", "shared_memory", "files"] = Field(
         default="object_store",
-        description="object_store: buckets through Ray's shared memory, and its network between nodes; files: "
-        "safetensors in a folder that trainer and generators share",
+        description="object_store: buckets through Ray's shared memory, and its network between nodes, which works "
+        "everywhere; collective: one broadcast to all (NCCL between GPUs, else gloo); shared_memory: generators map "
+        "the trainer's buckets, on one host and GPU; files: safetensors in a folder that trainer and generators share",
     )
     wire: Literal["float32", "bfloat16", "fp8"] = Field(
         default="float32",
@@ -24,6 +25,11 @@ class WeightSyncConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     )
     bucket_mib: int = Field(
         default=256, ge=1, description="size of one bucket: trainer and generator each hold about two at a time"
+    )
+    checksums: Annotated[bool, OPERATIONAL] = Field(
+        default=True,
+        description="compare a checksum of every tensor on arrival; costs a few hundredths of a sync, and sees what "
+        "hides below the rounding of a coarse wire. Files have none",
     )
     probe_prompts: Annotated[int, OPERATIONAL] = Field(
         default=4, ge=0, description="prompts whose logprobs trainer and generators compare after every sync; 0: none"
@@ -82,6 +88,11 @@ class GeneratorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fals
         ignored = [name for name in _VLLM_ONLY if getattr(self, name) != default[name]]
         if self.engine != "vllm" and ignored:
             raise ValueError(f"generator.{ignored[0]} is for engine vllm, and would be ignored by {self.engine}")
+        if self.sync.transport == "shared_memory" and self.tensor_parallel > 1:
+            raise ValueError(
+                "generator.sync.transport shared_memory: the trainer's memory is on one device, and tensor_parallel "
+                f"{self.tensor_parallel} takes more; use collective"
+            )
         return self
 
     def replica_settings(self) -> dict[str, Any]:

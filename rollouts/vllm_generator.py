@@ -12,16 +12,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-import torch
 from transformers import AutoConfig
 
 from data.chat import opened_by
 from models.checkpoint import resolve_device
 from rollouts import vllm_cpu
 from rollouts.records import Completion, FinishReason, Group, Request, SamplingParams, Support
-from rollouts.requests import check_requests
+from rollouts.requests import check_requests, wants_experts
 from rollouts.transformers_generator import StopStrings
-from rollouts.weight_sync import WeightReceiver, check_version, stored_shapes
+from rollouts.weight_files import stored_shapes
+from rollouts.weight_sync import Parcel, WeightReceiver, check_version
 
 _COLDEST = 0.01  # vLLM raises lower temperatures to this one
 # What the generator decides itself, because its contract (rollouts.generator) depends on it.
@@ -210,7 +210,7 @@ class VLLMGenerator(WeightReceiver):
             detokenize=False,
             logprobs=0,
             flat_logprobs=True,
-            skip_reading_prefix_cache=params.return_routed_experts,  # experts are noted where they are computed
+            skip_reading_prefix_cache=wants_experts(request, params),  # experts are noted where they are computed
             # A stop string may end it at any token; otherwise the end is soon enough.
             output_kind=RequestOutputKind.CUMULATIVE if params.stop else RequestOutputKind.FINAL_ONLY,
         )
@@ -219,7 +219,7 @@ class VLLMGenerator(WeightReceiver):
             self.capture.expect(
                 engine_id,
                 len(request.prompt_ids) + limit,
-                experts=params.return_routed_experts,
+                experts=wants_experts(request, params),
                 support=params.return_support and params.truncates,
             )
         return engine_id
@@ -233,6 +233,8 @@ class VLLMGenerator(WeightReceiver):
             logprobs[:] = [output.logprobs.logprobs[start] for start in output.logprobs.start_indices]
         tokens = len(request.prompt_ids) + len(token_ids) - 1
         experts, support = self._captured(engine_id, tokens, output, params)
+        if not wants_experts(request, params):
+            experts = None
         said = self.tokenizer.decode(output.token_ids, skip_special_tokens=True)
         return Completion(
             token_ids=token_ids,
@@ -289,9 +291,9 @@ class VLLMGenerator(WeightReceiver):
         if not self.on_cpu:
             self.llm.wake_up()
 
-    def ready(self) -> bool:
-        """Answers as soon as the model is loaded; used to tell a dead replica from a slow one."""
-        return True
+    def context(self) -> int:
+        """Tokens of prompt and completion together that it takes."""
+        return self.max_length
 
     # --- weights (see rollouts.weight_sync) ---
 
@@ -301,8 +303,15 @@ class VLLMGenerator(WeightReceiver):
     def _start_update(self) -> None:
         self.llm.start_weight_update()
 
-    def _take(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        self.llm.update_weights({"update_info": {"items": list(tensors)}})
+    def device_type(self) -> str:
+        return "cpu" if self.on_cpu else "cuda"
+
+    def engine_processes(self) -> int:
+        return self.engine.vllm_config.parallel_config.world_size
+
+    def _take(self, parcel: Parcel, rank: int) -> None:
+        info = {"parcel": parcel, "first_rank": rank, "known": list(self._shapes)}
+        self.llm.update_weights({"update_info": info})
 
     def _finish_update(self, version: int) -> None:
         self.llm.finish_weight_update(weight_version=str(version))
