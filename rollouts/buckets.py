@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from fp8.convert import is_quantised
 from fp8.quantize import SCALE_SUFFIX, dequantize_blocks, quantize_blocks
 
 WireFormat = Literal["float32", "bfloat16", "fp8"]
@@ -22,12 +23,6 @@ Named = tuple[str, torch.Tensor]  # checkpoint name, tensor
 _ALIGNMENT = 64  # bytes: every tensor of a buffer starts at a multiple
 _SUMMED_FROM = 1 << 14  # bytes: smaller tensors are hashed whole
 _PARTS = 64  # of a larger tensor, each added up
-# What FP8 touches, as in the released DeepSeek-V3: linear layers of attention and feed-forward; never embeddings, head,
-# router, norms, nor the projection of the MTP layer.
-_QUANTISED = (
-    "q_proj", "q_a_proj", "q_b_proj", "k_proj", "v_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj",
-    "gate_proj", "up_proj", "down_proj",
-)  # fmt: skip
 _SELECTION_BIAS = "e_score_correction_bias"  # float32 everywhere: a rounded one would choose other experts
 
 
@@ -126,8 +121,7 @@ def on_wire(name: str, tensor: torch.Tensor, wire: WireFormat) -> list[Named]:
         return [(name, tensor)]
     if wire == "float32" or name.endswith(_SELECTION_BIAS):
         return [(name, tensor.float())]
-    layer, _, kind = name.rpartition(".")
-    if wire == "fp8" and tensor.ndim == 2 and kind == "weight" and layer.rpartition(".")[2] in _QUANTISED:
+    if wire == "fp8" and tensor.ndim == 2 and is_quantised(name):
         quantised, scale = quantize_blocks(tensor)
         return [(name, quantised), (name + SCALE_SUFFIX, scale)]
     return [(name, tensor.bfloat16())]

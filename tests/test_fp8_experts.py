@@ -12,10 +12,11 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3ForCa
 
 import models.experts
 from fp8.config import Fp8Config
-from fp8.convert import convert, is_quantised, quantised_names
+from fp8.convert import convert, quantised_names
 from fp8.experts import grouped_mlp
 from fp8.weights import WeightBlocks
 from models.checkpoint import hub_views
+from rollouts.buckets import on_wire
 
 CONFIG = Fp8Config(backend="reference")
 BLOCKS = WeightBlocks(CONFIG)
@@ -113,8 +114,9 @@ def test_the_audit_names_every_weight_and_what_it_computes_in():
 def test_training_and_engines_quantise_the_same_weights():
     model = tiny()
     convert(model, CONFIG)
-    matrices = {name for name, tensor in hub_views(model).items() if tensor.ndim == 2}
-    assert quantised_names(model) == {name for name in matrices if is_quantised(name)}
+    sent = {name for key, view in hub_views(model).items() for name, tensor in on_wire(key, view, "fp8")
+            if tensor.dtype == torch.float8_e4m3fn}  # fmt: skip
+    assert quantised_names(model) == sent and len(sent) == 2 * 5 + 3 + 3 + 4 * 3
 
 
 def test_a_converted_model_trains():
