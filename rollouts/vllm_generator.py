@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import os
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -310,7 +311,8 @@ class VLLMGenerator(WeightReceiver):
         return self.engine.vllm_config.parallel_config.world_size
 
     def _take(self, parcel: Parcel, rank: int) -> None:
-        info = {"parcel": parcel, "first_rank": rank, "known": list(self._shapes)}
+        sent = parcel if self.on_cpu else pickle.dumps(parcel)  # to processes of vLLM's, which take plain types alone
+        info = {"parcel": sent, "first_rank": rank, "known": list(self._shapes)}
         self.llm.update_weights({"update_info": info})
 
     def _finish_update(self, version: int) -> None:

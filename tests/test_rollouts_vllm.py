@@ -101,6 +101,16 @@ def test_logprobs_are_right_after_an_update(kind, request):
         engine.load_files(str(checkpoint), version=0)
 
 
+def test_weights_may_cross_to_another_process_of_the_engine(engine, tiny_checkpoint, monkeypatch):
+    """As on GPUs, where a parcel is pickled."""
+    [expected] = engine.score([PROMPTS[1]])
+    engine.load_weights(changed(tiny_checkpoint), version=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "on_cpu", False)
+        engine.load_files(str(tiny_checkpoint), version=0)
+    np.testing.assert_array_equal(engine.score([PROMPTS[1]])[0], expected)
+
+
 UPDATED_WITHOUT = """
 import sys
 from rollouts import vllm_weights
