@@ -151,7 +151,8 @@ class VLLMGenerator(WeightReceiver):
     def draft_counts(self) -> tuple[int, int]:
         """Tokens guessed and tokens of those that were right, since the engine started."""
         found = {metric.name: getattr(metric, "value", 0) for metric in self.llm.get_metrics()}
-        return tuple(int(found.get(f"vllm:spec_decode_num_{kind}_tokens", 0)) for kind in ("draft", "accepted"))
+        drafted, accepted = (found.get(f"vllm:spec_decode_num_{kind}_tokens", 0) for kind in ("draft", "accepted"))
+        return int(drafted), int(accepted)
 
     def _check_drafting(self, params: SamplingParams) -> None:
         if self.drafting is None:

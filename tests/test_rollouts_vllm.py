@@ -163,7 +163,9 @@ def test_drafting_is_refused_with_the_reason(tiny_checkpoint):
     from rollouts.vllm_generator import VLLMGenerator
 
     drafts = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}}
-    with pytest.raises(ValueError, match=r"drafts of vLLM's models change the distribution .*; see generator\.drafting for n-grams"):
+    with pytest.raises(
+        ValueError, match=r"drafts of vLLM's models change the distribution .*; see generator\.drafting for n-grams"
+    ):
         VLLMGenerator(str(tiny_checkpoint), device="cpu", engine_args=drafts)
 
 
