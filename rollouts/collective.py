@@ -108,33 +108,33 @@ class Group:
         return self.device if self.meeting.backend == "nccl" else torch.device("cpu")
 
     def __enter__(self) -> Self:
-        with self._telling():
+        try:
             self._gather("here")
             self.group = _process_group(self)
+        except BaseException as error:
+            self._leave(error)
+            raise
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
         try:
-            with self._telling():
-                if error is not None:
-                    raise error
+            if error is None:
                 self.finish(self._all_here())  # notices who died with the last bucket
                 self._gather("done")  # whoever left earlier might take along what others have not read yet
-        finally:
-            if self.group is not None:
-                with suppress(RuntimeError):
-                    self.group.abort()
-                self.group = None
-
-    @contextmanager
-    def _telling(self) -> Iterator[None]:
-        """Tell the others of an exception."""
-        try:
-            yield
-        except BaseException as error:
-            with suppress(dist.DistError):
-                self.store.compare_set(_FAILED, "", f"{type(error).__name__}: {error}")  # the first one says why
+        except BaseException as late:
+            error = late
             raise
+        finally:
+            self._leave(error)
+
+    def _leave(self, error: BaseException | None) -> None:
+        if error is not None:
+            with suppress(dist.DistError):  # the first one says why
+                self.store.compare_set(_FAILED, "", f"{type(error).__name__}: {error}")
+        if self.group is not None:
+            with suppress(RuntimeError):
+                self.group.abort()
+            self.group = None
 
     def _gather(self, what: str) -> None:
         """Until all are as far as this process."""

@@ -1,5 +1,6 @@
 """The receiving end of weight sync inside vLLM: its own weight-transfer interface, fed with our parcels."""
 
+import pickle
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,7 +26,7 @@ class NoRendezvous(WeightTransferInitInfo):
 
 @dataclass
 class Delivery(WeightTransferUpdateInfo):
-    parcel: Parcel  # opened by every process of the engine
+    parcel: Any  # a Parcel, pickled on its way to another process; opened by every process of the engine
     first_rank: int  # of the engine's processes among all that read it
     known: list[str]  # names of the tensors to load; others (MTP) are left
 
@@ -47,7 +48,9 @@ class ParcelEngine(WeightTransferEngine[NoRendezvous, Delivery]):
 
         known = set(update_info.known)
         rank = update_info.first_rank + self.vllm_config.parallel_config.rank
-        with update_info.parcel.open(rank, self.device) as tensors, disable_mtp_completeness_check():
+        sent = update_info.parcel
+        parcel: Parcel = pickle.loads(sent) if isinstance(sent, bytes) else sent
+        with parcel.open(rank, self.device) as tensors, disable_mtp_completeness_check():
             cast(Any, self.model).load_weights((name, tensor) for name, tensor in tensors if name in known)
 
     def finish_weight_update(self) -> None:
