@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from models.routing_replay import Routes, RoutingReplay
 from rl.batch import MicroBatch, MissingRoutes, NonFiniteLoss, TrainingSequence, pack
@@ -20,6 +19,7 @@ from rl.objective import Denominators, Objective
 from rollouts.records import Group, Request, SamplingParams
 from rollouts.transformers_generator import ModelSampler
 from rollouts.weight_sync import Bucket, WireFormat, checksum, pack_weights, write_buckets
+from training.policy import Policy
 from training.trainer import Trainer
 
 REFERENCE = "reference.safetensors"
@@ -39,9 +39,9 @@ class PolicyTrainer(Trainer):
         self.sampler = ModelSampler(self.model, self.tokenizer, max_slots)
         self.objective, self.temperature = objective, temperature
         self.row_tokens = row_tokens
-        self.reference: nn.Module | None = None
+        self.reference: Policy | None = None
         if objective.needs_reference:
-            self.reference = deepcopy(self.model).requires_grad_(False)
+            self.reference = Policy(deepcopy(self.model).requires_grad_(False))
         self.reference_is_policy = True  # until the first step: then its logprobs need no second pass
         self.replay = RoutingReplay(self.model)
         self.routing_replay = objective.routing_replay if self.replay.layers else "off"  # dense models have no routes
@@ -52,7 +52,7 @@ class PolicyTrainer(Trainer):
     def refresh_reference(self) -> None:
         """pi_ref <- pi_theta."""
         if self.reference is not None:
-            self.reference.load_state_dict(self.model.state_dict())
+            self.reference.model.load_state_dict(self.model.state_dict())
             self.reference_is_policy = True
 
     def set_version(self, version: int) -> None:
@@ -132,7 +132,7 @@ class PolicyTrainer(Trainer):
                 yield row, routes
 
     def _reference_logprobs(self, row: MicroBatch):
-        return self.completion_logprobs(row, self.temperature, model=self.reference)[0].cpu().numpy()
+        return self.completion_logprobs(row, self.temperature, policy=self.reference)[0].cpu().numpy()
 
     def update(self, mini_batch: Sequence[TrainingSequence], lr: float, max_new_tokens: int) -> dict[str, float]:
         """One optimizer step. `max_new_tokens`: the longest completion that could have been sampled.

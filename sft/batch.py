@@ -18,7 +18,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A packed row (training.trainer.PackedRow)."""
+    """A packed row (training.policy.PackedRow)."""
 
     input_ids: np.ndarray  # [T] int64
     position_ids: np.ndarray  # [T] int64

@@ -3,44 +3,17 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from data.chat import Template, render_prompt
-from models.attention import PackedLayout
 from models.checkpoint import hub_views, load_model, load_mtp_module, load_tokenizer, resolve_device, save_model
-from models.mtp import mtp_hidden
 from models.routing import LoadCounter
 from training.config import OptimizerConfig
-from training.logprobs import token_logprobs
 from training.optimizer import Optimizer
-
-
-class PackedRow(Protocol):
-    """Several sequences in one row of T tokens, of which C are predicted (see rl.batch.MicroBatch)."""
-
-    @property
-    def input_ids(self) -> np.ndarray: ...  # [T] int64
-    @property
-    def position_ids(self) -> np.ndarray: ...  # [T] int64, from 0 in every sequence
-    @property
-    def cu_seqlens(self) -> np.ndarray: ...  # [S + 1] int32
-    @property
-    def predicting_positions(self) -> np.ndarray: ...  # [C] int64: the state there predicts target_ids[j]
-    @property
-    def target_ids(self) -> np.ndarray: ...  # [C] int64
-
-
-class SampledRow(PackedRow, Protocol):
-    """A row of sampled tokens, perhaps with the tokens they were drawn from (see rollouts.records.Support)."""
-
-    @property
-    def support_ids(self) -> np.ndarray | None: ...  # [sum(support_sizes)] int64
-    @property
-    def support_sizes(self) -> np.ndarray | None: ...  # [C] int64
+from training.policy import PackedRow, Policy, RowTensors, SampledRow
 
 
 class Trainer:
@@ -50,66 +23,33 @@ class Trainer:
         torch.use_deterministic_algorithms(True)
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 a debugging aid that costs a tenth of a step
         self.device = resolve_device(device)
-        self.model = load_model(checkpoint, device=self.device).train()
+        self.model = load_model(checkpoint, device=self.device)
         self.tokenizer = load_tokenizer(checkpoint)
         self.mtp = load_mtp_module(checkpoint, self.model.config)
         if self.mtp is not None:
             self.mtp.to(self.device).requires_grad_(mtp)
         self.train_mtp = mtp and self.mtp is not None
-        self.optimizer = Optimizer(self._named_parameters(), optimizer)
+        self.policy = Policy(self.model, self.mtp).train()
+        self.optimizer = Optimizer(self.policy.named_parameters(), optimizer)
         self.load = LoadCounter(self.model)
-
-    def _named_parameters(self):
-        yield from self.model.named_parameters()
-        if self.mtp is not None:
-            yield from ((f"mtp.{name}", p) for name, p in self.mtp.named_parameters())
 
     # --- forward ---
 
-    def hidden_states(self, row: PackedRow, model: Any = None) -> tuple[torch.Tensor, PackedLayout]:
-        """Final hidden states [1, T, D] of a packed row, and the layout that kept its sequences apart.
-
-        `model`: another one than the policy, e.g. the reference.
-        """
-        packing = PackedLayout.from_lengths(np.diff(row.cu_seqlens).tolist(), self.device)
-        output = (model or self.model).model(
-            input_ids=self._tensor(row.input_ids)[None],
-            position_ids=self._tensor(row.position_ids)[None],
-            use_cache=False,
-            layout=packing,
-        )
-        return output.last_hidden_state, packing
-
     def completion_logprobs(
-        self, row: SampledRow, temperature: float = 1.0, model: Any = None
+        self, row: SampledRow, temperature: float = 1.0, policy: Policy | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logprobs and entropies [C] of the predicted tokens of a row, over its support when it has one."""
-        hidden, _ = self.hidden_states(row, model)
-        predicting = hidden[0, self._tensor(row.predicting_positions)]
-        head = (model or self.model).lm_head.weight
-        support = None
-        if row.support_ids is not None and row.support_sizes is not None:
-            support = self._tensor(row.support_ids), self._tensor(row.support_sizes)
-        return token_logprobs(predicting, head, self._tensor(row.target_ids), temperature, support)
+        """Logprobs and entropies [C] of the predicted tokens of a row, over its support when it has one.
+
+        `policy`: another one than that being trained, e.g. the reference.
+        """
+        predictions = (policy or self.policy)(RowTensors.of(row, self.device), temperature)
+        return predictions.logprobs_C, predictions.entropies_C
 
     def next_token_losses(self, row: PackedRow) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Summed cross-entropy (nats) of the predicted tokens, and of the tokens after them by the MTP module."""
-        hidden, packing = self.hidden_states(row)
-        positions = self._tensor(row.predicting_positions)
-        head = self.model.lm_head.weight
-        logprobs, _ = token_logprobs(hidden[0, positions], head, self._tensor(row.target_ids))
-        if self.mtp is None or not self.train_mtp:
-            return -logprobs.sum(), None
-        # The token two ahead of position i is a target when i + 1 predicts one in the same sequence.
-        ids, position_ids = self._tensor(row.input_ids)[None], self._tensor(row.position_ids)[None]
-        deeper = mtp_hidden(self.model, self.mtp, ids, hidden, position_ids, packing)
-        is_end = torch.zeros(ids.shape[1], dtype=torch.bool, device=self.device)
-        is_end[self._tensor(row.cu_seqlens[1:].astype(np.int64)) - 1] = True
-        two_ahead = positions - 1
-        keep = (two_ahead >= 0) & ~is_end[two_ahead.clamp(min=0)]
-        targets = self._tensor(row.target_ids)[keep]
-        mtp_logprobs, _ = token_logprobs(deeper[0, two_ahead[keep]], head, targets)
-        return -logprobs.sum(), -mtp_logprobs.sum()
+        predictions = self.policy(RowTensors.of(row, self.device), with_mtp=self.train_mtp)
+        deeper = predictions.mtp_logprobs
+        return -predictions.logprobs_C.sum(), None if deeper is None else -deeper.sum()
 
     def render_prompts(
         self, conversations: Sequence[Sequence[Mapping[str, str]]], template: Template
