@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -21,6 +21,7 @@ from models.experts import NAME as EXPERTS
 from models.mtp import MTPModule, load_mtp, mtp_state_dict
 
 WEIGHTS = "model.safetensors"
+_FORMAT = {"format": "pt"}
 
 
 @contextmanager
@@ -102,9 +103,53 @@ def save_model(
         del tensors["lm_head.weight"]  # stored once; loading ties it again
     if isinstance(mtp, MTPModule):
         tensors |= mtp_state_dict(model, mtp)
-    keep = ("e_score_correction_bias",)  # the selection bias stays FP32 everywhere
-    tensors = {n: (t if n.endswith(keep) else t.to(dtype)).contiguous().clone() for n, t in tensors.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file({name: _stored(name, tensor, dtype) for name, tensor in tensors.items()}, folder / WEIGHTS, _FORMAT)
+    write_description(folder, model, tokenizer, mtp, dtype)
+
+
+def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    selects = name.endswith("e_score_correction_bias")  # the selection bias stays FP32 everywhere
+    return (tensor if selects else tensor.to(dtype)).contiguous().clone()
+
+
+def write_sharded(
+    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, limit_bytes: int = 4 << 30
+) -> None:
+    """Weights as they come, in files of at most `limit_bytes` (more where one tensor is larger) and their index, as
+    from_pretrained and vLLM read models of any size. The tensors of one file are held at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[list[str]] = []
+    sizes = [0]  # bytes of each file, the one that is being filled last
+    waiting: dict[str, torch.Tensor] = {}
+
+    def write() -> None:
+        save_file(waiting, folder / f".part_{len(files)}", _FORMAT)
+        files.append(list(waiting))
+        waiting.clear()
+
+    for name, tensor in tensors:
+        stored = _stored(name, tensor.cpu(), dtype)
+        if waiting and sizes[-1] + stored.nbytes > limit_bytes:
+            write()
+            sizes.append(0)
+        waiting[name] = stored
+        sizes[-1] += stored.nbytes
+    write()
+    if len(files) == 1:
+        (folder / ".part_0").rename(folder / WEIGHTS)
+        return
+    names = [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+    for number, name in enumerate(names):
+        (folder / f".part_{number}").rename(folder / name)
+    places = {tensor: name for name, held in zip(names, files, strict=True) for tensor in held}
+    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": places}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_description(
+    folder: Path, model: PreTrainedModel, tokenizer, mtp: nn.Module | None, dtype: torch.dtype
+) -> None:
+    """What a checkpoint has besides its weights: config.json, tokenizer, perhaps generation_config.json."""
     config = model.config.to_dict()
     config["dtype"] = str(dtype).removeprefix("torch.")
     config["architectures"] = [type(model).__name__]
@@ -118,24 +163,31 @@ def save_model(
     tokenizer.save_pretrained(folder)
 
 
+def stored_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The model's own tensors, by its own names; an output head that is the embedding is left out."""
+    for name, tensor in model.state_dict().items():
+        if not (model.config.tie_word_embeddings and name == "lm_head.weight"):
+            yield name, tensor
+
+
+def hub_pieces(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A tensor of a model under the names that checkpoints give it: fused experts one by one. Views of it."""
+    stem, _, leaf = name.rpartition(".")
+    parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(leaf)
+    if parts is None:
+        yield name, tensor
+        return
+    for index, expert in enumerate(tensor):
+        for part, piece in zip(parts, expert.chunk(len(parts)), strict=True):
+            yield f"{stem}.{index}.{part}.weight", piece
+
+
 def hub_views(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The model's own weights under their checkpoint names: writing to one changes the model. Nothing is copied.
 
     Fused experts appear one by one; a tied output head does not appear.
     """
-    views: dict[str, torch.Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        stem, _, leaf = name.rpartition(".")
-        parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(leaf)
-        if parts is None:
-            views[name] = tensor
-            continue
-        for index, expert in enumerate(tensor):
-            pieces = zip(parts, expert.chunk(len(parts)), strict=True)
-            views |= {f"{stem}.{index}.{part}.weight": piece for part, piece in pieces}
-    if model.config.tie_word_embeddings:
-        del views["lm_head.weight"]
-    return views
+    return {name: piece for stored in stored_weights(model) for name, piece in hub_pieces(*stored)}
 
 
 @torch.no_grad()

@@ -27,6 +27,16 @@ class Row:
     target_ids: np.ndarray  # [C] int64
 
 
+_NONE = np.zeros(0, dtype=np.int64)
+EMPTY = Row(
+    input_ids=_NONE,
+    position_ids=_NONE,
+    cu_seqlens=np.zeros(1, dtype=np.int32),
+    predicting_positions=_NONE,
+    target_ids=_NONE,
+)
+
+
 def pack_examples(examples: Sequence[Example], capacity: int) -> list[Row]:
     """Rows of at most `capacity` tokens; a longer example is a row of its own."""
     return [

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from data.config import OPERATIONAL
+from training.mesh import MeshConfig
 
 
 class OptimizerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
@@ -43,6 +44,13 @@ class TrainerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
     """The process that trains."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU when there is one")
+    mesh: MeshConfig = Field(default=MeshConfig(), description="how many processes train, and what each holds; one")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="what weights are multiplied in. bfloat16: half the memory of activations and gathered weights and "
+        "the speed of tensor cores; weights, gradients and moments stay float32. float32 is right for tiny models on "
+        "CPUs, which have no faster bfloat16",
+    )
     threads: int = Field(default=2, ge=1, description="compute threads on CPU; part of what makes a run reproducible")
     row_tokens: int = Field(
         default=4096,

@@ -5,6 +5,7 @@ outside, FSDP2's hooks would not see them, and they would find shards in place o
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -131,3 +132,14 @@ class Policy(nn.Module):
             nothing = F.linear(hidden_CD, head.weight).float().sum(-1)
             return nothing, nothing.detach()
         return token_logprobs(hidden_CD, head.weight, targets_C, *how)
+
+
+@contextmanager
+def evaluating(policy: Policy) -> Iterator[None]:
+    """Within, routers do not count the load of their experts (models.routing)."""
+    training = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(training)
