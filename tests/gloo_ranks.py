@@ -47,7 +47,7 @@ def _serve(end: Any) -> None:
     import torch
     import torch.distributed as dist
 
-    from training.parallel import join
+    from training.process_group import join
 
     torch.set_num_threads(1)
     while True:
@@ -55,7 +55,7 @@ def _serve(end: Any) -> None:
         module, _, name = job.partition(":")
         try:
             if size > 1:
-                join(dist.FileStore(store, size), rank, size, torch.device("cpu"), DEADLINE_S)
+                join(dist.FileStore(store, size), rank, size, "cpu", DEADLINE_S)
             answer = None, getattr(importlib.import_module(module), name)(*args)
         except BaseException:
             answer = traceback.format_exc(), None

@@ -44,7 +44,11 @@ class TrainerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
     """The process that trains."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU when there is one")
-    mesh: MeshConfig = Field(default=MeshConfig(), description="how many processes train, and what each holds; one")
+    mesh: Annotated[MeshConfig, OPERATIONAL] = Field(
+        default=MeshConfig(),
+        description="how many processes train, and what each holds; one, unless a model needs more. Another mesh "
+        "rounds otherwise, so a step agrees to about 1e-5, not bit for bit",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="what weights are multiplied in. bfloat16: half the memory of activations and gathered weights and "

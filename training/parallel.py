@@ -4,11 +4,10 @@ Every rank runs its own rows through all layers. Weights, gradients and optimize
 layer is gathered when its turn comes and given back after it. Losses carry the denominators of the whole batch, so
 gradients are *summed* over ranks, never averaged. With expert parallel the experts of a layer stay where they are and
 tokens travel (models.experts); these ranks are the same ones, as in torchtitan. Dense and expert weights then live on
-different meshes, and yet every rank holds a piece of its own of every weight, which is what `total_norm` rests on.
+different meshes, and yet every rank holds a piece of its own of every weight: training.gradients rests on that.
 """
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -21,15 +20,10 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from training.mesh import MeshConfig
 from training.policy import Policy
+from training.process_group import join
 
 Precision = Literal["float32", "bfloat16"]
 Value = TypeVar("Value")
-
-
-def join(store: Any, rank: int, size: int, device: torch.device, deadline_s: float) -> None:
-    """Form the process group of `size` ranks that meet at `store`; every collective must end within the deadline."""
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=deadline_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +43,7 @@ class Ranks:
         if mesh.ranks == 1 and precision == "float32":
             return cls()
         if mesh.ranks == 1 and not dist.is_initialized():
-            join(HashStore(), 0, 1, device, deadline_s=60)
+            join(HashStore(), 0, 1, device.type, deadline_s=60)
         found = dist.get_world_size() if dist.is_initialized() else 1
         if found != mesh.ranks:
             raise ValueError(
