@@ -84,13 +84,13 @@ class Sender(WeightSender):
 
         from models.checkpoint import hub_views, load_model
 
-        self.device, self.weights = torch.device("cpu"), hub_views(load_model(checkpoint))
+        self.device, self.views = torch.device("cpu"), hub_views(load_model(checkpoint))
 
-    def weight_views(self):
-        return self.weights
+    def weights(self):
+        return iter(self.views.items())
 
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.weights.values())
+        return sum(tensor.nbytes for tensor in self.views.values())
 
 
 def main() -> None:

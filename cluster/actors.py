@@ -1,7 +1,8 @@
 """Ray processes with names, deadlines and phases. Every wait on another process goes through `wait`."""
 
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import dropwhile
@@ -15,6 +16,8 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves training o
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+_ECHO_S = 5.0  # within which a death is known after its first consequence
+
 
 class PhaseTimeout(Exception):
     """A phase did not end within its deadline."""
@@ -27,6 +30,10 @@ class ActorDied(Exception):
 
     retry = True
     key: Any = None  # which one, where the call that raised it was given keys
+
+
+class PeerLost(ActorDied):
+    """A process cannot go on because another one, with which it works, is gone."""
 
 
 class StartFailed(Exception):
@@ -115,9 +122,19 @@ def spawn(target: type | str, *args: Any, threads: int = 1, gpus: float = 0, **k
     return Handle(host.options(**options).remote(target, args, kwargs), name)
 
 
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """One call that several actors carry out together, and its value: the first actor's, or the list of `every` one."""
+
+    refs: Sequence[Any]
+    every: bool = False
+
+
 def wait(refs: Any, *, phase: str, deadline_s: float) -> Any:
-    """The values of one ref or a list of refs. Raises PhaseTimeout, ActorDied or StartFailed, naming the phase; errors
-    raised inside a method of an actor come back as themselves."""
+    """The values of one ref, a list of refs or a Joint. Raises PhaseTimeout, ActorDied or StartFailed, naming the
+    phase; errors raised inside a method of an actor come back as themselves."""
+    if isinstance(refs, Joint):
+        return _wait_for_all(refs, phase, deadline_s)
     try:
         return ray.get(refs, timeout=deadline_s)
     except GetTimeoutError:
@@ -127,7 +144,37 @@ def wait(refs: Any, *, phase: str, deadline_s: float) -> Any:
             raise StartFailed(f"{phase}: a worker process cannot start: {_raised(error)}") from error
         raise ActorDied(f"{phase}: a worker process died ({_reason(error)})") from None
     except RayTaskError as error:
+        if isinstance(error.cause, PeerLost):
+            raise PeerLost(f"{phase}: {error.cause}") from None
         raise error.cause from error
+
+
+def _wait_for_all(joint: Joint, phase: str, deadline_s: float) -> Any:
+    """As soon as one actor has failed the others wait in vain, so its error ends the wait."""
+    pending, end = list(joint.refs), time.monotonic() + deadline_s
+    while pending:
+        done, pending = ray.wait(pending, timeout=max(0.0, end - time.monotonic()))
+        if not done:
+            raise PhaseTimeout(f"{phase}: no answer within {deadline_s:.0f} s")
+        try:
+            wait(done, phase=phase, deadline_s=deadline_s)
+        except Exception as error:
+            if type(error) is not ActorDied:
+                _raise_if_died(pending, phase)
+            raise
+    values = wait(list(joint.refs), phase=phase, deadline_s=deadline_s)
+    return values if joint.every else values[0]
+
+
+def _raise_if_died(refs: Sequence[Any], phase: str) -> None:
+    """What an actor raises may only be the echo of another's death, which comes to light a little later."""
+    ended, _ = ray.wait(list(refs), num_returns=len(refs), timeout=_ECHO_S) if refs else ([], [])
+    for ref in ended:
+        try:
+            wait(ref, phase=phase, deadline_s=_ECHO_S)
+        except Exception as error:
+            if type(error) is ActorDied:
+                raise
 
 
 def _raised(error: RayActorError) -> str:
@@ -147,6 +194,11 @@ def _reason(error: RayActorError) -> str:
 def node_address() -> str:
     """Of the machine that runs this process, as other nodes reach it."""
     return ray.util.get_node_ip_address()
+
+
+def count_gpus() -> int:
+    """Of the cluster, all nodes together."""
+    return int(ray.cluster_resources().get("GPU", 0))
 
 
 def share(value: Any) -> Any:

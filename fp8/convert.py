@@ -39,14 +39,17 @@ class Precision:
     computes_in: str  # "fp8", or the dtype of its weights
 
 
-def convert(model: nn.Module, config: Fp8Config, *, keep_blocks: bool = False) -> list[Precision]:
+def convert(
+    model: nn.Module, config: Fp8Config, *, device: torch.device | None = None, keep_blocks: bool = False
+) -> list[Precision]:
     """Make the listed layers of `model` compute in FP8, in place, and return the audit of all its weights.
 
+    device: where it will compute, if not where its weights are now.
     keep_blocks: hold quantised weights until they change (fp8.weights.WeightBlocks); not under FSDP.
     Raises ValueError when a listed layer cannot (it is no plain nn.Linear, or experts with another activation than
-    SiLU), RuntimeError when the backend cannot run where the weights are; before anything is changed.
+    SiLU), RuntimeError when the backend cannot run there; before anything is changed.
     """
-    choose(config.backend, next(model.parameters()).device)
+    choose(config.backend, device or next(model.parameters()).device)
     linears = [(name, m) for name, m in model.named_modules() if is_quantised(f"{name}.weight")]
     experts = [(name, m) for name, m in model.named_modules() if _is_experts(m)]
     for name, module in [*linears, *experts]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,6 +23,7 @@ from models.fp8_checkpoint import TensorFiles, fp8_tensors, is_fp8, quantization
 from models.mtp import MTPModule, load_mtp, mtp_state_dict
 
 WEIGHTS = "model.safetensors"
+_FORMAT = {"format": "pt"}
 
 
 @contextmanager
@@ -119,20 +121,8 @@ def save_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     stored = _stored_tensors(model, mtp, dtype, source)
-    save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
-    config = model.config.to_dict()
-    config["dtype"] = "bfloat16" if dtype == "fp8" else str(dtype).removeprefix("torch.")
-    config["architectures"] = [type(model).__name__]
-    config.pop("_name_or_path", None)  # where it was loaded from: says nothing about the model
-    if hasattr(model.config, "num_mtp_layers"):
-        config["num_nextn_predict_layers"] = int(mtp is not None)
-    if dtype == "fp8":
-        config["quantization_config"] = quantization_config(stored)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    generation = model.generation_config
-    if generation and generation.to_diff_dict() != GenerationConfig.from_model_config(model.config).to_diff_dict():
-        generation.to_json_file(folder / "generation_config.json")
-    tokenizer.save_pretrained(folder)
+    save_file(stored, folder / WEIGHTS, _FORMAT)
+    write_description(folder, model, tokenizer, mtp, dtype, quantization_config(stored) if dtype == "fp8" else None)
 
 
 def _stored_tensors(
@@ -143,12 +133,92 @@ def _stored_tensors(
         del tensors["lm_head.weight"]  # stored once; loading ties it again
     if isinstance(mtp, MTPModule):
         tensors |= mtp_state_dict(model, mtp)
-    if dtype == "fp8":
-        stored = dict(fp8_tensors(tensors, None if source is None else TensorFiles(source)))
-    else:
-        keep = "e_score_correction_bias"  # the selection bias stays FP32 everywhere
-        stored = {name: tensor if name.endswith(keep) else tensor.to(dtype) for name, tensor in tensors.items()}
-    return {name: tensor.contiguous().clone() for name, tensor in stored.items()}
+    if dtype != "fp8":
+        return {name: _rounded(name, tensor, dtype) for name, tensor in tensors.items()}
+    stored = fp8_tensors(tensors, None if source is None else TensorFiles(source))
+    return {name: tensor.contiguous().clone() for name, tensor in stored}
+
+
+def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    selects = name.endswith("e_score_correction_bias")  # the selection bias stays FP32 everywhere
+    return (tensor if selects else tensor.to(dtype)).contiguous().clone()
+
+
+def write_sharded(
+    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, limit_bytes: int = 4 << 30
+) -> None:
+    """Weights as they come, in files of at most `limit_bytes` (more where one tensor is larger) and their index, as
+    from_pretrained and vLLM read models of any size. The tensors of one file are held at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[list[str]] = []
+    sizes = [0]  # bytes of each file, the one that is being filled last
+    waiting: dict[str, torch.Tensor] = {}
+
+    def write() -> None:
+        save_file(waiting, folder / f".part_{len(files)}", _FORMAT)
+        files.append(list(waiting))
+        waiting.clear()
+
+    for name, tensor in tensors:
+        stored = _rounded(name, tensor.cpu(), dtype)
+        if waiting and sizes[-1] + stored.nbytes > limit_bytes:
+            write()
+            sizes.append(0)
+        waiting[name] = stored
+        sizes[-1] += stored.nbytes
+    write()
+    if len(files) == 1:
+        (folder / ".part_0").rename(folder / WEIGHTS)
+        return
+    names = [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+    for number, name in enumerate(names):
+        (folder / f".part_{number}").rename(folder / name)
+    places = {tensor: name for name, held in zip(names, files, strict=True) for tensor in held}
+    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": places}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def write_description(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer,
+    mtp: nn.Module | None,
+    dtype: torch.dtype | Literal["fp8"],
+    quantisation: Mapping[str, Any] | None = None,
+) -> None:
+    """What a checkpoint has besides its weights: config.json, tokenizer, perhaps generation_config.json."""
+    config = model.config.to_dict()
+    config["dtype"] = "bfloat16" if dtype == "fp8" else str(dtype).removeprefix("torch.")
+    config["architectures"] = [type(model).__name__]
+    config.pop("_name_or_path", None)  # where it was loaded from: says nothing about the model
+    if hasattr(model.config, "num_mtp_layers"):
+        config["num_nextn_predict_layers"] = int(mtp is not None)
+    if quantisation is not None:
+        config["quantization_config"] = dict(quantisation)
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    generation = model.generation_config
+    if generation and generation.to_diff_dict() != GenerationConfig.from_model_config(model.config).to_diff_dict():
+        generation.to_json_file(folder / "generation_config.json")
+    tokenizer.save_pretrained(folder)
+
+
+def stored_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The model's own tensors, by its own names; an output head that is the embedding is left out."""
+    for name, tensor in model.state_dict().items():
+        if not (model.config.tie_word_embeddings and name == "lm_head.weight"):
+            yield name, tensor
+
+
+def hub_pieces(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A tensor of a model under the names that checkpoints give it: fused experts one by one. Views of it."""
+    stem, _, leaf = name.rpartition(".")
+    parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(leaf)
+    if parts is None:
+        yield name, tensor
+        return
+    for index, expert in enumerate(tensor):
+        for part, piece in zip(parts, expert.chunk(len(parts)), strict=True):
+            yield f"{stem}.{index}.{part}.weight", piece
 
 
 def hub_views(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -156,16 +226,4 @@ def hub_views(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
     Fused experts appear one by one; a tied output head does not appear.
     """
-    views: dict[str, torch.Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        stem, _, leaf = name.rpartition(".")
-        parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(leaf)
-        if parts is None:
-            views[name] = tensor
-            continue
-        for index, expert in enumerate(tensor):
-            pieces = zip(parts, expert.chunk(len(parts)), strict=True)
-            views |= {f"{stem}.{index}.{part}.weight": piece for part, piece in pieces}
-    if model.config.tie_word_embeddings:
-        del views["lm_head.weight"]
-    return views
+    return {name: piece for stored in stored_weights(model) for name, piece in hub_pieces(*stored)}

@@ -4,6 +4,8 @@ h'_i = M [RMSNorm(Emb(t_{i+1})); RMSNorm(h_i)], one transformer block, then the 
 Embedding and head are the main model's own; the released checkpoints store them again under the extra layer's index.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3RMSNorm
@@ -45,14 +47,17 @@ def mtp_hidden(model, mtp: MTPModule, input_ids, hidden, position_ids, packing: 
 # --- the released layout: model.layers.<num_hidden_layers>.*, experts one by one ---------------------------------
 
 
-def mtp_state_dict(model, mtp: MTPModule) -> dict[str, torch.Tensor]:
-    """The MTP weights under the names of the released checkpoints."""
+def mtp_state_dict(
+    model, mtp: MTPModule, whole: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+) -> dict[str, torch.Tensor]:
+    """The MTP weights under the names of the released checkpoints. `whole` puts sharded ones together."""
     prefix = f"model.layers.{model.config.num_hidden_layers}."
     tensors = {
-        f"{prefix}embed_tokens.weight": model.model.embed_tokens.weight,
-        f"{prefix}shared_head.head.weight": model.lm_head.weight,
+        f"{prefix}embed_tokens.weight": whole(model.model.embed_tokens.weight),
+        f"{prefix}shared_head.head.weight": whole(model.lm_head.weight),
     }
     for name, tensor in mtp.state_dict().items():
+        tensor = whole(tensor)
         name = name.replace("norm.weight", "shared_head.norm.weight") if name == "norm.weight" else name
         name = name.removeprefix("block.")
         if name.endswith("experts.gate_up_proj"):

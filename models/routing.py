@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 
@@ -35,6 +36,12 @@ class LoadCounter:
     def reset(self) -> None:
         for counts in self.counts.values():
             counts.zero_()
+
+    def sum_over_ranks(self) -> None:
+        """Make the counts those of the whole batch, equal on all ranks. Once per step, before they are read."""
+        if dist.is_initialized():
+            for counts in self.counts.values():
+                dist.all_reduce(counts)
 
     def max_violation(self) -> float:
         """max over routers of (largest load / mean load - 1); 0 is perfect balance."""

@@ -153,6 +153,10 @@ def _build_row(sequences: Sequence[TrainingSequence], members: list[int]) -> Mic
     )
 
 
+def empty_row() -> MicroBatch:
+    return _build_row([], [])
+
+
 def _join(parts: Sequence[np.ndarray], dtype: type) -> np.ndarray:
     return np.concatenate([np.zeros(0, dtype), *(np.asarray(part, dtype) for part in parts)])
 

@@ -116,6 +116,15 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
         return self
 
     @model_validator(mode="after")
+    def _sampler_has_whole_weights(self) -> Self:
+        if self.sample_in_trainer and (self.trainer.mesh.ranks > 1 or self.trainer.precision != "float32"):
+            raise ValueError(
+                "sample_in_trainer samples with the weights of one process in float32, but trainer.mesh or "
+                "trainer.precision shards them; set sample_in_trainer: false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _general_part_is_reached(self) -> Self:
         last = (self.rollouts - 1) / self.rollouts
         if self.problems.instruction_share and self.general_from_share > last:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.actors import kill, spawn, start_ray, wait
+from cluster.actors import start_ray, wait
 from data.problem_pool import ProblemPool
 from data.problems import Problem
 from rewards.pool import RewardPool
@@ -28,6 +28,7 @@ from rollouts.pool import GeneratorPool
 from rollouts.probe import SyncFault, check_sync
 from rollouts.transport import open_transport
 from training.checkpoint import CheckpointStore
+from training.group import put_back, spawn_trainer
 from training.run_log import METRICS, RunLog, read_log, write_stats
 from training.stage import StageContext, StageError
 
@@ -68,17 +69,15 @@ class Session:
         self.objective = config.objective.resolve()
         self.problems = ProblemPool(config.problems, "train", context.seed, config.held_out_sources)
         self.rewards = RewardPool(config.rewards, config.reward_workers)
-        self.trainer = spawn(
+        self.trainer = spawn_trainer(
             "rl.trainer:PolicyTrainer",
+            config.trainer,
             policy,
             config.optimizer,
             objective=self.objective,
             temperature=config.rollout.temperature,
             row_tokens=config.trainer.row_tokens,
             max_slots=config.generator.max_slots,
-            device=config.trainer.device,
-            fp8=config.trainer.fp8 if config.trainer.precision == "fp8" else None,
-            threads=config.trainer.threads,
         )
         self.pool = GeneratorPool(policy, config.generator, shared=self.trainer if config.sample_in_trainer else None)
         self.transport = open_transport(self.trainer, config.generator.sync, context.output / WEIGHTS)
@@ -225,9 +224,11 @@ class Session:
     def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
         started = time.monotonic()
         try:
-            annotated = self._wait(self.trainer.annotate.remote(sequences), "old and reference logprobs")
+            dealt = self.trainer.dealt(sequences, len)
+            parts = self._wait(self.trainer.annotate.each(dealt), "old and reference logprobs")
         except MissingRoutes as error:
             raise StageError(f"{self.context.name}: {error}") from None
+        annotated = put_back(self.trainer.shares(sequences, len), parts)
         self.seconds["time/logprobs_s"] = time.monotonic() - started
         self.seconds["time/update_s"] = 0.0
         return annotated
@@ -236,7 +237,8 @@ class Session:
         started = time.monotonic()
         lr = self.config.optimizer.lr_at(step, self.config.steps)
         try:
-            metrics = self._wait(self.trainer.update.remote(mini_batch, lr, self.longest), f"step {step + 1}")
+            shares = self.trainer.dealt(mini_batch, len)
+            metrics = self._wait(self.trainer.update.remote(shares, lr, self.longest), f"step {step + 1}")
         except NonFiniteLoss as error:
             dump = self._dump(mini_batch, step)
             sentence = f"{self.context.name}: step {step + 1}: {error}; the batch is in {dump}"
@@ -285,7 +287,7 @@ class Session:
     def close(self) -> None:
         self.pool.close()
         self.rewards.close()
-        kill(self.trainer)
+        self.trainer.stop()
 
     def _dump(self, mini_batch: Sequence[TrainingSequence], step: int):
         """The batch behind a non-finite step: one .npz with every array, to be read with numpy alone."""

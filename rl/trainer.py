@@ -1,18 +1,16 @@
 """The GRPO trainer rank: old and reference logprobs, then one optimizer step per mini-batch."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from models.routing_replay import Routes, RoutingReplay
-from rl.batch import MicroBatch, MissingRoutes, NonFiniteLoss, TrainingSequence, pack
+from rl.batch import MicroBatch, MissingRoutes, NonFiniteLoss, TrainingSequence, empty_row, pack
 from rl.loss import policy_loss
 from rl.metrics import combine, mini_batch_metrics
 from rl.mismatch import mismatch_sums, routing_sums
@@ -20,9 +18,8 @@ from rl.objective import Denominators, Objective
 from rollouts.records import Group, Request, SamplingParams
 from rollouts.transformers_generator import ModelSampler
 from rollouts.weight_sender import WeightSender
+from training.policy import Policy, evaluating
 from training.trainer import Trainer
-
-REFERENCE = "reference.safetensors"
 
 
 class PolicyTrainer(Trainer, WeightSender):
@@ -36,12 +33,14 @@ class PolicyTrainer(Trainer, WeightSender):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.sampler = ModelSampler(self.model, self.tokenizer, max_slots)
+        self.leads = self.ranks.rank == 0
+        # Sampling needs the weights in one piece.
+        self.sampler = ModelSampler(self.model, self.tokenizer, max_slots) if self.ranks.data is None else None
         self.objective, self.temperature = objective, temperature
         self.row_tokens = row_tokens
-        self.reference: nn.Module | None = None
+        self.reference: Policy | None = None
         if objective.needs_reference:
-            self.reference = deepcopy(self.model).requires_grad_(False)
+            self.reference = self.frozen_copy()
         self.reference_is_policy = True  # until the first step: then its logprobs need no second pass
         self.replay = RoutingReplay(self.model)
         self.routing_replay = objective.routing_replay if self.replay.layers else "off"  # dense models have no routes
@@ -52,30 +51,38 @@ class PolicyTrainer(Trainer, WeightSender):
     def refresh_reference(self) -> None:
         """pi_ref <- pi_theta."""
         if self.reference is not None:
-            self.reference.load_state_dict(self.model.state_dict())
+            self.reference.model.load_state_dict(self.model.state_dict())
             self.reference_is_policy = True
 
     def set_version(self, version: int) -> None:
         """Stamp what `stream` samples from now on."""
+        assert self.sampler is not None
         self.sampler.policy_version = version
 
     def stream(
         self, requests: Sequence[Request], params: SamplingParams, version: int | None = None
     ) -> Iterator[Group]:
         """Groups as they finish, from the weights as they are (see rollouts.generator)."""
+        assert self.sampler is not None
         self.model.eval()
         try:
             yield from self.sampler.stream(requests, params, version)
         finally:
             self.model.train()
 
+    @torch.no_grad()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Logprobs of every token but the first, at temperature 1, to compare with the generators'."""
-        self.model.eval()
-        try:
-            return self.sampler.score(sequences)
-        finally:
-            self.model.train()
+        """Logprobs, float32 [T - 1], of every token of each sequence but its first, at temperature 1, to compare with
+        the generators'. All ranks score the same sequences, of two tokens at least."""
+        ids = [np.array(sequence) for sequence in sequences]
+        texts = [TrainingSequence(prompt_ids=s[:1], completion_ids=s[1:], advantage=0.0) for s in ids]
+        scores: list[np.ndarray] = [np.zeros(0, np.float32)] * len(ids)
+        with evaluating(self.policy):
+            for row in pack(texts, self.row_tokens):
+                found = row.split(self.completion_logprobs(row)[0].cpu().numpy())
+                for index, logprobs in zip(row.sequence_indices, found, strict=True):
+                    scores[index] = logprobs
+        return scores
 
     @torch.no_grad()
     def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
@@ -86,9 +93,9 @@ class PolicyTrainer(Trainer, WeightSender):
         """
         force = self.routing_replay == "rollout"
         if force:
-            _check_routes(sequences)
+            self._check_routes(sequences)
         annotated, self.routing_sums = list(sequences), []
-        for row, routes in self._routed(pack(sequences, self.row_tokens), force):
+        for row, routes in self._routed(self._rows(sequences), force):
             old = row.split(self.completion_logprobs(row, self.temperature)[0].cpu().numpy())
             ref = [None] * len(old)
             if self.reference is not None:
@@ -106,6 +113,10 @@ class PolicyTrainer(Trainer, WeightSender):
                     annotated[index] = replace(annotated[index], routed_experts=routed_experts)
         return annotated
 
+    def _rows(self, sequences: Sequence[TrainingSequence]) -> list[MicroBatch]:
+        """This rank's sequences in as many rows as the other ranks have."""
+        return self.even(pack(sequences, self.row_tokens), empty_row())
+
     def _routed(self, rows: Iterable[MicroBatch], force: bool) -> Iterator[tuple[MicroBatch, Routes]]:
         """Each row, and the experts of the pass that the caller makes over it. With `force` that pass follows the
         row's experts, until the next row is asked for: backward included."""
@@ -115,19 +126,20 @@ class PolicyTrainer(Trainer, WeightSender):
                 yield row, routes
 
     def _reference_logprobs(self, row: MicroBatch):
-        return self.completion_logprobs(row, self.temperature, model=self.reference)[0].cpu().numpy()
+        return self.completion_logprobs(row, self.temperature, policy=self.reference)[0].cpu().numpy()
 
     def update(self, mini_batch: Sequence[TrainingSequence], lr: float, max_new_tokens: int) -> dict[str, float]:
-        """One optimizer step. `max_new_tokens`: the longest completion that could have been sampled.
+        """One optimizer step on the sequences of all ranks, of which `mini_batch` are this one's. `max_new_tokens`: the
+        longest completion that could have been sampled.
 
         Raises NonFiniteLoss, with the weights untouched, instead of stepping on garbage.
         """
         self.load.reset()  # old and reference logprobs were routed as well
-        lengths = [len(sequence.completion_ids) for sequence in mini_batch]
-        denominators = Denominators.of(lengths, max_new_tokens)
+        lengths = self.ranks.gather([len(sequence.completion_ids) for sequence in mini_batch])
+        denominators = Denominators.of([length for share in lengths for length in share], max_new_tokens)
         parts, self.routing_sums = self.routing_sums, []
         losses, entropy = 0.0, 0.0
-        for row, routes in self._routed(pack(mini_batch, self.row_tokens), force=self.routing_replay != "off"):
+        for row, routes in self._routed(self._rows(mini_batch), force=self.routing_replay != "off"):
             policy_T, entropy_T = self.completion_logprobs(row, self.temperature)
             assert row.old_logprobs is not None and row.sampling_logprobs is not None  # annotated, and sampled by us
             old_T, sampling_T = self._tensor(row.old_logprobs), self._tensor(row.sampling_logprobs)
@@ -139,38 +151,48 @@ class PolicyTrainer(Trainer, WeightSender):
             loss.backward()
             losses += loss.item()
             entropy += entropy_T.sum().item()
-            parts += [sums, mismatch_sums(old_T, sampling_T), routing_sums(routes, "used")]
+            if len(row.input_ids):
+                parts += [sums, mismatch_sums(old_T, sampling_T), routing_sums(routes, "used")]
+        losses, entropy, parts = self._over_ranks(losses, entropy, parts)
         metrics = {"loss/policy": losses, "policy/entropy": entropy / denominators.tokens}
         metrics |= mini_batch_metrics(combine(parts))
-        if not torch.isfinite(torch.tensor(losses)) or metrics.get("loss/nonfinite_tokens", 0) > 0:
-            self.optimizer.zero_grad()
-            raise NonFiniteLoss(f"the loss is {losses} with {metrics.get('loss/nonfinite_tokens', 0):.0f} bad tokens")
+        self._step(lr, metrics)
+        self.reference_is_policy = False
+        if self.load.counts:
+            self.load.sum_over_ranks()
+            metrics["moe/max_violation"] = self.load.max_violation()
+        return metrics
+
+    def _over_ranks(self, losses: float, entropy: float, parts: list[Any]) -> tuple[float, float, list[Any]]:
+        all_losses, entropies, sums = zip(*self.ranks.gather((losses, entropy, combine(parts))), strict=True)
+        return sum(all_losses), sum(entropies), list(sums)
+
+    def _step(self, lr: float, metrics: dict[str, float]) -> None:
+        """Step on the gradients, unless the loss or their norm is not finite."""
+        loss, bad_tokens = metrics["loss/policy"], metrics.get("loss/nonfinite_tokens", 0)
         try:
+            if not math.isfinite(loss) or bad_tokens > 0:
+                raise FloatingPointError(f"the loss is {loss} with {bad_tokens:.0f} bad tokens")
             metrics["optimizer/grad_norm"] = self.optimizer.step(lr)
         except FloatingPointError as error:
             self.optimizer.zero_grad()
             raise NonFiniteLoss(str(error)) from None
-        self.reference_is_policy = False
-        if self.load.counts:
-            metrics["moe/max_violation"] = self.load.max_violation()
-        return metrics
 
-    def save_state(self, folder: str) -> None:
-        super().save_state(folder)
+    def _state(self) -> dict[str, torch.Tensor]:
+        state = super()._state()
         if self.reference is not None:
-            state = {name: t.contiguous().clone() for name, t in self.reference.state_dict().items()}
-            save_file(state, Path(folder) / REFERENCE)
+            state |= {f"reference.{name}": tensor for name, tensor in self.reference.state_dict().items()}
+        return state
 
     def load_state(self, folder: str) -> None:
         super().load_state(folder)
-        if self.reference is not None:
-            self.reference.load_state_dict(load_file(Path(folder) / REFERENCE))
-            self.reference_is_policy = False
+        self.reference_is_policy = False
 
-
-def _check_routes(sequences: Sequence[TrainingSequence]) -> None:
-    if missing := sum(sequence.routed_experts is None for sequence in sequences):
-        raise MissingRoutes(
-            f"{missing} of {len(sequences)} completions came without routed experts, which routing_replay 'rollout' "
-            "forces in training; sample with a generator that returns them, or set it to 'trainer' or 'off'"
-        )
+    def _check_routes(self, sequences: Sequence[TrainingSequence]) -> None:
+        missing = sum(self.ranks.gather(sum(sequence.routed_experts is None for sequence in sequences)))
+        if missing:
+            raise MissingRoutes(
+                f"{missing} of {sum(self.ranks.gather(len(sequences)))} completions came without routed experts, which "
+                "routing_replay 'rollout' forces in training; sample with a generator that returns them, or set it to "
+                "'trainer' or 'off'"
+            )

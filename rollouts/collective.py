@@ -28,7 +28,7 @@ _STALL_S = 300.0  # at most without progress: far more than packing, sending or 
 _FAILED = "failed"
 
 
-class PeerLost(RuntimeError):
+class BroadcastBroken(RuntimeError):
     """Another process of the group failed or died."""
 
     retry = True  # the same command may succeed another time
@@ -66,7 +66,7 @@ class Meeting:
         try:
             return TCPStore(self.host, self.port, is_master=False, timeout=timedelta(seconds=self.stall_s))
         except dist.DistError as error:
-            raise PeerLost(f"weight broadcast: the trainer cannot be reached: {error}") from None
+            raise BroadcastBroken(f"weight broadcast: the trainer cannot be reached: {error}") from None
 
 
 class Broadcaster:
@@ -79,8 +79,8 @@ class Broadcaster:
         self.meeting = Meeting(host=host, port=self.store.port, world=world, backend=backend, stall_s=stall_s)
 
     def send(self, buckets: Iterable[Bucket], device: torch.device) -> None:
-        """Raises PeerLost or BroadcastTimeout. A bucket is packed while the one before is on its way; then that is
-        dropped, so two are held."""
+        """Raises BroadcastBroken or BroadcastTimeout. A bucket is packed while the one before is on its way; then
+        that is dropped, so two are held."""
         with Group(self.meeting, self.store, 0, device) as group:
             on_the_way, number = None, -1
             for number, bucket in enumerate(buckets):
@@ -161,7 +161,7 @@ class Group:
             work.wait()
         except RuntimeError as error:
             self._look(at_once=True)
-            raise PeerLost(f"weight broadcast: {error}") from None
+            raise BroadcastBroken(f"weight broadcast: {error}") from None
         if buffer.is_cuda:
             torch.cuda.synchronize(buffer.device)
         self.last = time.monotonic()
@@ -175,10 +175,10 @@ class Group:
             except dist.DistStoreError:
                 self._look(at_once=True)
             except dist.DistError as error:
-                raise PeerLost(f"weight broadcast: the trainer is gone ({error})") from None
+                raise BroadcastBroken(f"weight broadcast: the trainer is gone ({error})") from None
 
     def _look(self, at_once: bool = False) -> None:
-        """Raises PeerLost when another process has failed, BroadcastTimeout when nothing moved for too long."""
+        """Raises BroadcastBroken when another process has failed, BroadcastTimeout when nothing moved for too long."""
         now = time.monotonic()
         if now - self.last > self.meeting.stall_s:
             raise BroadcastTimeout(f"weight broadcast: nothing moved for {self.meeting.stall_s:.0f} s")
@@ -188,9 +188,9 @@ class Group:
         try:
             failed = self.store.get(_FAILED).decode() if self.store.check([_FAILED]) else None
         except dist.DistError as error:
-            raise PeerLost(f"weight broadcast: the trainer is gone ({error})") from None
+            raise BroadcastBroken(f"weight broadcast: the trainer is gone ({error})") from None
         if failed is not None:
-            raise PeerLost(f"weight broadcast: another process failed: {failed}")
+            raise BroadcastBroken(f"weight broadcast: another process failed: {failed}")
 
 
 def _received(group: Group) -> Iterator[Bucket]:
@@ -231,7 +231,7 @@ def _process_group(group: Group) -> Any:
         return make(group)
     except RuntimeError as error:
         group._look(at_once=True)
-        raise PeerLost(f"weight broadcast: the process group cannot be formed: {error}") from None
+        raise BroadcastBroken(f"weight broadcast: the process group cannot be formed: {error}") from None
 
 
 def _gloo(group: Group) -> Any:

@@ -115,9 +115,8 @@ class Collective(_Parcels):
         kinds = {*self._on_all(replicas, "device_type"), self._ask("device_type")}
         backend = "nccl" if kinds == {"cuda"} else "gloo"
         first = [1 + sum(counts[:index]) for index in range(len(counts))]
-        meeting = self.trainer.open_broadcast.remote(1 + sum(counts), backend, self.deadline_s)
+        meeting = self._ask("open_broadcast", 1 + sum(counts), backend, self.deadline_s)
         try:
-            self._wait(meeting)
             receiving = [r.update.remote(meeting, rank) for r, rank in zip(replicas, first, strict=True)]
             self._settle([*receiving, self.trainer.broadcast.remote(*self._packing)])
         finally:
@@ -140,7 +139,7 @@ def _remoteness(error: Exception) -> int:
     """How far from the cause: a process that lost another one knows least."""
     if isinstance(error, ActorDied):
         return 0
-    return {"PeerLost": 3, "BroadcastTimeout": 2, "PhaseTimeout": 2}.get(type(error).__name__, 1)
+    return {"BroadcastBroken": 3, "BroadcastTimeout": 2, "PhaseTimeout": 2}.get(type(error).__name__, 1)
 
 
 class Files:

@@ -18,13 +18,23 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A packed row (training.trainer.PackedRow)."""
+    """A packed row (training.policy.PackedRow)."""
 
     input_ids: np.ndarray  # [T] int64
     position_ids: np.ndarray  # [T] int64
     cu_seqlens: np.ndarray  # [S + 1] int32
     predicting_positions: np.ndarray  # [C] int64
     target_ids: np.ndarray  # [C] int64
+
+
+_NONE = np.zeros(0, dtype=np.int64)
+EMPTY = Row(
+    input_ids=_NONE,
+    position_ids=_NONE,
+    cu_seqlens=np.zeros(1, dtype=np.int32),
+    predicting_positions=_NONE,
+    target_ids=_NONE,
+)
 
 
 def pack_examples(examples: Sequence[Example], capacity: int) -> list[Row]:

@@ -3,13 +3,13 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from cluster.actors import kill, spawn, start_ray, wait
+from cluster.actors import start_ray, wait
 from sft.batch import Row
 from sft.config import PretrainConfig, SFTConfig
 from training.checkpoint import CheckpointStore
 from training.config import TrainerConfig
+from training.group import TrainerGroup, spawn_trainer
 from training.run_log import RunLog
 from training.stage import StageContext
 
@@ -27,14 +27,8 @@ def train(
     """Take `steps` optimizer steps from `checkpoint` in an actor and leave the result in the stage's folder."""
     settings = config.trainer
     start_ray()
-    trainer = spawn(
-        "sft.trainer:SupervisedTrainer",
-        str(checkpoint),
-        config.optimizer,
-        mtp=config.mtp_weight > 0,
-        device=settings.device,
-        fp8=settings.fp8 if settings.precision == "fp8" else None,
-        threads=settings.threads,
+    trainer = spawn_trainer(
+        "sft.trainer:SupervisedTrainer", settings, str(checkpoint), config.optimizer, mtp=config.mtp_weight > 0
     )
     try:
         _take_steps(trainer, batches, steps, config, context)
@@ -42,11 +36,11 @@ def train(
         saved = trainer.save_checkpoint.remote(str(context.output), save_dtype)
         wait(saved, phase=phase, deadline_s=settings.deadline_s)
     finally:
-        kill(trainer)
+        trainer.stop()
 
 
 def _take_steps(
-    trainer: Any, batches: Batches, steps: int, config: SFTConfig | PretrainConfig, context: StageContext
+    trainer: TrainerGroup, batches: Batches, steps: int, config: SFTConfig | PretrainConfig, context: StageContext
 ) -> None:
     settings, log = config.trainer, RunLog(context.output)
     store = CheckpointStore(context.output / "checkpoints", log=log)
@@ -54,7 +48,9 @@ def _take_steps(
     rows = batches(first) if first < steps else []
     for step in range(first, steps):
         started = time.monotonic()
-        pending = trainer.step.remote(rows, config.optimizer.lr_at(step, steps), config.mtp_weight, config.bias_speed)
+        shares = trainer.dealt(rows, lambda row: len(row.input_ids))
+        lr = config.optimizer.lr_at(step, steps)
+        pending = trainer.step.remote(shares, lr, config.mtp_weight, config.bias_speed)
         tokens = sum(len(row.input_ids) for row in rows)
         rows = batches(step + 1) if step + 1 < steps else []  # made while the trainer computes
         metrics = wait(pending, phase=f"{context.name}: step {step}", deadline_s=settings.deadline_s)
@@ -68,7 +64,7 @@ def _take_steps(
             save_state(trainer, store, step + 1, settings)
 
 
-def resume(trainer: Any, store: CheckpointStore, log: RunLog, settings: TrainerConfig) -> int:
+def resume(trainer: TrainerGroup, store: CheckpointStore, log: RunLog, settings: TrainerConfig) -> int:
     """Load the last whole checkpoint, if any, and cut the logs back to it. Returns the optimizer steps taken."""
     found = store.latest()
     step = 0
@@ -79,7 +75,7 @@ def resume(trainer: Any, store: CheckpointStore, log: RunLog, settings: TrainerC
     return step
 
 
-def save_state(trainer: Any, store: CheckpointStore, step: int, settings: TrainerConfig) -> None:
+def save_state(trainer: TrainerGroup, store: CheckpointStore, step: int, settings: TrainerConfig) -> None:
     def write(folder) -> None:
         wait(trainer.save_state.remote(str(folder)), phase="saving a checkpoint", deadline_s=settings.deadline_s)
 

@@ -20,6 +20,7 @@ from rl.config import GRPOConfig
 from rl.objective import ObjectiveConfig
 from rollouts.config import GeneratorConfig, RolloutConfig
 from training.config import OptimizerConfig, TrainerConfig
+from training.mesh import MeshConfig
 from training.run_log import read_log
 from training.stage import StageContext, StageError
 
@@ -104,6 +105,24 @@ def test_sampling_in_the_trainer_trains_the_same_policy(undisturbed, tiny_checkp
     assert_same_files(undisturbed[0], tmp_path, but="metrics.jsonl")
     synced, alone = (read_log(folder / "metrics.jsonl") for folder in (undisturbed[0], tmp_path))
     assert [{k: v for k, v in row.items() if not k.startswith("sync/")} for row in synced] == alone
+
+
+@pytest.mark.slow
+def test_sharded_ranks_train_and_generators_get_their_weights(undisturbed, tiny_checkpoint, tmp_path):
+    """Expert parallel: the first rollout is that of one process, and after each sync the policy that samples is the one
+    that trains."""
+    from rl.train import run
+
+    trainer = CONFIG.trainer.model_copy(update={"mesh": MeshConfig(data=2, expert=2)})
+    config = CONFIG.model_copy(update={"trainer": trainer, "steps": 4})
+    run(config, context_for(tiny_checkpoint, tmp_path))
+    rows, alone = read_log(tmp_path / "metrics.jsonl"), read_log(undisturbed[0] / "metrics.jsonl")
+    assert len(rows) == 4
+    assert all(row["mismatch/abs_mean"] < 1e-5 for row in rows)
+    assert all(row["sync/probe_abs_mean"] < 1e-5 for row in rows if "sync/probe_abs_mean" in row)
+    same = ("reward/mean", "loss/policy", "optimizer/grad_norm", "policy/entropy", "moe/max_violation")
+    assert {k: rows[0][k] for k in same} == pytest.approx({k: alone[0][k] for k in same}, rel=1e-5, abs=1e-6)
+    assert (tmp_path / "model.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def reference(checkpoint):
 
     def scores(seed, wire="float32"):
         sender.change(seed)
-        buckets = pack_weights(sender.weight_views().items(), 1 << 30, wire)
+        buckets = pack_weights(sender.weights(), 1 << 30, wire)
         generator.load_weights(dict(pair for bucket in buckets for pair in bucket.tensors()), version=0)
         return generator.score(SEQUENCES)
 

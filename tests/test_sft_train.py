@@ -17,6 +17,8 @@ from sft.train import epoch_order, load_samples
 from sft.train import run as run_sft
 from sft.trainer import SupervisedTrainer
 from training.config import OptimizerConfig, TrainerConfig
+from training.mesh import MeshConfig
+from training.run_log import read_log
 from training.stage import StageContext, StageError
 
 ANSWER = "<think>\nStart with 3. Then 3+8=11.\n</think>\n\nThe answer is \\boxed{11}."
@@ -233,6 +235,32 @@ def test_a_run_cut_off_and_resumed_equals_an_uncut_one(ray_session, tiny_checkpo
     assert ("damaged (metrics.jsonl ends before it); starting from the beginning" in caplog.text) == bool(lines_left)
     stats = json.loads((whole / "stats.json").read_text())
     assert stats["samples"] == 7 and stats["steps"] == 6 == len((whole / "metrics.jsonl").read_text().splitlines())
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one_does_and_one_goes_on_where_they_stopped(ray_session, tiny_checkpoint, tmp_path):
+    """Batches of three rows at most, so a rank may have none. The checkpoint of step 2 is all that is left of them."""
+    inputs = {"policy": tiny_checkpoint, "dataset": save_rows(tmp_path / "data", ROWS)}
+    alone, ranks = tmp_path / "alone", tmp_path / "ranks"
+
+    def kill_after_step_3(event):
+        if event["step"] == 3:
+            raise Cut
+
+    one = sft_config()
+    two = one.model_copy(
+        update={"trainer": one.trainer.model_copy(update={"mesh": MeshConfig(data=2, expert=2), "row_tokens": 64})}
+    )
+    one = one.model_copy(update={"trainer": one.trainer.model_copy(update={"row_tokens": 64})})
+    run_sft(one, StageContext(name="sft", inputs=inputs, output=alone, seed=5))
+    with pytest.raises(Cut):
+        run_sft(two, StageContext(name="sft", inputs=inputs, output=ranks, seed=5, report=kill_after_step_3))
+    rows_of_ranks = read_log(ranks / "metrics.jsonl")
+    run_sft(one, StageContext(name="sft", inputs=inputs, output=ranks, seed=5))
+    expected, found = read_log(alone / "metrics.jsonl"), read_log(ranks / "metrics.jsonl")
+    assert len(rows_of_ranks) == 3 and len(found) == len(expected) == 6
+    assert rows_of_ranks == [pytest.approx(row, rel=1e-5) for row in expected[:3]]
+    assert found == [pytest.approx(row, rel=1e-4) for row in expected]  # roundings have grown for six steps
 
 
 def test_a_dense_student_is_distilled_with_its_own_tokenizer(ray_session, llama_checkpoint, tmp_path):

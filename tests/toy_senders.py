@@ -19,17 +19,17 @@ class Sender(WeightSender):
 
     def __init__(self, checkpoint: str):
         self.device = torch.device("cpu")
-        self.weights = {name: tensor.clone() for name, tensor in hub_views(load_model(checkpoint)).items()}
-        self.sent = self.weights
+        self.loaded = {name: tensor.clone() for name, tensor in hub_views(load_model(checkpoint)).items()}
+        self.sent = self.loaded
 
-    def weight_views(self):
-        return self.sent
+    def weights(self):
+        return iter(self.sent.items())
 
     def change(self, seed: int) -> None:
         rng = torch.Generator().manual_seed(seed)
         self.sent = {
             name: tensor * (1 + 0.2 * torch.randn(tensor.shape, generator=rng)) if tensor.ndim > 1 else tensor
-            for name, tensor in self.weights.items()
+            for name, tensor in self.loaded.items()
         }
 
     def spoil(self, value: float | None) -> None:

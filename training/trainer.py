@@ -1,53 +1,49 @@
 """One trainer rank: a policy, its optimizer, packed forward passes, and its state on disk."""
 
+import collections
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from data.chat import Template, render_prompt
 from fp8.config import Fp8Config
-from fp8.convert import Precision, convert
-from models.attention import PackedLayout
-from models.checkpoint import hub_views, load_model, load_mtp_module, load_tokenizer, resolve_device, save_model
-from models.mtp import mtp_hidden
+from fp8.convert import convert
+from models.checkpoint import (
+    hub_pieces,
+    load_model,
+    load_mtp_module,
+    load_tokenizer,
+    resolve_device,
+    save_model,
+    stored_weights,
+    write_description,
+    write_sharded,
+)
+from models.mtp import mtp_state_dict
 from models.routing import LoadCounter
 from training.config import OptimizerConfig
-from training.logprobs import token_logprobs
+from training.mesh import ONE_RANK, MeshConfig
 from training.optimizer import Optimizer
+from training.parallel import Precision, Ranks, shard, whole
+from training.policy import PackedRow, Policy, Predictions, RowTensors, SampledRow, evaluating
+from training.state import load_tensors, save_tensors, stored_names
 
-
-class PackedRow(Protocol):
-    """Several sequences in one row of T tokens, of which C are predicted (see rl.batch.MicroBatch)."""
-
-    @property
-    def input_ids(self) -> np.ndarray: ...  # [T] int64
-    @property
-    def position_ids(self) -> np.ndarray: ...  # [T] int64, from 0 in every sequence
-    @property
-    def cu_seqlens(self) -> np.ndarray: ...  # [S + 1] int32
-    @property
-    def predicting_positions(self) -> np.ndarray: ...  # [C] int64: the state there predicts target_ids[j]
-    @property
-    def target_ids(self) -> np.ndarray: ...  # [C] int64
-
-
-class SampledRow(PackedRow, Protocol):
-    """A row of sampled tokens, perhaps with the tokens they were drawn from (see rollouts.records.Support)."""
-
-    @property
-    def support_ids(self) -> np.ndarray | None: ...  # [sum(support_sizes)] int64
-    @property
-    def support_sizes(self) -> np.ndarray | None: ...  # [C] int64
+Row = TypeVar("Row", bound=PackedRow)
+DEFAULT_FP8 = Fp8Config()
 
 
 class Trainer:
-    """The policy on one device. Subclasses add the loss of their stage; all methods run in a Ray actor."""
+    """The policy on one rank. Subclasses add the loss of their stage; all methods run in a Ray actor.
+
+    With several ranks every method is a collective: all ranks call it, in the same order, each with its own share of
+    the rows, and what it returns is about all of them.
+    """
 
     def __init__(
         self,
@@ -56,82 +52,68 @@ class Trainer:
         *,
         mtp: bool = False,
         device: str = "auto",
-        fp8: Fp8Config | None = None,
+        mesh: MeshConfig = ONE_RANK,
+        precision: Precision = "float32",
+        fp8: Fp8Config = DEFAULT_FP8,
     ):
         torch.use_deterministic_algorithms(True)
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 a debugging aid that costs a tenth of a step
         self.device = resolve_device(device)
-        self.model = load_model(checkpoint, device=self.device).train()
+        self.ranks = Ranks.of(mesh, self.device, precision)
+        self.checkpoint = checkpoint
+        self.fp8 = fp8 if precision == "fp8" else None
         self.tokenizer = load_tokenizer(checkpoint)
+        self.model = self._load_model()
+        mesh.check_model(self.model.config)
         self.mtp = load_mtp_module(checkpoint, self.model.config)
         if self.mtp is not None:
-            self.mtp.to(self.device).requires_grad_(mtp)
-        self.precision = self._convert(fp8) if fp8 else []
+            self.mtp.requires_grad_(mtp)
         self.train_mtp = mtp and self.mtp is not None
-        self.optimizer = Optimizer(self._named_parameters(), optimizer)
+        self.policy = self._shard(Policy(self.model, self.mtp)).train()
+        self.optimizer = Optimizer(self.policy.named_parameters(), optimizer)
         self.load = LoadCounter(self.model)
 
-    def _convert(self, config: Fp8Config) -> list[Precision]:
-        """Run the listed layers of policy and MTP module in FP8. Returns what every layer computes in."""
-        parts = {"": self.model, "mtp": self.mtp}
-        return [
-            replace(line, module=".".join(filter(None, (name, line.module))))
-            for name, part in parts.items()
-            if part is not None
-            for line in convert(part, config, keep_blocks=True)
-        ]
+    def _load_model(self) -> PreTrainedModel:
+        return load_model(self.checkpoint)
 
-    def _named_parameters(self):
-        yield from self.model.named_parameters()
-        if self.mtp is not None:
-            yield from ((f"mtp.{name}", p) for name, p in self.mtp.named_parameters())
+    def _shard(self, policy: Policy) -> Policy:
+        if self.fp8 is not None:
+            convert(policy, self.fp8, device=self.device, keep_blocks=self.ranks.data is None)
+        shard(policy, self.ranks)  # moves a layer at a time to the device
+        return policy.to(self.device) if self.ranks.data is None else policy
+
+    def frozen_copy(self) -> Policy:
+        """The model of the checkpoint that training started from, sharded as the policy is, without gradient."""
+        return self._shard(Policy(self._load_model().requires_grad_(False)))
+
+    def even(self, rows: Sequence[Row], empty: Row) -> list[Row]:
+        """The rows of this rank, and empty ones until it runs as many passes as the others."""
+        passes = max(self.ranks.gather(len(rows)))
+        return [*rows, *[empty] * (passes - len(rows))]
 
     # --- forward ---
 
-    def hidden_states(self, row: PackedRow, model: Any = None) -> tuple[torch.Tensor, PackedLayout]:
-        """Final hidden states [1, T, D] of a packed row, and the layout that kept its sequences apart.
-
-        `model`: another one than the policy, e.g. the reference.
-        """
-        packing = PackedLayout.from_lengths(np.diff(row.cu_seqlens).tolist(), self.device)
-        output = (model or self.model).model(
-            input_ids=self._tensor(row.input_ids)[None],
-            position_ids=self._tensor(row.position_ids)[None],
-            use_cache=False,
-            layout=packing,
-        )
-        return output.last_hidden_state, packing
-
     def completion_logprobs(
-        self, row: SampledRow, temperature: float = 1.0, model: Any = None
+        self, row: SampledRow, temperature: float = 1.0, policy: Policy | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logprobs and entropies [C] of the predicted tokens of a row, over its support when it has one."""
-        hidden, _ = self.hidden_states(row, model)
-        predicting = hidden[0, self._tensor(row.predicting_positions)]
-        head = (model or self.model).lm_head.weight
-        support = None
-        if row.support_ids is not None and row.support_sizes is not None:
-            support = self._tensor(row.support_ids), self._tensor(row.support_sizes)
-        return token_logprobs(predicting, head, self._tensor(row.target_ids), temperature, support)
+        """Logprobs and entropies [C] of the predicted tokens of a row, over its support when it has one.
+
+        `policy`: another one than that being trained, e.g. the reference.
+        """
+        predictions = self._predict(policy or self.policy, row, temperature)
+        return predictions.logprobs_C, predictions.entropies_C
 
     def next_token_losses(self, row: PackedRow) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Summed cross-entropy (nats) of the predicted tokens, and of the tokens after them by the MTP module."""
-        hidden, packing = self.hidden_states(row)
-        positions = self._tensor(row.predicting_positions)
-        head = self.model.lm_head.weight
-        logprobs, _ = token_logprobs(hidden[0, positions], head, self._tensor(row.target_ids))
-        if self.mtp is None or not self.train_mtp:
-            return -logprobs.sum(), None
-        # The token two ahead of position i is a target when i + 1 predicts one in the same sequence.
-        ids, position_ids = self._tensor(row.input_ids)[None], self._tensor(row.position_ids)[None]
-        deeper = mtp_hidden(self.model, self.mtp, ids, hidden, position_ids, packing)
-        is_end = torch.zeros(ids.shape[1], dtype=torch.bool, device=self.device)
-        is_end[self._tensor(row.cu_seqlens[1:].astype(np.int64)) - 1] = True
-        two_ahead = positions - 1
-        keep = (two_ahead >= 0) & ~is_end[two_ahead.clamp(min=0)]
-        targets = self._tensor(row.target_ids)[keep]
-        mtp_logprobs, _ = token_logprobs(deeper[0, two_ahead[keep]], head, targets)
-        return -logprobs.sum(), -mtp_logprobs.sum()
+        predictions = self._predict(self.policy, row, with_mtp=self.train_mtp)
+        deeper = predictions.mtp_logprobs
+        return -predictions.logprobs_C.sum(), None if deeper is None else -deeper.sum()
+
+    def _predict(self, policy: Policy, row: PackedRow, *args: Any, **kwargs: Any) -> Predictions:
+        if len(row.input_ids):
+            return policy(RowTensors.of(row, self.device), *args, **kwargs)
+        with evaluating(policy):  # the token that stands for an empty row is no load of its experts
+            return policy(RowTensors.of(row, self.device), *args, **kwargs)
 
     def render_prompts(
         self, conversations: Sequence[Sequence[Mapping[str, str]]], template: Template
@@ -146,27 +128,44 @@ class Trainer:
 
     # --- weights and state ---
 
-    def weight_views(self) -> dict[str, torch.Tensor]:
-        """The policy's weights by checkpoint name, where they are: not to be written to."""
-        return hub_views(self.model)
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """(checkpoint name, weight) of the policy: where they are, not to be written to. Sharded ones are put together
+        one at a time, and only rank 0 is given them; the others must ask as well."""
+        for name, tensor in stored_weights(self.model):
+            in_one_piece = whole(tensor)
+            if self.ranks.rank == 0:
+                yield from hub_pieces(name, in_one_piece)
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Checkpoint name -> shape of everything in `weights`, in one piece."""
+        shapes = ((name, torch.empty(tensor.shape, device="meta")) for name, tensor in stored_weights(self.model))
+        return {name: tuple(piece.shape) for shape in shapes for name, piece in hub_pieces(*shape)}
 
     def save_checkpoint(self, folder: str, dtype: str = "float32") -> None:
-        """A Hugging Face checkpoint."""
-        save_model(Path(folder), self.model, self.tokenizer, self.mtp, getattr(torch, dtype))
+        """A Hugging Face checkpoint. Sharded weights are written as they are put together, a bounded file at a time."""
+        if self.ranks.data is None:
+            return save_model(Path(folder), self.model, self.tokenizer, self.mtp, getattr(torch, dtype))
+        tensors = itertools.chain(self.weights(), self._mtp_weights())
+        if self.ranks.rank == 0:
+            write_sharded(Path(folder), tensors, getattr(torch, dtype))
+            write_description(Path(folder), self.model, self.tokenizer, self.mtp, getattr(torch, dtype))
+        else:
+            collections.deque(tensors, maxlen=0)
+        self.ranks.barrier()
+
+    def _mtp_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        if self.mtp is not None:
+            tensors = mtp_state_dict(self.model, self.mtp, whole)
+            yield from tensors.items() if self.ranks.rank == 0 else ()
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """Everything that a resumed run needs to go on bit for bit, by name: the tensors themselves."""
+        return {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
 
     def save_state(self, folder: str) -> None:
-        """Everything that a resumed run needs to go on bit for bit."""
-        state = {f"model.{name}": t for name, t in self.model.state_dict().items()}
-        if self.mtp is not None:
-            state |= {f"mtp.{name}": t for name, t in self.mtp.state_dict().items()}
-        save_file({name: t.contiguous().clone() for name, t in state.items()}, Path(folder) / "state.safetensors")
-        self.optimizer.save(Path(folder) / "optimizer.safetensors")
+        save_tensors(Path(folder), self._state() | self.optimizer.state())
 
     def load_state(self, folder: str) -> None:
-        state = load_file(Path(folder) / "state.safetensors")
-        parts = {"model": self.model, "mtp": self.mtp}
-        for prefix, module in parts.items():
-            if module is not None:
-                start = f"{prefix}."
-                module.load_state_dict({n.removeprefix(start): t for n, t in state.items() if n.startswith(start)})
-        self.optimizer.load(Path(folder) / "optimizer.safetensors")
+        """What any number of ranks has saved."""
+        load_tensors(Path(folder), self._state() | self.optimizer.state(stored_names(Path(folder))))
+        self.optimizer.loaded()

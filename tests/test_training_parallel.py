@@ -1,0 +1,183 @@
+"""Several ranks compute what one does: losses, gradients, steps, routing, checkpoints. Real processes, gloo, float32.
+
+Sums over ranks round otherwise than sums over rows, so "the same" means within 1e-5 relative, of losses and gradients.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.gloo_ranks import GlooRanks
+
+FSDP = pytest.param(2, {"data": 2}, id="fsdp2")
+EP_OVER_FSDP = pytest.param(4, {"data": 4, "expert": 2}, id="ep2-over-fsdp2")
+MESHES = [
+    FSDP,
+    EP_OVER_FSDP,
+    pytest.param(4, {"data": 4}, id="fsdp4"),
+    pytest.param(2, {"data": 2, "expert": 2}, id="ep2"),
+    pytest.param(4, {"data": 4, "expert": 4}, id="ep4"),
+]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    ranks = GlooRanks(4)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="module")
+def alone(ranks):
+    """Results of a single process, each computed once."""
+    known: dict = {}
+
+    def compute(job: str, *args):
+        key = (job, *map(str, args))
+        if key not in known:
+            (known[key],) = ranks.run(1, job, *args)
+        return known[key]
+
+    return compute
+
+
+def job(name: str) -> str:
+    return f"tests.parallel_jobs:{name}"
+
+
+def assert_same_numbers(found: dict[str, float], expected: dict[str, float]) -> None:
+    assert found.keys() == expected.keys()
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(("size", "mesh"), MESHES)
+def test_losses_and_every_gradient_are_those_of_one_process(ranks, alone, tiny_checkpoint, size, mesh):
+    """Five rows over the ranks, so some have fewer; some rows have nothing for the MTP module to predict."""
+    expected = alone(job("gradients"), str(tiny_checkpoint), {})
+    for found in ranks.run(size, job("gradients"), str(tiny_checkpoint), mesh):
+        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+        assert found["gradients"].keys() == expected["gradients"].keys()
+        for name, gradient in expected["gradients"].items():
+            error = (found["gradients"][name].double() - gradient.double()).norm()
+            assert error <= 1e-5 * gradient.double().norm(), name
+
+
+@pytest.mark.parametrize("checkpoint", ["llama_checkpoint", "tied_checkpoint"])
+def test_gradients_of_dense_models_too(ranks, alone, checkpoint, request):
+    path = str(request.getfixturevalue(checkpoint))
+    expected = alone(job("gradients"), path, {})
+    for found in ranks.run(2, job("gradients"), path, {"data": 2}):
+        assert found["gradients"].keys() == expected["gradients"].keys()
+        for name, gradient in expected["gradients"].items():
+            assert (found["gradients"][name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+@pytest.mark.parametrize(("size", "mesh"), [FSDP, EP_OVER_FSDP])
+def test_supervised_steps_are_those_of_one_process(ranks, alone, tiny_checkpoint, size, mesh):
+    """Clipping, decay, selection biases: all as one process does them, and the same on every rank, bit for bit."""
+    expected = alone(job("steps"), str(tiny_checkpoint), {})
+    results = ranks.run(size, job("steps"), str(tiny_checkpoint), mesh)
+    for found in results:
+        for one, other in zip(found["metrics"], expected["metrics"], strict=True):
+            assert_same_numbers(one, other)
+        assert found["metrics"] == results[0]["metrics"]
+        for name, bias in expected["biases"].items():
+            assert torch.equal(found["biases"][name], bias) and bias.any(), name
+        for name, weight in expected["weights"].items():
+            assert torch.equal(found["weights"][name], results[0]["weights"][name])
+            torch.testing.assert_close(found["weights"][name], weight, atol=3e-5, rtol=0)  # lr is 1e-3
+
+
+@pytest.mark.parametrize(
+    ("size", "mesh", "replay"), [(*FSDP.values, "off"), (*EP_OVER_FSDP.values, "trainer")], ids=str
+)
+def test_policy_steps_are_those_of_one_process(ranks, alone, tiny_checkpoint, size, mesh, replay):
+    expected = alone(job("policy_steps"), str(tiny_checkpoint), {}, replay)
+    results = ranks.run(size, job("policy_steps"), str(tiny_checkpoint), mesh, replay)
+    logprobs = {key: value for found in results for key, value in found["logprobs"].items()}
+    assert logprobs.keys() == expected["logprobs"].keys()
+    for key, (old, ref) in expected["logprobs"].items():
+        np.testing.assert_allclose(logprobs[key][0], old, atol=5e-5)
+        np.testing.assert_allclose(logprobs[key][1], ref, atol=5e-5)
+    for found in results:
+        for one, other in zip(found["metrics"], expected["metrics"], strict=True):
+            assert_same_numbers(one, other)
+
+
+def test_ranks_without_anything_to_train_on_take_part(ranks, alone, tiny_checkpoint):
+    expected = alone(job("one_sequence"), str(tiny_checkpoint), {})
+    for found in ranks.run(4, job("one_sequence"), str(tiny_checkpoint), {"data": 4, "expert": 2}):
+        assert_same_numbers(found, expected)
+
+
+def test_missing_routes_of_one_rank_are_an_error_on_all(ranks, tiny_checkpoint):
+    first, second = ranks.run(2, job("missing_routes"), str(tiny_checkpoint), {"data": 2})
+    assert first == second and first.startswith("4 of 4 completions came without routed experts")
+
+
+def test_bfloat16_multiplies_coarsely_and_keeps_fine_weights(ranks, alone, tiny_checkpoint):
+    fine = alone(job("steps"), str(tiny_checkpoint), {})
+    coarse = alone(job("steps"), str(tiny_checkpoint), {}, "bfloat16")
+    assert coarse["metrics"][0]["loss/nll"] != fine["metrics"][0]["loss/nll"]
+    for one, other in zip(coarse["metrics"], fine["metrics"], strict=True):
+        assert one["loss/nll"] == pytest.approx(other["loss/nll"], rel=0.01)
+    (found, _) = ranks.run(2, job("steps"), str(tiny_checkpoint), {"data": 2}, "bfloat16")
+    assert found["metrics"][0]["loss/nll"] == pytest.approx(coarse["metrics"][0]["loss/nll"], rel=1e-5)
+    for weights in (coarse["weights"], found["weights"]):
+        assert all(w.dtype == torch.float32 for w in weights.values())
+        assert any((w != w.bfloat16()).any() for w in weights.values())
+
+
+# --- on disk -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(ranks, tiny_checkpoint, tmp_path_factory) -> tuple[Path, dict]:
+    """What four ranks have saved, and the step they took after it."""
+    folder = tmp_path_factory.mktemp("saved")
+    after = ranks.run(4, job("train_and_save"), str(tiny_checkpoint), {"data": 4, "expert": 2}, str(folder))
+    return folder, after[0]
+
+
+@pytest.mark.parametrize(("size", "mesh"), [pytest.param(1, {}, id="one"), FSDP, EP_OVER_FSDP])
+def test_what_four_ranks_saved_any_number_goes_on_from(ranks, tiny_checkpoint, saved, size, mesh):
+    folder, expected = saved
+    for found in ranks.run(size, job("resume"), str(tiny_checkpoint), mesh, str(folder)):
+        assert_same_numbers(found, expected)
+
+
+def test_what_one_process_saved_four_ranks_go_on_from(ranks, tiny_checkpoint, tmp_path):
+    """The reference policy of GRPO with it."""
+    (expected,) = ranks.run(1, job("policy_save"), str(tiny_checkpoint), {}, str(tmp_path))
+    for found in ranks.run(4, job("policy_resume"), str(tiny_checkpoint), {"data": 4, "expert": 2}, str(tmp_path)):
+        assert_same_numbers(found, expected)
+
+
+def test_a_checkpoint_of_ranks_is_the_one_that_a_single_process_writes(ranks, alone, tiny_checkpoint, saved, tmp_path):
+    ranks.run(1, job("train_and_save"), str(tiny_checkpoint), {}, str(tmp_path))
+    one, many = tmp_path / "hub", saved[0] / "hub"
+    expected, found = load_file(one / "model.safetensors"), load_file(many / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=3e-5, rtol=0)
+    assert sorted(path.name for path in many.iterdir()) == sorted(path.name for path in one.iterdir())
+    assert (many / "config.json").read_bytes() == (one / "config.json").read_bytes()
+
+
+def test_generators_are_sent_whole_weights(ranks, alone, tiny_checkpoint, tmp_path):
+    """By rank 0 alone, with names, shapes and bytes of one process; the probe is scored by all."""
+    expected = alone(job("sent_weights"), str(tiny_checkpoint), {}, str(tmp_path / "one"))
+    mesh = {"data": 4, "expert": 2}
+    first, *others = ranks.run(4, job("sent_weights"), str(tiny_checkpoint), mesh, str(tmp_path / "many"))
+    assert first["shapes"] == expected["shapes"]
+    assert first["checksums"] == expected["checksums"] == first["sums_of_buckets"]
+    assert not any(other["checksums"] or other["sums_of_buckets"] for other in others)
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(names) > 1 and names == sorted(path.name for path in (tmp_path / "many").iterdir())
+    assert all((tmp_path / "one" / n).read_bytes() == (tmp_path / "many" / n).read_bytes() for n in names)
+    for scores, others in zip(first["scores"], expected["scores"], strict=True):
+        np.testing.assert_allclose(scores, others, atol=1e-5)

@@ -1,0 +1,56 @@
+"""The policy as one module: rows in, logprobs out, and rows of nothing that still pass through everything."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from models.checkpoint import load_model, load_mtp_module
+from rl.batch import TrainingSequence, pack_for_ranks
+from sft.batch import Example, pack_examples
+from training.policy import Policy, RowTensors
+
+CPU = torch.device("cpu")
+LENGTHS = [7, 1, 12, 3, 2]
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_checkpoint) -> Policy:
+    model = load_model(tiny_checkpoint)
+    return Policy(model, load_mtp_module(tiny_checkpoint, model.config))
+
+
+def sequences() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(8, 300, length) for length in LENGTHS]
+
+
+def test_logprobs_of_a_packed_row_are_those_of_each_sequence_alone(policy, tiny_checkpoint):
+    """Against transformers' own attention and experts in float64."""
+    (row,) = pack_examples([Example(token_ids=s, loss_mask=np.ones(len(s), bool)) for s in sequences()], 64)
+    with torch.no_grad():
+        logprobs, entropies, deeper = policy(RowTensors.of(row, CPU), temperature=0.7)
+    assert deeper is None
+    plain = load_model(tiny_checkpoint, attention="eager").double()
+    plain.set_experts_implementation("eager")
+    expected, spread = [], []
+    for ids in sorted(sequences(), key=len, reverse=True):  # the order in which they are packed
+        with torch.no_grad():
+            all_logprobs = torch.log_softmax(plain(torch.from_numpy(ids)[None]).logits[0, :-1] / 0.7, -1)
+        expected.append(all_logprobs.gather(1, torch.from_numpy(ids[1:])[:, None])[:, 0])
+        spread.append(-(all_logprobs.exp() * all_logprobs).sum(-1))
+    torch.testing.assert_close(logprobs.double(), torch.cat(expected), atol=2e-5, rtol=0)
+    torch.testing.assert_close(entropies.double(), torch.cat(spread), atol=2e-5, rtol=0)
+
+
+def test_a_row_without_sequences_reaches_every_weight_with_zeros(policy):
+    """Ranks that share collectives all run the same passes; who has nothing left to train on adds nothing."""
+    one = TrainingSequence(prompt_ids=np.array([9]), completion_ids=np.array([10, 11]), advantage=1.0)
+    _, (empty,) = pack_for_ranks([one], 64, ranks=2)
+    once = copy.deepcopy(policy)
+    logprobs, entropies, deeper = once(RowTensors.of(empty, CPU), with_mtp=True)
+    assert logprobs.shape == entropies.shape == deeper.shape == (0,)
+    (logprobs.sum() + deeper.sum()).backward()
+    for name, parameter in once.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name

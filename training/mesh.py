@@ -1,0 +1,62 @@
+"""How many processes train one policy, and what each of them holds. Free of torch, so that recipes load fast."""
+
+from typing import Any, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+
+class MeshConfig(BaseModel, extra="forbid", frozen=True):
+    """The ranks of a trainer as a device mesh. One rank per device."""
+
+    data: int = Field(
+        default=1,
+        ge=1,
+        description="ranks that share the rows of a step; weights, gradients and optimizer state are sharded over them "
+        "(FSDP2). 1: one process, which is what a small model needs",
+    )
+    expert: int = Field(
+        default=1,
+        ge=1,
+        description="of the data ranks, how many hold different experts: a token travels to the ranks of its experts "
+        "and back (all-to-all). Divides data and the number of experts. 1: every rank computes all experts, "
+        "gathered when their layer's turn comes, which is best while a layer's experts fit in memory",
+    )
+
+    @property
+    def ranks(self) -> int:
+        return self.data
+
+    @model_validator(mode="after")
+    def _experts_borrow_data_ranks(self) -> Self:
+        if self.data % self.expert:
+            raise ValueError(
+                f"mesh: expert {self.expert} does not divide data {self.data}: groups of `expert` ranks are made of "
+                f"the data ranks; set data to a multiple of {self.expert}"
+            )
+        return self
+
+    def check_model(self, config: Any) -> None:
+        """`config`: of a transformers model. Raises ValueError for a model that cannot be laid out over this mesh."""
+        if self.expert == 1:
+            return
+        experts = getattr(config, "n_routed_experts", None) or getattr(config, "num_experts", None)
+        if not experts:
+            raise ValueError(
+                f"mesh: expert {self.expert} needs a model with routed experts, and {config.model_type} has none here; "
+                "set expert to 1"
+            )
+        if experts % self.expert:
+            raise ValueError(
+                f"mesh: expert {self.expert} does not divide the model's {experts} experts; set it to a divisor of both"
+            )
+        rest = self.data // self.expert
+        sizes = {"hidden_size": config.hidden_size, "2 * moe_intermediate_size": 2 * config.moe_intermediate_size}
+        for name, size in sizes.items():
+            if size % rest:
+                raise ValueError(
+                    f"mesh: every expert is cut over data / expert = {rest} ranks along the model's {name} ({size}), "
+                    f"which {rest} does not divide; choose data and expert so that it does"
+                )
+
+
+ONE_RANK = MeshConfig()

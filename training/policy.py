@@ -1,0 +1,145 @@
+"""The policy as one module: all that a trainer computes with weights happens inside its `forward`.
+
+The head multiplies in `training.logprobs`, the MTP module borrows embedding and head: were these calls made from
+outside, FSDP2's hooks would not see them, and they would find shards in place of weights (see training.parallel).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+from models.attention import PackedLayout
+from models.mtp import MTPModule, mtp_hidden
+from training.logprobs import SupportTensors, token_logprobs
+
+
+class PackedRow(Protocol):
+    """Several sequences in one row of T tokens, of which C are predicted (see rl.batch.MicroBatch). T may be 0."""
+
+    @property
+    def input_ids(self) -> np.ndarray: ...  # [T] int64
+    @property
+    def position_ids(self) -> np.ndarray: ...  # [T] int64, from 0 in every sequence
+    @property
+    def cu_seqlens(self) -> np.ndarray: ...  # [S + 1] int32
+    @property
+    def predicting_positions(self) -> np.ndarray: ...  # [C] int64: the state there predicts target_ids[j]
+    @property
+    def target_ids(self) -> np.ndarray: ...  # [C] int64
+
+
+class SampledRow(PackedRow, Protocol):
+    """A row of sampled tokens, perhaps with the tokens they were drawn from (see rollouts.records.Support)."""
+
+    @property
+    def support_ids(self) -> np.ndarray | None: ...  # [sum(support_sizes)] int64
+    @property
+    def support_sizes(self) -> np.ndarray | None: ...  # [C] int64
+
+
+@dataclass(frozen=True, slots=True)
+class RowTensors:
+    """A packed row on the policy's device. An empty one holds a single token that predicts nothing, so that its pass
+    runs through every layer, and through every collective, as those of other ranks do."""
+
+    input_ids: torch.Tensor  # [1, T] int64
+    position_ids: torch.Tensor  # [1, T] int64
+    layout: PackedLayout
+    ends: torch.Tensor  # [S] int64, the last position of each sequence
+    predicting: torch.Tensor  # [C] int64
+    targets: torch.Tensor  # [C] int64
+    support: SupportTensors | None
+
+    @classmethod
+    def of(cls, row: PackedRow, device: torch.device) -> "RowTensors":
+        def tensor(array: Any) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+        lengths = np.diff(row.cu_seqlens).tolist()
+        ids, positions = row.input_ids, row.position_ids
+        if not lengths:
+            lengths, ids, positions = [1], np.zeros(1, np.int64), np.zeros(1, np.int64)
+        ids_S, sizes_C = getattr(row, "support_ids", None), getattr(row, "support_sizes", None)
+        return cls(
+            input_ids=tensor(ids)[None],
+            position_ids=tensor(positions)[None],
+            layout=PackedLayout.from_lengths(lengths, device),
+            ends=torch.tensor(lengths, device=device).cumsum(0) - 1,
+            predicting=tensor(row.predicting_positions),
+            targets=tensor(row.target_ids),
+            support=None if ids_S is None or sizes_C is None else (tensor(ids_S), tensor(sizes_C)),
+        )
+
+
+class Predictions(NamedTuple):
+    """What a pass says of a row's targets. A tuple, because FSDP2 looks for its tensors there."""
+
+    logprobs_C: torch.Tensor  # float32
+    entropies_C: torch.Tensor  # float32, nats, without gradient
+    mtp_logprobs: torch.Tensor | None  # float32: of each target that the MTP module predicts as well
+
+
+class Policy(nn.Module):
+    """A causal LM and, where there is one, its MTP module."""
+
+    def __init__(self, model: PreTrainedModel, mtp: MTPModule | None = None):
+        super().__init__()
+        self.model, self.mtp = model, mtp
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The decoder layers in order, then that of the MTP module."""
+        yield from self.model.model.layers
+        if self.mtp is not None:
+            yield self.mtp.block
+
+    def forward(self, row: RowTensors, temperature: float = 1.0, with_mtp: bool = False) -> Predictions:
+        """Logprobs of the row's targets: at `temperature`, over the row's support; those of the MTP module at 1, over
+        all tokens."""
+        hidden = self.hidden_states(row)
+        predicting = hidden[0, row.predicting]
+        logprobs, entropies = self._logprobs(predicting, row.targets, temperature, row.support)
+        deeper = self._two_ahead(row, hidden) if with_mtp and self.mtp is not None else None
+        return Predictions(logprobs, entropies, deeper)
+
+    def hidden_states(self, row: RowTensors) -> torch.Tensor:
+        """The final hidden states, [1, T, D]."""
+        output = self.model.model(
+            input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, layout=row.layout
+        )
+        return output.last_hidden_state
+
+    def _two_ahead(self, row: RowTensors, hidden: torch.Tensor) -> torch.Tensor:
+        """Logprobs by the MTP module. The token two ahead of position i is a target when i + 1 predicts one in the
+        same sequence."""
+        assert self.mtp is not None
+        deeper = mtp_hidden(self.model, self.mtp, row.input_ids, hidden, row.position_ids, row.layout)
+        is_end = torch.zeros(row.input_ids.shape[1], dtype=torch.bool, device=hidden.device)
+        is_end[row.ends] = True
+        two_ahead = row.predicting - 1
+        keep = (two_ahead >= 0) & ~is_end[two_ahead.clamp(min=0)]
+        return self._logprobs(deeper[0, two_ahead[keep]], row.targets[keep])[0]
+
+    def _logprobs(self, hidden_CD: torch.Tensor, targets_C: torch.Tensor, *how: Any):
+        head: Any = self.model.lm_head
+        if len(targets_C) == 0:  # empty, and yet with a gradient of zeros: other ranks wait for it
+            nothing = F.linear(hidden_CD, head.weight).float().sum(-1)
+            return nothing, nothing.detach()
+        return token_logprobs(hidden_CD, head.weight, targets_C, *how)
+
+
+@contextmanager
+def evaluating(policy: Policy) -> Iterator[None]:
+    """Within, routers do not count the load of their experts (models.routing)."""
+    training = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(training)
