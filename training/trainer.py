@@ -15,7 +15,7 @@ from models.checkpoint import hub_views, load_model, load_mtp_module, load_token
 from models.mtp import mtp_hidden
 from models.routing import LoadCounter
 from training.config import OptimizerConfig
-from training.logprobs import token_logprobs
+from training.logprobs import summed_nll, token_logprobs
 from training.optimizer import Optimizer
 
 
@@ -97,9 +97,9 @@ class Trainer:
         hidden, packing = self.hidden_states(row)
         positions = self._tensor(row.predicting_positions)
         head = self.model.lm_head.weight
-        logprobs, _ = token_logprobs(hidden[0, positions], head, self._tensor(row.target_ids))
+        nll = summed_nll(hidden[0, positions], head, self._tensor(row.target_ids))
         if self.mtp is None or not self.train_mtp:
-            return -logprobs.sum(), None
+            return nll, None
         # The token two ahead of position i is a target when i + 1 predicts one in the same sequence.
         ids, position_ids = self._tensor(row.input_ids)[None], self._tensor(row.position_ids)[None]
         deeper = mtp_hidden(self.model, self.mtp, ids, hidden, position_ids, packing)
@@ -108,8 +108,7 @@ class Trainer:
         two_ahead = positions - 1
         keep = (two_ahead >= 0) & ~is_end[two_ahead.clamp(min=0)]
         targets = self._tensor(row.target_ids)[keep]
-        mtp_logprobs, _ = token_logprobs(deeper[0, two_ahead[keep]], head, targets)
-        return -logprobs.sum(), -mtp_logprobs.sum()
+        return nll, summed_nll(deeper[0, two_ahead[keep]], head, targets)
 
     def render_prompts(
         self, conversations: Sequence[Sequence[Mapping[str, str]]], template: Template
