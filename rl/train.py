@@ -77,7 +77,10 @@ class Session:
             temperature=config.rollout.temperature,
             row_tokens=config.trainer.row_tokens,
             max_slots=config.generator.max_slots,
+            bias_speed=config.bias_speed,
+            balance_weight=config.balance_weight,
             device=config.trainer.device,
+            recompute=config.trainer.recompute,
             threads=config.trainer.threads,
         )
         self.pool = GeneratorPool(policy, config.generator, shared=self.trainer if config.sample_in_trainer else None)

@@ -33,12 +33,15 @@ class PolicyTrainer(Trainer):
         temperature: float,
         row_tokens: int,
         max_slots: int = 256,
+        bias_speed: float = 0.0,
+        balance_weight: float = 0.0,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.sampler = ModelSampler(self.model, self.tokenizer, max_slots)
         self.objective, self.temperature = objective, temperature
         self.row_tokens = row_tokens
+        self.bias_speed, self.balance_weight = bias_speed, balance_weight
         self.reference: nn.Module | None = None
         if objective.needs_reference:
             self.reference = deepcopy(self.model).requires_grad_(False)
@@ -143,9 +146,11 @@ class PolicyTrainer(Trainer):
         lengths = [len(sequence.completion_ids) for sequence in mini_batch]
         denominators = Denominators.of(lengths, max_new_tokens)
         parts, self.routing_sums = self.routing_sums, []
-        losses, entropy = 0.0, 0.0
+        losses, entropy, imbalances = 0.0, 0.0, 0.0
+        tokens = sum(len(sequence) for sequence in mini_batch)
         for row, routes in self._routed(pack(mini_batch, self.row_tokens), force=self.routing_replay != "off"):
-            policy_T, entropy_T = self.completion_logprobs(row, self.temperature)
+            with self.balance.watch(np.diff(row.cu_seqlens).tolist(), self.balance_weight > 0) as balance:
+                policy_T, entropy_T = self.completion_logprobs(row, self.temperature)
             assert row.old_logprobs is not None and row.sampling_logprobs is not None  # annotated, and sampled by us
             old_T, sampling_T = self._tensor(row.old_logprobs), self._tensor(row.sampling_logprobs)
             ref_T = None if row.ref_logprobs is None else self._tensor(row.ref_logprobs)
@@ -153,8 +158,12 @@ class PolicyTrainer(Trainer):
             loss, sums = policy_loss(
                 policy_T, old_T, ref_T, sampling_T, advantages_N, sequence_T, self.objective, denominators
             )
-            loss.backward()
             losses += loss.item()
+            if balance:
+                imbalance = torch.stack(balance).sum() / tokens
+                loss = loss + self.balance_weight * imbalance
+                imbalances += imbalance.item()
+            loss.backward()
             entropy += entropy_T.sum().item()
             parts += [sums, mismatch_sums(old_T, sampling_T), routing_sums(routes, "used")]
         metrics = {"loss/policy": losses, "policy/entropy": entropy / denominators.tokens}
@@ -169,7 +178,10 @@ class PolicyTrainer(Trainer):
             raise NonFiniteLoss(str(error)) from None
         self.reference_is_policy = False
         if self.load.counts:
-            metrics["moe/max_violation"] = self.load.max_violation()
+            metrics |= self.load.metrics() | {"moe/bias_speed": self.bias_speed}
+            self.load.update_bias(self.bias_speed)
+        if self.balance_weight > 0:
+            metrics["loss/balance"] = imbalances
         return metrics
 
     def save_state(self, folder: str) -> None:

@@ -33,6 +33,7 @@ def train(
         config.optimizer,
         mtp=config.mtp_weight > 0,
         device=settings.device,
+        recompute=settings.recompute,
         threads=settings.threads,
     )
     try:
@@ -53,7 +54,8 @@ def _take_steps(
     rows = batches(first) if first < steps else []
     for step in range(first, steps):
         started = time.monotonic()
-        pending = trainer.step.remote(rows, config.optimizer.lr_at(step, steps), config.mtp_weight, config.bias_speed)
+        lr = config.optimizer.lr_at(step, steps)
+        pending = trainer.step.remote(rows, lr, config.mtp_weight, config.bias_speed, config.balance_weight)
         tokens = sum(len(row.input_ids) for row in rows)
         rows = batches(step + 1) if step + 1 < steps else []  # made while the trainer computes
         metrics = wait(pending, phase=f"{context.name}: step {step}", deadline_s=settings.deadline_s)

@@ -49,6 +49,12 @@ class TrainerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
         ge=64,
         description="tokens of a packed row: one forward pass; bounded by memory. Longer sequences get their own row",
     )
+    recompute: Literal["none", "norms_and_up_projections", "blocks"] = Field(
+        default="none",
+        description="activations computed again in backward instead of kept: none (fastest); norms_and_up_projections "
+        "keeps only the results of matrix products and attention, as V3 (section 3.2.3); blocks keeps only the input "
+        "of each layer: least memory, a second forward pass. The results are the same to the bit",
+    )
     checkpoint_every: Annotated[int, OPERATIONAL] = Field(
         default=50, ge=1, description="optimizer steps between checkpoints; what a kill can cost"
     )

@@ -1,8 +1,9 @@
 """A language model's head, some tokens at a time: softmax over the vocabulary and what its gradient adds.
 
 The [T, V] logits are never whole. A chunk's logits become exponentials and then the gradient of the logits in place, so
-that a chunk takes one buffer (two with entropy) and each matrix product runs once. Axes: C tokens of a chunk, K ids
-whose logprobs are wanted, S ids of supports, V vocabulary, D width.
+that a chunk takes one buffer (an eighth more with entropy) and each matrix product runs once.
+
+Axes: C tokens of a chunk, K ids whose logprobs are wanted, S ids of supports, V vocabulary, D width.
 """
 
 from collections.abc import Iterator
@@ -63,11 +64,24 @@ class ChunkedHead:
         chosen_CK = logits_CV.gather(1, self.ids_TK[chunk])
         largest_C1 = logits_CV.amax(1, keepdim=True)
         logits_CV -= largest_C1
-        exps_CV = torch.exp(logits_CV, out=self._buffer("exps", chunk) if entropy else logits_CV)
+        weighted_C = self._exp_weighted(logits_CV) if entropy else None
+        exps_CV = logits_CV if entropy else logits_CV.exp_()
         sums_C = exps_CV.sum(1)
         log_sums_C = sums_C.log()
-        entropy_C = log_sums_C - torch.linalg.vecdot(exps_CV, logits_CV) / sums_C if entropy else None
+        entropy_C = None if weighted_C is None else log_sums_C - weighted_C / sums_C
         return ChunkSoftmax(exps_CV, sums_C, chosen_CK - largest_C1 - log_sums_C[:, None], entropy_C)
+
+    def _exp_weighted(self, logits_CV: Tensor) -> Tensor:
+        """sum_v exp(l_v) l_v of each row, [C]; the logits become exponentials. Some rows at a time, for the second
+        buffer that this takes."""
+        sums_C = logits_CV.new_empty(len(logits_CV))
+        rows = max(1, self.size // 8)
+        for start in range(0, len(logits_CV), rows):
+            part_RV = logits_CV[start : start + rows]
+            exps_RV = torch.exp(part_RV, out=self._buffer("exps", slice(0, len(part_RV))))
+            sums_C[start : start + rows] = part_RV.mul_(exps_RV).sum(1)
+            part_RV.copy_(exps_RV)
+        return sums_C
 
     def zero_gradients(self, weight: bool) -> tuple[Tensor, Tensor | None]:
         """Sums to start from, in the dtype of accumulation: of the hidden states and, if wanted, of the head."""

@@ -3,7 +3,7 @@
 Two ways to the same gradient. `token_logprobs` gives values that any loss may use; its backward pass computes the
 logits again, a fourth matrix product beside the naive path's three. `token_loss` is for losses that are sums over
 tokens: it asks for the loss of each chunk while its logits are there, so that three products do, as in Liger Kernel's
-fused linear cross-entropy (arXiv:2410.10989, section 3.2). Both hold one or two chunks (see training.head_chunks).
+fused linear cross-entropy (arXiv:2410.10989, section 3.2). Both hold one chunk of logits (see training.head_chunks).
 """
 
 from collections.abc import Callable
@@ -96,6 +96,7 @@ class _Logprobs(torch.autograd.Function):
         ctx.softmax = None
         for chunk in head.chunks():
             softmax = head.softmax(chunk, entropy=True)
+            assert softmax.entropy_C is not None
             logprobs_TK[chunk], entropy_T[chunk] = softmax.logprobs_CK, softmax.entropy_C
             if keep and len(ids_TK) <= head.size:
                 ctx.softmax = softmax

@@ -6,7 +6,9 @@
 
 with k = 0 in the sums. Merging outcomes never makes a KL larger, so this is a lower bound of the KL over the whole
 vocabulary, and zero tail mass makes it exact. Without the tail the student could move mass outside for nothing; how
-top-k probabilities alone mislead a student is shown in arXiv:2503.16870. Axes: T tokens, C of them in a chunk, K teacher tokens, V vocabulary, D width.
+top-k probabilities alone mislead a student is shown in arXiv:2503.16870.
+
+Axes: T tokens, C of them in a chunk, K teacher tokens, V vocabulary, D width.
 """
 
 from typing import Literal

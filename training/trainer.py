@@ -13,7 +13,8 @@ from data.chat import Template, render_prompt
 from models.attention import PackedLayout
 from models.checkpoint import hub_views, load_model, load_mtp_module, load_tokenizer, resolve_device, save_model
 from models.mtp import mtp_hidden
-from models.routing import LoadCounter
+from models.recompute import Recompute, set_recompute
+from models.routing import LoadCounter, SequenceBalance
 from training.config import OptimizerConfig
 from training.logprobs import summed_nll, token_logprobs
 from training.optimizer import Optimizer
@@ -46,7 +47,15 @@ class SampledRow(PackedRow, Protocol):
 class Trainer:
     """The policy on one device. Subclasses add the loss of their stage; all methods run in a Ray actor."""
 
-    def __init__(self, checkpoint: str, optimizer: OptimizerConfig, *, mtp: bool = False, device: str = "auto"):
+    def __init__(
+        self,
+        checkpoint: str,
+        optimizer: OptimizerConfig,
+        *,
+        mtp: bool = False,
+        device: str = "auto",
+        recompute: Recompute = "none",
+    ):
         torch.use_deterministic_algorithms(True)
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 a debugging aid that costs a tenth of a step
         self.device = resolve_device(device)
@@ -57,7 +66,11 @@ class Trainer:
             self.mtp.to(self.device).requires_grad_(mtp)
         self.train_mtp = mtp and self.mtp is not None
         self.optimizer = Optimizer(self._named_parameters(), optimizer)
-        self.load = LoadCounter(self.model)
+        for module in (self.model, self.mtp):
+            if module is not None:
+                set_recompute(module, recompute)
+        self.load = LoadCounter(self.model, self.mtp)
+        self.balance = SequenceBalance(self.model, self.mtp)
 
     def _named_parameters(self):
         yield from self.model.named_parameters()
