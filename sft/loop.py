@@ -13,6 +13,7 @@ from training.config import TrainerConfig
 from training.run_log import RunLog
 from training.stage import StageContext
 
+AVERAGE = "average"  # folder beside the checkpoint: the average of the weights, with optimizer.ema_decay
 Batches = Callable[[int], list[Row]]  # optimizer step -> its packed rows; the same rows every time it is asked
 
 
@@ -40,6 +41,8 @@ def train(
         _take_steps(trainer, batches, steps, config, context)
         phase = f"{context.name}: saving the checkpoint"
         saved = trainer.save_checkpoint.remote(str(context.output), save_dtype)
+        wait(saved, phase=phase, deadline_s=settings.deadline_s)
+        saved = trainer.save_average.remote(str(context.output / AVERAGE), save_dtype)
         wait(saved, phase=phase, deadline_s=settings.deadline_s)
     finally:
         kill(trainer)

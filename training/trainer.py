@@ -144,6 +144,16 @@ class Trainer:
         """A Hugging Face checkpoint."""
         save_model(Path(folder), self.model, self.tokenizer, self.mtp, getattr(torch, dtype))
 
+    def save_average(self, folder: str, dtype: str = "float32") -> None:
+        """A Hugging Face checkpoint of the average of the weights, if one is kept (optimizer.ema_decay)."""
+        if self.optimizer.average is not None:
+            with self.optimizer.average.in_place_of_weights():
+                self.save_checkpoint(folder, dtype)
+
+    def offload(self) -> None:
+        """Leave the device to others for a while, as far as optimizer.offload says."""
+        self.optimizer.offload()
+
     def save_state(self, folder: str) -> None:
         """Everything that a resumed run needs to go on bit for bit."""
         state = {f"model.{name}": t for name, t in self.model.state_dict().items()}
