@@ -2,22 +2,23 @@
 
 import json
 import math
-from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from huggingface_hub import snapshot_download
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from models.architectures import check_architecture
 from models.attention import NAME as LAYOUT_ATTENTION
 from models.attention import attend_to_all
 from models.experts import NAME as EXPERTS
+from models.fp8_checkpoint import TensorFiles, fp8_tensors, is_fp8, quantization_config, read_into
 from models.mtp import MTPModule, load_mtp, mtp_state_dict
 
 WEIGHTS = "model.safetensors"
@@ -56,12 +57,17 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal LM at `path` (folder or hub name), in `dtype`, with our own attention unless told otherwise.
 
-    Raises ValueError for an architecture that our attention does not compute.
+    Checkpoints in DeepSeek's FP8 format are multiplied out. Raises ValueError for an architecture that our attention
+    does not compute, and for checkpoints that are quantised otherwise.
     """
+    config = AutoConfig.from_pretrained(path)
     if attention == LAYOUT_ATTENTION:
-        check_architecture(AutoConfig.from_pretrained(path))
+        check_architecture(config)
     with _quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+        if is_fp8(config):
+            model = _load_fp8(path, config, dtype, attention)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
     if model._can_set_experts_implementation():  # dense models refuse
         model.set_experts_implementation(EXPERTS)
     if attention == LAYOUT_ATTENTION:
@@ -69,15 +75,23 @@ def load_model(
     return cast(PreTrainedModel, nn.Module.to(model, device))
 
 
+def _load_fp8(path: Path | str, config: Any, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(str(path)))
+    del config.quantization_config  # what is made here is not quantised
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    model.tie_weights()
+    read_into(hub_views(model), TensorFiles(folder))
+    return model.eval()
+
+
 def load_mtp_module(path: Path | str, config) -> MTPModule | None:
     """The MTP layer of a DeepSeek checkpoint folder, or None when it has none."""
     folder = Path(path)
     if getattr(config, "num_mtp_layers", 0) == 0 or not folder.is_dir():
         return None
-    prefix = f"model.layers.{config.num_hidden_layers}."
-    tensors = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors |= {name: tensor for name, tensor in load_file(file).items() if name.startswith(prefix)}
+    files = TensorFiles(folder)
+    tensors = {name: files.weight(name) for name in files.names(f"model.layers.{config.num_hidden_layers}.")}
     return load_mtp(config, tensors) if tensors else None
 
 
@@ -90,32 +104,51 @@ def hub_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def save_model(
-    folder: Path, model: PreTrainedModel, tokenizer, mtp: nn.Module | None = None, dtype: torch.dtype = torch.float32
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer,
+    mtp: nn.Module | None = None,
+    dtype: torch.dtype | Literal["fp8"] = torch.float32,
+    source: Path | None = None,
 ) -> None:
     """config.json, tokenizer and one model.safetensors in `dtype`, as from_pretrained, vLLM and lm-eval load them.
 
-    generation_config.json (where completions end) is there when it says more than follows from config.json.
+    dtype "fp8" is DeepSeek's format; with the folder that the model was loaded from as `source`, weights that have not
+    changed since are written as they are there. generation_config.json (where completions end) is there when it says
+    more than follows from config.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = hub_state_dict(model)
-    if model.config.tie_word_embeddings:
-        del tensors["lm_head.weight"]  # stored once; loading ties it again
-    if isinstance(mtp, MTPModule):
-        tensors |= mtp_state_dict(model, mtp)
-    keep = ("e_score_correction_bias",)  # the selection bias stays FP32 everywhere
-    tensors = {n: (t if n.endswith(keep) else t.to(dtype)).contiguous().clone() for n, t in tensors.items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    stored = _stored_tensors(model, mtp, dtype, source)
+    save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
     config = model.config.to_dict()
-    config["dtype"] = str(dtype).removeprefix("torch.")
+    config["dtype"] = "bfloat16" if dtype == "fp8" else str(dtype).removeprefix("torch.")
     config["architectures"] = [type(model).__name__]
     config.pop("_name_or_path", None)  # where it was loaded from: says nothing about the model
     if hasattr(model.config, "num_mtp_layers"):
         config["num_nextn_predict_layers"] = int(mtp is not None)
+    if dtype == "fp8":
+        config["quantization_config"] = quantization_config(stored)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     generation = model.generation_config
     if generation and generation.to_diff_dict() != GenerationConfig.from_model_config(model.config).to_diff_dict():
         generation.to_json_file(folder / "generation_config.json")
     tokenizer.save_pretrained(folder)
+
+
+def _stored_tensors(
+    model: PreTrainedModel, mtp: nn.Module | None, dtype: torch.dtype | Literal["fp8"], source: Path | None
+) -> dict[str, torch.Tensor]:
+    tensors = hub_state_dict(model)
+    if model.config.tie_word_embeddings:
+        del tensors["lm_head.weight"]  # stored once; loading ties it again
+    if isinstance(mtp, MTPModule):
+        tensors |= mtp_state_dict(model, mtp)
+    if dtype == "fp8":
+        stored = dict(fp8_tensors(tensors, None if source is None else TensorFiles(source)))
+    else:
+        keep = "e_score_correction_bias"  # the selection bias stays FP32 everywhere
+        stored = {name: tensor if name.endswith(keep) else tensor.to(dtype) for name, tensor in tensors.items()}
+    return {name: tensor.contiguous().clone() for name, tensor in stored.items()}
 
 
 def hub_views(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -136,19 +169,3 @@ def hub_views(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     if model.config.tie_word_embeddings:
         del views["lm_head.weight"]
     return views
-
-
-@torch.no_grad()
-def load_hub_state_dict(model: PreTrainedModel, tensors: Mapping[str, np.ndarray | torch.Tensor]) -> None:
-    """Copy weights given by checkpoint name into `model`. Others than its own (MTP, a tied head) are ignored.
-
-    All or nothing: raises KeyError or ValueError, with the model unchanged, when one is missing or has another shape.
-    """
-    views = hub_views(model)
-    for name, view in views.items():
-        if name not in tensors:
-            raise KeyError(f"weights lack {name}")
-        if tuple(tensors[name].shape) != tuple(view.shape):  # copy_ would broadcast
-            raise ValueError(f"weight {name} has shape {tuple(tensors[name].shape)}, the model {tuple(view.shape)}")
-    for name, view in views.items():
-        view.copy_(torch.as_tensor(tensors[name]))

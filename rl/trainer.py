@@ -19,13 +19,13 @@ from rl.mismatch import mismatch_sums, routing_sums
 from rl.objective import Denominators, Objective
 from rollouts.records import Group, Request, SamplingParams
 from rollouts.transformers_generator import ModelSampler
-from rollouts.weight_sync import Bucket, WireFormat, checksum, pack_weights, write_buckets
+from rollouts.weight_sender import WeightSender
 from training.trainer import Trainer
 
 REFERENCE = "reference.safetensors"
 
 
-class PolicyTrainer(Trainer):
+class PolicyTrainer(Trainer, WeightSender):
     def __init__(
         self,
         *args,
@@ -80,25 +80,6 @@ class PolicyTrainer(Trainer):
         finally:
             self.model.train()
 
-    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Checkpoint name -> shape of everything that `weight_buckets` sends."""
-        return {name: tuple(view.shape) for name, view in self.weight_views().items()}
-
-    def weight_buckets(self, limit_bytes: int, wire: WireFormat) -> Iterator[Bucket]:
-        """The policy's weights, a bucket at a time (see rollouts.weight_sync)."""
-        yield from pack_weights(self.weight_views().items(), limit_bytes, wire)
-
-    def weight_checksums(self, wire: WireFormat | None = None) -> dict[str, str]:
-        """Of every tensor as it is held, or as `weight_buckets` sends it in a wire format."""
-        if wire is None:
-            return {name: checksum(view.cpu()) for name, view in self.weight_views().items()}
-        buckets = pack_weights(self.weight_views().items(), 1, wire)
-        return {name: digest for bucket in buckets for name, digest in bucket.checksums().items()}
-
-    def write_weights(self, folder: str, limit_bytes: int, wire: WireFormat) -> None:
-        """The same buckets as safetensors files, in place of those that `folder` holds."""
-        write_buckets(Path(folder), self.weight_buckets(limit_bytes, wire))
-
     @torch.no_grad()
     def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
         """The same sequences with old logprobs (current weights) and, when the objective needs them, reference ones.
@@ -119,8 +100,10 @@ class PolicyTrainer(Trainer):
                 ref = old if shared else row.split(self._reference_logprobs(row))
             for index, old_logprobs, ref_logprobs in zip(row.sequence_indices, old, ref, strict=True):
                 annotated[index] = replace(annotated[index], old_logprobs=old_logprobs, ref_logprobs=ref_logprobs)
-            self.routing_sums += [routing_sums(routes, "own"), routing_sums(routes, "used")]
-            if self.routing_replay == "trainer":
+            self.routing_sums.append(routing_sums(routes, "own"))
+            if self.routing_replay != "trainer":  # there the experts to be used are those of this pass
+                self.routing_sums.append(routing_sums(routes, "used"))
+            else:
                 experts = row.split_routes(self.replay.compact(routes.experts()))
                 for index, routed_experts in zip(row.sequence_indices, experts, strict=True):
                     annotated[index] = replace(annotated[index], routed_experts=routed_experts)

@@ -35,6 +35,7 @@ def train(
         mtp=config.mtp_weight > 0,
         device=settings.device,
         recompute=settings.recompute,
+        fp8=settings.fp8 if settings.precision == "fp8" else None,
         threads=settings.threads,
     )
     try:

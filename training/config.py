@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from data.config import OPERATIONAL
+from fp8.config import Fp8Config
 
 
 class OptimizerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
@@ -81,6 +82,12 @@ class TrainerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
     """The process that trains."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU when there is one")
+    precision: Literal["float32", "fp8"] = Field(
+        default="float32",
+        description="what linear layers and experts multiply in; weights, gradients and moments stay float32. fp8: as "
+        "DeepSeek-V3, fast on Hopper GPUs; on CPUs it is computed by the definition, slowly",
+    )
+    fp8: Fp8Config = Field(default=Fp8Config(), description="how, where precision is fp8")
     threads: int = Field(default=2, ge=1, description="compute threads on CPU; part of what makes a run reproducible")
     row_tokens: int = Field(
         default=4096,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from data.chat import Template, render_prompt
+from fp8.config import Fp8Config
+from fp8.convert import Precision, convert
 from models.attention import PackedLayout
 from models.checkpoint import hub_views, load_model, load_mtp_module, load_tokenizer, resolve_device, save_model
 from models.mtp import mtp_hidden
@@ -55,6 +58,7 @@ class Trainer:
         mtp: bool = False,
         device: str = "auto",
         recompute: Recompute = "none",
+        fp8: Fp8Config | None = None,
     ):
         torch.use_deterministic_algorithms(True)
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 a debugging aid that costs a tenth of a step
@@ -64,6 +68,7 @@ class Trainer:
         self.mtp = load_mtp_module(checkpoint, self.model.config)
         if self.mtp is not None:
             self.mtp.to(self.device).requires_grad_(mtp)
+        self.precision = self._convert(fp8) if fp8 else []
         self.train_mtp = mtp and self.mtp is not None
         self.optimizer = Optimizer(self._named_parameters(), optimizer)
         for module in (self.model, self.mtp):
@@ -71,6 +76,16 @@ class Trainer:
                 set_recompute(module, recompute)
         self.load = LoadCounter(self.model, self.mtp)
         self.balance = SequenceBalance(self.model, self.mtp)
+
+    def _convert(self, config: Fp8Config) -> list[Precision]:
+        """Run the listed layers of policy and MTP module in FP8. Returns what every layer computes in."""
+        parts = {"": self.model, "mtp": self.mtp}
+        return [
+            replace(line, module=".".join(filter(None, (name, line.module))))
+            for name, part in parts.items()
+            if part is not None
+            for line in convert(part, config, keep_blocks=True)
+        ]
 
     def _named_parameters(self):
         yield from self.model.named_parameters()
