@@ -66,6 +66,13 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
     optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(), description="constant 3e-6 as the paper; schedule not stated"
     )
+    mtp_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the multi-token-prediction loss on the sampled tokens, whatever their advantage; not "
+        "stated for RL. It trains the MTP module alone, so that drafting keeps up with the policy and the policy "
+        "learns from rewards only; 0 leaves the module as it is",
+    )
     bias_speed: float = Field(
         default=0.0,
         ge=0,

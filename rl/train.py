@@ -32,6 +32,7 @@ from training.run_log import METRICS, RunLog, read_log, write_stats
 from training.stage import StageContext, StageError
 
 LENGTHS = "lengths.json"  # in a checkpoint
+AVERAGE = "average"  # folder beside the checkpoint: the average of the weights, with optimizer.ema_decay
 WEIGHTS = ".weights"  # of the last sync, where they travel as files; hidden files are no part of an artifact
 
 
@@ -78,6 +79,8 @@ class Session:
             max_slots=config.generator.max_slots,
             bias_speed=config.bias_speed,
             balance_weight=config.balance_weight,
+            mtp_weight=config.mtp_weight,
+            drop_mtp=config.trainer.drop_mtp,
             device=config.trainer.device,
             recompute=config.trainer.recompute,
             fp8=config.trainer.fp8 if config.trainer.precision == "fp8" else None,
@@ -141,6 +144,7 @@ class Session:
         """A rollout batch. Under dynamic sampling, further questions take the place of groups without signal."""
         started = time.monotonic()
         self._report(step, phase="sampling")
+        self._wait(self.trainer.offload.remote(), "offloading the optimizer")
         self.longest = self.config.max_new_tokens_at(step)
         count = self.config.questions_per_step * self.config.mini_batches
         groups, asked, missing = [], 0, count
@@ -281,6 +285,8 @@ class Session:
 
     def save_policy(self) -> None:
         self._wait(self.trainer.save_checkpoint.remote(str(self.context.output)), "saving the policy")
+        average = str(self.context.output / AVERAGE)
+        self._wait(self.trainer.save_average.remote(average), "saving the average of the weights")
         shutil.rmtree(self.context.output / WEIGHTS, ignore_errors=True)
         stats = counts(read_log(self.context.output / METRICS)) | {"problems_held_out": self.problems.contaminated}
         write_stats(self.context.output, stats)

@@ -35,13 +35,14 @@ class PolicyTrainer(Trainer, WeightSender):
         max_slots: int = 256,
         bias_speed: float = 0.0,
         balance_weight: float = 0.0,
+        mtp_weight: float = 0.0,
         **kwargs,
     ):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, mtp=mtp_weight > 0, **kwargs)
         self.sampler = ModelSampler(self.model, self.tokenizer, max_slots)
         self.objective, self.temperature = objective, temperature
         self.row_tokens = row_tokens
-        self.bias_speed, self.balance_weight = bias_speed, balance_weight
+        self.bias_speed, self.balance_weight, self.mtp_weight = bias_speed, balance_weight, mtp_weight
         self.reference: nn.Module | None = None
         if objective.needs_reference:
             self.reference = deepcopy(self.model).requires_grad_(False)
@@ -129,11 +130,13 @@ class PolicyTrainer(Trainer, WeightSender):
         lengths = [len(sequence.completion_ids) for sequence in mini_batch]
         denominators = Denominators.of(lengths, max_new_tokens)
         parts, self.routing_sums = self.routing_sums, []
-        losses, entropy, imbalances = 0.0, 0.0, 0.0
+        losses, entropy, imbalances, mtp_losses = 0.0, 0.0, 0.0, 0.0
         tokens = sum(len(sequence) for sequence in mini_batch)
         for row, routes in self._routed(pack(mini_batch, self.row_tokens), force=self.routing_replay != "off"):
             with self.balance.watch(np.diff(row.cu_seqlens).tolist(), self.balance_weight > 0) as balance:
-                policy_T, entropy_T = self.completion_logprobs(row, self.temperature)
+                hidden, packing = self.hidden_states(row)
+                policy_T, entropy_T = self.logprobs_from(hidden, row, self.temperature)
+                mtp_nll = self.mtp_nll(hidden, row, packing, alone=True) if self.train_mtp else None
             assert row.old_logprobs is not None and row.sampling_logprobs is not None  # annotated, and sampled by us
             old_T, sampling_T = self._tensor(row.old_logprobs), self._tensor(row.sampling_logprobs)
             ref_T = None if row.ref_logprobs is None else self._tensor(row.ref_logprobs)
@@ -146,6 +149,9 @@ class PolicyTrainer(Trainer, WeightSender):
                 imbalance = torch.stack(balance).sum() / tokens
                 loss = loss + self.balance_weight * imbalance
                 imbalances += imbalance.item()
+            if mtp_nll is not None:
+                loss = loss + self.mtp_weight * mtp_nll / denominators.tokens
+                mtp_losses += mtp_nll.item() / denominators.tokens
             loss.backward()
             entropy += entropy_T.sum().item()
             parts += [sums, mismatch_sums(old_T, sampling_T), routing_sums(routes, "used")]
@@ -165,6 +171,8 @@ class PolicyTrainer(Trainer, WeightSender):
             self.load.update_bias(self.bias_speed)
         if self.balance_weight > 0:
             metrics["loss/balance"] = imbalances
+        if self.train_mtp:
+            metrics["loss/mtp"] = mtp_losses
         return metrics
 
     def save_state(self, folder: str) -> None:

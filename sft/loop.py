@@ -33,6 +33,7 @@ def train(
         str(checkpoint),
         config.optimizer,
         mtp=config.mtp_weight > 0,
+        drop_mtp=settings.drop_mtp,
         device=settings.device,
         recompute=settings.recompute,
         fp8=settings.fp8 if settings.precision == "fp8" else None,

@@ -94,6 +94,11 @@ class TrainerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
         ge=64,
         description="tokens of a packed row: one forward pass; bounded by memory. Longer sequences get their own row",
     )
+    drop_mtp: bool = Field(
+        default=False,
+        description="leave the MTP layer behind: it is not loaded, and checkpoints say num_nextn_predict_layers 0; "
+        "false keeps it, since engines draft with it",
+    )
     recompute: Literal["none", "norms_and_up_projections", "blocks"] = Field(
         default="none",
         description="activations computed again in backward instead of kept: none (fastest); norms_and_up_projections "

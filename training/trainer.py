@@ -56,6 +56,7 @@ class Trainer:
         optimizer: OptimizerConfig,
         *,
         mtp: bool = False,
+        drop_mtp: bool = False,
         device: str = "auto",
         recompute: Recompute = "none",
         fp8: Fp8Config | None = None,
@@ -65,7 +66,7 @@ class Trainer:
         self.device = resolve_device(device)
         self.model = load_model(checkpoint, device=self.device).train()
         self.tokenizer = load_tokenizer(checkpoint)
-        self.mtp = load_mtp_module(checkpoint, self.model.config)
+        self.mtp = None if drop_mtp else load_mtp_module(checkpoint, self.model.config)
         if self.mtp is not None:
             self.mtp.to(self.device).requires_grad_(mtp)
         self.precision = self._convert(fp8) if fp8 else []
@@ -113,6 +114,12 @@ class Trainer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logprobs and entropies [C] of the predicted tokens of a row, over its support when it has one."""
         hidden, _ = self.hidden_states(row, model)
+        return self.logprobs_from(hidden, row, temperature, model)
+
+    def logprobs_from(
+        self, hidden: torch.Tensor, row: SampledRow, temperature: float, model: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`completion_logprobs`, given the row's hidden states [1, T, D]."""
         predicting = hidden[0, self._tensor(row.predicting_positions)]
         head = (model or self.model).lm_head.weight
         support = None
@@ -123,20 +130,25 @@ class Trainer:
     def next_token_losses(self, row: PackedRow) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Summed cross-entropy (nats) of the predicted tokens, and of the tokens after them by the MTP module."""
         hidden, packing = self.hidden_states(row)
-        positions = self._tensor(row.predicting_positions)
-        head = self.model.lm_head.weight
-        nll = summed_nll(hidden[0, positions], head, self._tensor(row.target_ids))
-        if self.mtp is None or not self.train_mtp:
-            return nll, None
+        predicting = hidden[0, self._tensor(row.predicting_positions)]
+        nll = summed_nll(predicting, self.model.lm_head.weight, self._tensor(row.target_ids))
+        return nll, self.mtp_nll(hidden, row, packing) if self.train_mtp else None
+
+    def mtp_nll(self, hidden: torch.Tensor, row: PackedRow, packing: PackedLayout, alone: bool = False) -> torch.Tensor:
+        """Summed cross-entropy (nats) of the MTP module, on the targets that have another one before them.
+
+        alone: the MTP module learns and the main model, whose head and embedding it shares, does not.
+        """
+        assert self.mtp is not None
         # The token two ahead of position i is a target when i + 1 predicts one in the same sequence.
         ids, position_ids = self._tensor(row.input_ids)[None], self._tensor(row.position_ids)[None]
-        deeper = mtp_hidden(self.model, self.mtp, ids, hidden, position_ids, packing)
+        deeper = mtp_hidden(self.model, self.mtp, ids, hidden, position_ids, packing, alone)
         is_end = torch.zeros(ids.shape[1], dtype=torch.bool, device=self.device)
         is_end[self._tensor(row.cu_seqlens[1:].astype(np.int64)) - 1] = True
-        two_ahead = positions - 1
+        two_ahead = self._tensor(row.predicting_positions) - 1
         keep = (two_ahead >= 0) & ~is_end[two_ahead.clamp(min=0)]
-        targets = self._tensor(row.target_ids)[keep]
-        return nll, summed_nll(deeper[0, two_ahead[keep]], head, targets)
+        head = self.model.lm_head.weight.detach() if alone else self.model.lm_head.weight
+        return summed_nll(deeper[0, two_ahead[keep]], head, self._tensor(row.target_ids)[keep])
 
     def render_prompts(
         self, conversations: Sequence[Sequence[Mapping[str, str]]], template: Template
