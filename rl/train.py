@@ -201,7 +201,6 @@ class Session:
         }
         counters["experience/prompts_too_long"] = self.too_long
         self.pending_metrics = rollout_metrics(groups) | counters | failures | self.sync_metrics
-        self.pending_metrics |= self.pool.draft_metrics()
         self._check_unscorable(groups, counters["experience/unscorable"], counters["experience/sampled"])
         self._check_supports(sequences)
         return sequences

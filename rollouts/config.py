@@ -28,8 +28,8 @@ class WeightSyncConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     )
     checksums: Annotated[bool, OPERATIONAL] = Field(
         default=True,
-        description="compare a checksum of every tensor on arrival; costs a few hundredths of a sync, and sees what "
-        "hides below the rounding of a coarse wire. Files have none",
+        description="compare a checksum of every tensor on arrival; costs about a tenth of a sync or less, and "
+        "sees what hides below the rounding of a coarse wire. Files have none",
     )
     probe_prompts: Annotated[int, OPERATIONAL] = Field(
         default=4, ge=0, description="prompts whose logprobs trainer and generators compare after every sync; 0: none"
@@ -40,24 +40,6 @@ class WeightSyncConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
         description="nats; the run stops when a generator's logprobs of the probe differ more than this on average. "
         "null takes 1e-4 in float32, 0.1 where bfloat16 and 0.3 where fp8 is involved",
     )
-
-
-class DraftingConfig(BaseModel, extra="forbid", frozen=True):
-    """Tokens guessed, then checked by the policy in one pass; what is sampled stays the policy's distribution."""
-
-    method: Literal["ngram"] = Field(
-        description="ngram: guess what followed the last few tokens where they stood before. MTP is not among the "
-        "methods: with it vLLM samples another distribution (tests/test_rollouts_drafting.py)"
-    )
-    tokens: int = Field(default=2, ge=1, description="guessed at a time; more are rarely right for models in training")
-    longest: int = Field(default=3, ge=1, description="last tokens that must have stood before, at most")
-    shortest: int = Field(default=1, ge=1, description="and at least; 1 guesses most often")
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Self:
-        if self.shortest > self.longest:
-            raise ValueError(f"drafting: shortest ({self.shortest}) is more than longest ({self.longest})")
-        return self
 
 
 class GeneratorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
@@ -86,11 +68,6 @@ class GeneratorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fals
     )
     sleep: bool = Field(
         default=False, description="vllm: give the GPU memory back while the trainer works on the same devices"
-    )
-    drafting: DraftingConfig | None = Field(
-        default=None,
-        description="vllm on CPU: guess tokens and check them, for long completions that repeat themselves. null: "
-        "none, since for tiny models a check costs more than it saves",
     )
     engine_args: dict[str, Any] = Field(
         default={}, description="vllm: further arguments of its engine, e.g. {gpu_memory_utilization: 0.6}"
@@ -124,7 +101,7 @@ class GeneratorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fals
         return {name: getattr(self, name) for name in names}
 
 
-_VLLM_ONLY = ("tensor_parallel", "expert_parallel", "sleep", "drafting", "engine_args")
+_VLLM_ONLY = ("tensor_parallel", "expert_parallel", "sleep", "engine_args")
 
 
 class RolloutConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):

@@ -40,7 +40,6 @@ class GeneratorPool:
         self.checkpoint, self.config, self.shared = checkpoint, config, shared
         self._synced: tuple[Transport, int] | None = None
         self._context: float | None = None
-        self._drafted = (0, 0)  # up to the last call of `draft_metrics`
         self.replicas = [shared] if shared is not None else [self._start() for _ in range(config.replicas)]
 
     def _start(self) -> Any:
@@ -75,15 +74,6 @@ class GeneratorPool:
             asked = [] if self.shared is not None else self._ask_all("context", phase="starting generators")
             self._context = min((float(tokens) for tokens in asked), default=math.inf)
         return self._context
-
-    def draft_metrics(self) -> dict[str, float]:
-        """Share of guessed tokens that were right since the last call; nothing without drafting or guesses."""
-        if self.config.drafting is None:
-            return {}
-        counts = np.sum(self._ask_all("draft_counts", phase="counting drafts"), axis=0)
-        drafted, accepted = (counts - self._drafted).tolist()
-        self._drafted = tuple(counts.tolist())
-        return {"rollout/draft_accepted": accepted / drafted} if drafted > 0 else {}
 
     def sleep(self) -> None:
         """Let replicas give back device memory, if the recipe says so; `wake` before the next sync."""

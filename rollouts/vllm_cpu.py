@@ -8,8 +8,9 @@
    Way round: read both off the running engine, which lives in this process.
 4. A prompt in several chunks needs seeds to be wound back, which generators on CPU refuse: the engine dies.
    Way round: no chunked prefill.
-5. MTP drafting at a temperature above 0 samples another distribution than the model's (greedy decoding is exact).
-   No way round: it is refused.
+5. MTP drafting at a temperature above 0 samples another distribution than the model's, and n-gram drafting returns
+   logprobs that are nats off, or NaN, for drafted tokens (greedy decoding is exact with both).
+   No way round: they are refused. See tests/test_rollouts_drafting.py.
 """
 
 from collections.abc import Callable
@@ -24,8 +25,8 @@ if TYPE_CHECKING:  # the command line reads what the engine must be told, and st
 VERSIONS = ("0.32.",)
 FORCED = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER")  # of `environment`: nobody may say otherwise
 NO_DRAFTING = (
-    "on CPU drafts of vLLM's models change the distribution at temperatures above 0 (the sampled tokens would not be "
-    "the policy's)"
+    "on CPU vLLM's drafts change the distribution at temperatures above 0 (MTP) or come with wrong logprobs (n-grams); "
+    "leave it out"
 )
 
 
@@ -167,9 +168,8 @@ class Capture:
             rows, _ = self._wanted.get(request, (None, None))
             if rows is not None:
                 start = self.runner.requests[request].num_computed_tokens
-                read = min(count, len(rows) - start)  # drafts may go past the end; rejected ones are written again
-                rows[start : start + read] = chosen[row : row + read]
-                self._seen[request][start : start + read] = True
+                rows[start : start + count] = chosen[row : row + count]
+                self._seen[request][start : start + count] = True
             row += count
 
     def _keep_support(self, result, *_) -> None:

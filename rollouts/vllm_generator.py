@@ -18,7 +18,6 @@ from transformers import AutoConfig
 from data.chat import opened_by
 from models.checkpoint import resolve_device
 from rollouts import vllm_cpu
-from rollouts.config import DraftingConfig
 from rollouts.records import Completion, FinishReason, Group, Request, SamplingParams, Support
 from rollouts.requests import check_requests, wants_experts
 from rollouts.transformers_generator import StopStrings
@@ -55,7 +54,6 @@ class VLLMGenerator(WeightReceiver):
         tensor_parallel: int = 1,
         expert_parallel: bool = False,
         sleep: bool = False,
-        drafting: DraftingConfig | None = None,
         engine_args: Mapping[str, Any] | None = None,
     ):
         """`engine_args`: further arguments of vLLM's engine. Raises ValueError for one that vLLM does not have or that
@@ -75,9 +73,7 @@ class VLLMGenerator(WeightReceiver):
 
         config = AutoConfig.from_pretrained(checkpoint)
         arguments: dict[str, Any] = self._engine_arguments(dict(engine_args or {}), config)
-        self.moe_layers, self.drafting = _moe_layers(config), drafting
-        if drafting is not None:
-            arguments |= self._drafting_arguments(drafting)
+        self.moe_layers = _moe_layers(config)
         if self.on_cpu:
             if tensor_parallel > 1 or expert_parallel:
                 raise ValueError("generator.tensor_parallel and expert_parallel need GPUs; on CPU take more replicas")
@@ -121,8 +117,8 @@ class VLLMGenerator(WeightReceiver):
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(f"generator.engine_args.{name}: vLLM {vllm.__version__} has no such argument{hint}")
         if given.get("speculative_config") or given.get("spec_method"):
-            why = vllm_cpu.NO_DRAFTING if self.on_cpu else "a draft model gets no weights in a sync yet"
-            raise ValueError(f"generator.engine_args.speculative_config: {why}; see generator.drafting for n-grams")
+            why = vllm_cpu.NO_DRAFTING if self.on_cpu else "a draft model gets no weights in a sync yet; leave it out"
+            raise ValueError(f"generator.engine_args.speculative_config: {why}")
         if not self.on_cpu:
             return given
         vllm_cpu.check_version(vllm.__version__)
@@ -133,33 +129,6 @@ class VLLMGenerator(WeightReceiver):
                 "an error of vLLM's"
             )
         return ours | given
-
-    def _drafting_arguments(self, drafting: DraftingConfig) -> dict[str, Any]:
-        if not self.on_cpu:
-            raise ValueError(
-                "generator.drafting: what it samples was compared with the policy's distribution on CPU alone; run "
-                "tests/test_rollouts_drafting.py on this machine before you take this refusal out"
-            )
-        config = {
-            "method": drafting.method,
-            "num_speculative_tokens": drafting.tokens,
-            "prompt_lookup_max": drafting.longest,
-            "prompt_lookup_min": drafting.shortest,
-        }
-        return {"speculative_config": config, "disable_log_stats": False}  # statistics: for `draft_counts`
-
-    def draft_counts(self) -> tuple[int, int]:
-        """Tokens guessed and tokens of those that were right, since the engine started."""
-        found = {metric.name: getattr(metric, "value", 0) for metric in self.llm.get_metrics()}
-        drafted, accepted = (found.get(f"vllm:spec_decode_num_{kind}_tokens", 0) for kind in ("draft", "accepted"))
-        return int(drafted), int(accepted)
-
-    def _check_drafting(self, params: SamplingParams) -> None:
-        if self.drafting is None:
-            return
-        asked = {"min_p": params.min_p > 0, "stop": bool(params.stop), "keep_sampling_mask": params.return_support}
-        if wrong := [name for name, given in asked.items() if given]:
-            raise ValueError(f"generator.drafting goes without {wrong[0]}: vLLM does not apply it to drafted tokens")
 
     def _needed(self, checkpoint: str) -> dict[str, tuple[int, ...]]:
         config = self.engine.model_config.hf_config
@@ -183,7 +152,6 @@ class VLLMGenerator(WeightReceiver):
         WrongWeights when `version` is given and is not the one held."""
         version = check_version(self.policy_version, version)
         check_requests(requests, self.max_length)
-        self._check_drafting(params)
         self._calls += 1
         stops = StopStrings(params.stop, self.tokenizer) if params.stop else None
         running: dict[str, tuple[int, int]] = {}  # the engine's id -> request, sample

@@ -1,7 +1,5 @@
 """What vLLM samples on CPU with a way of drafting and without: `python -m tests.drafting METHOD CHECKPOINT`.
 
-Method `ours` is our generator with n-gram drafts; the others are vLLM alone.
-
 A program of its own: an engine that ends takes the process groups of others along.
 """
 
@@ -10,7 +8,7 @@ import os
 import sys
 
 PROMPT = [9, 40, 300, 12, 9, 40, 300, 12, 9, 40]  # repeats, so that n-grams of it are found
-SAMPLES = 1000
+SAMPLES = 1000  # to compare distributions; checking n-gram drafts is slow, and their logprobs settle it
 METHODS = {
     "none": {},
     "mtp": {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}},
@@ -22,38 +20,7 @@ METHODS = {
 }  # fmt: skip
 
 
-def ours(checkpoint: str) -> dict:
-    from rollouts.config import DraftingConfig
-    from rollouts.records import Request, SamplingParams
-    from rollouts.vllm_generator import VLLMGenerator
-    from tests.architectures import compare, reference
-
-    arguments = {"kv_cache_memory_bytes": 64 << 20}
-    drafting = DraftingConfig(method="ngram")
-    generator = VLLMGenerator(checkpoint, device="cpu", drafting=drafting, engine_args=arguments)
-
-    def sample(experts: bool = False, **settings):
-        request = Request(key="p", prompt_ids=PROMPT, return_routed_experts=experts)
-        return generator.sample([request], SamplingParams(**settings))
-
-    [greedy] = sample(max_new_tokens=40, temperature=0.0)[0].completions
-    sampled = sample(max_new_tokens=3, group_size=SAMPLES, seed=1)[0].completions
-    contract = compare(sample(experts=True, max_new_tokens=24, group_size=8, seed=2), reference(checkpoint))
-    drafted, accepted = generator.draft_counts()
-    try:
-        sample(max_new_tokens=3, min_p=0.1)
-    except ValueError as error:
-        refusal = str(error)
-    return {
-        "greedy": greedy.token_ids.tolist(), "sampled": [c.token_ids.tolist() for c in sampled],
-        "gap": contract["gap"], "routed": contract["routed"],
-        "drafted": drafted, "accepted": accepted, "refusal": refusal,
-    }  # fmt: skip
-
-
 def main(method: str, checkpoint: str) -> dict:
-    if method == "ours":
-        return ours(checkpoint)
     from rollouts import vllm_cpu
 
     os.environ.update(vllm_cpu.environment())
@@ -61,20 +28,43 @@ def main(method: str, checkpoint: str) -> dict:
 
     llm = vllm.LLM(
         model=checkpoint, dtype="float32", kv_cache_memory_bytes=64 << 20, disable_log_stats=False,
-        **vllm_cpu.engine_arguments(128), **METHODS[method],
+        logprobs_mode="processed_logprobs", **vllm_cpu.engine_arguments(128), **METHODS[method],
     )  # fmt: skip
 
-    def sample(count: int, temperature: float, tokens: int) -> list[list[int]]:
+    def sample(count: int, temperature: float, tokens: int) -> list:
         settings = [
-            vllm.SamplingParams(max_tokens=tokens, temperature=temperature, seed=i, detokenize=False)
+            vllm.SamplingParams(max_tokens=tokens, temperature=temperature, seed=i, logprobs=0, detokenize=False)
             for i in range(count)
         ]
         outputs = llm.generate([{"prompt_token_ids": PROMPT}] * count, settings, use_tqdm=False)
-        return [list(output.outputs[0].token_ids) for output in outputs]
+        return [output.outputs[0] for output in outputs]
 
-    said = {"greedy": sample(1, 0.0, 40)[0], "sampled": sample(SAMPLES, 1.0, 3)}
+    [greedy], long = sample(1, 0.0, 40), sample(6, 1.0, 24)
+    short = [] if method == "ngram" else sample(SAMPLES, 1.0, 3)
     drafted = [m.value for m in llm.get_metrics() if m.name == "vllm:spec_decode_num_draft_tokens"]
-    return said | {"drafted": sum(drafted)}
+    return {
+        "greedy": list(greedy.token_ids),
+        "sampled": [list(output.token_ids) for output in short],
+        "logprob_gap": logprob_gap(long, checkpoint),
+        "drafted": sum(drafted),
+    }
+
+
+def logprob_gap(outputs: list, checkpoint: str) -> float:
+    """Largest difference, nats, of the logprobs that came with tokens from those of transformers' forward pass."""
+    import numpy as np
+    import torch
+
+    from tests.architectures import reference
+
+    model, gaps = reference(checkpoint), []
+    for output in outputs:
+        ids, start = [*PROMPT, *output.token_ids], len(PROMPT)
+        with torch.no_grad():
+            logprobs = torch.log_softmax(model(torch.tensor([ids])).logits[0, start - 1 : -1].double(), -1)
+        pairs = zip(output.logprobs, output.token_ids, strict=True)
+        gaps += [abs(row[token].logprob - own[token].item()) for (row, token), own in zip(pairs, logprobs, strict=True)]
+    return float(np.max(gaps))  # NaN when one is
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whether vLLM's drafts leave the distribution of the policy alone on CPU: the evidence for what generators refuse.
+"""What vLLM's drafts do to sampling on CPU: the evidence for why generators refuse them.
 
 Each method samples the same prompt in a process of its own, with the same seeds. Tokens are compared by a chi-square
 test of homogeneity at each place.
@@ -41,10 +41,10 @@ def p_value(one: list[int], other: list[int], least: int = 20) -> float:
     return float(torch.special.gammaincc(torch.tensor((table.shape[1] - 1) / 2, dtype=torch.float64), chi_square / 2))
 
 
-def p_values(sampled, method: str) -> list[float]:
-    """At the first, second and third token."""
-    plain, drafted = (sampled(name)["sampled"] for name in ("none", method))
-    return [p_value(*([tokens[i] for tokens in c if len(tokens) > i] for c in (plain, drafted))) for i in range(3)]
+def p_values(sampled) -> list[float]:
+    """At the first and second token, with MTP drafts and without."""
+    plain, drafted = (sampled(name)["sampled"] for name in ("none", "mtp"))
+    return [p_value(*([tokens[i] for tokens in c if len(tokens) > i] for c in (plain, drafted))) for i in range(2)]
 
 
 def test_the_statistic_tells_equal_from_biased():
@@ -57,7 +57,7 @@ def test_the_statistic_tells_equal_from_biased():
     assert p_value(one, other) < 1e-4
 
 
-@pytest.mark.parametrize("method", ["mtp", "ngram", "ours"])
+@pytest.mark.parametrize("method", ["mtp", "ngram"])
 def test_greedy_decoding_is_the_same(sampled, method):
     assert sampled(method)["drafted"] > 0
     assert sampled(method)["greedy"] == sampled("none")["greedy"]
@@ -65,20 +65,12 @@ def test_greedy_decoding_is_the_same(sampled, method):
 
 def test_mtp_drafts_still_change_the_distribution(sampled):
     """Fails once they do not: then the refusal (rollouts.vllm_cpu, 5.) can go."""
-    first, second, _ = p_values(sampled, "mtp")
+    first, second = p_values(sampled)
     assert first > 1e-3  # nothing was drafted before it
     assert second < 1e-12
 
 
-@pytest.mark.parametrize("method", ["ngram", "ours"])
-def test_ngram_drafts_leave_the_distribution_alone(sampled, method):
-    assert min(p_values(sampled, method)) > 1e-3
-
-
-def test_with_drafts_our_generator_keeps_its_contract(sampled):
-    """Logprobs of the distribution drawn from, experts of every token, and no setting that drafts would ignore."""
-    said = sampled("ours")
-    assert said["gap"] <= 2e-5
-    assert said["routed"] == 1
-    assert 0 < said["accepted"] < said["drafted"]
-    assert said["refusal"] == "generator.drafting goes without min_p: vLLM does not apply it to drafted tokens"
+def test_ngram_drafts_still_come_with_wrong_logprobs(sampled):
+    """Nats off, or NaN, at drafted tokens. Fails once they are right: then n-grams can be considered."""
+    assert sampled("none")["logprob_gap"] < 2e-5
+    assert not sampled("ngram")["logprob_gap"] < 1e-2
