@@ -132,6 +132,13 @@ def test_bfloat16_multiplies_coarsely_and_keeps_fine_weights(ranks, alone, tiny_
         assert any((w != w.bfloat16()).any() for w in weights.values())
 
 
+def test_experts_in_fp8_multiply_what_arrives(ranks, tiny_checkpoint):
+    """FP8 scales belong to single tokens in forward, so where a token's expert lives changes nothing."""
+    (expected,) = ranks.run(1, job("fp8_losses"), str(tiny_checkpoint), {})
+    for found in ranks.run(4, job("fp8_losses"), str(tiny_checkpoint), {"data": 4, "expert": 4}):
+        assert sum(found) == pytest.approx(sum(expected), rel=1e-4)
+
+
 # --- on disk -----------------------------------------------------------------------------------------------------
 
 
