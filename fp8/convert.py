@@ -13,7 +13,9 @@ from torch import nn
 
 from fp8.config import Fp8Config
 from fp8.experts import grouped_mlp
+from fp8.gemm import choose
 from fp8.linear import Fp8Linear
+from fp8.weights import WeightBlocks
 
 LINEARS = (
     "q_proj", "q_a_proj", "q_b_proj", "k_proj", "v_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj",
@@ -37,21 +39,27 @@ class Precision:
     computes_in: str  # "fp8", or the dtype of its weights
 
 
-def convert(model: nn.Module, config: Fp8Config) -> list[Precision]:
+def convert(
+    model: nn.Module, config: Fp8Config, *, device: torch.device | None = None, keep_blocks: bool = False
+) -> list[Precision]:
     """Make the listed layers of `model` compute in FP8, in place, and return the audit of all its weights.
 
+    device: where it will compute, if not where its weights are now.
+    keep_blocks: hold quantised weights until they change (fp8.weights.WeightBlocks); not under FSDP.
     Raises ValueError when a listed layer cannot (it is no plain nn.Linear, or experts with another activation than
-    SiLU), before anything is changed.
+    SiLU), RuntimeError when the backend cannot run there; before anything is changed.
     """
+    choose(config.backend, device or next(model.parameters()).device)
     linears = [(name, m) for name, m in model.named_modules() if is_quantised(f"{name}.weight")]
     experts = [(name, m) for name, m in model.named_modules() if _is_experts(m)]
     for name, module in [*linears, *experts]:
         if why := _why_not(module):
             raise ValueError(f"{name} cannot run in FP8: {why}")
     for _, linear in linears:
-        Fp8Linear.swap(linear, config)  # pyright: ignore[reportArgumentType]
+        Fp8Linear.swap(linear, WeightBlocks(config, keep=keep_blocks))  # pyright: ignore[reportArgumentType]
     for _, module in experts:
-        module.grouped_mlp = partial(grouped_mlp, config=config)  # pyright: ignore[reportArgumentType]
+        blocks = WeightBlocks(config, keep=keep_blocks)
+        module.grouped_mlp = partial(grouped_mlp, blocks=blocks)  # pyright: ignore[reportArgumentType]
     return audit(model)
 
 

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 
 from fp8.config import Fp8Config
 from fp8.gemm import matmul_nt
-from fp8.linear import activation_columns, activation_rows, gradient_columns, gradient_rows, weight_blocks
-from fp8.quantize import BLOCK, COLUMNS, ROWS, Quantized
+from fp8.linear import activation_rows
+from fp8.quantize import ACTIVATION_FLOOR, BLOCK, COLUMNS, ROWS, Quantized, quantize, quantize_both
+from fp8.weights import WeightBlocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,58 +62,57 @@ def grouped_mlp(
     counts_E: torch.Tensor,
     gate_up_E2IH: torch.Tensor,
     down_EHI: torch.Tensor,
-    config: Fp8Config,
+    blocks: WeightBlocks,
 ) -> torch.Tensor:
     """[N, D] in x's dtype. Rows are sorted by expert, counts_E (integers) says how many each has; zero is allowed.
 
     gate_up_E2IH holds gate and up one above the other, as transformers stores them; the activation is SiLU.
     """
-    return _Fp8Experts.apply(x_ND, gate_up_E2IH, down_EHI, counts_E.tolist(), config)
+    return _Fp8Experts.apply(x_ND, gate_up_E2IH, down_EHI, counts_E.tolist(), blocks)
 
 
 class _Fp8Experts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: torch.Tensor, gate_up_E2IH: torch.Tensor, down_EHI: torch.Tensor, counts, config):
+    def forward(ctx: Any, x_ND: torch.Tensor, gate_up_E2IH: torch.Tensor, down_EHI: torch.Tensor, counts, blocks):
         groups = Groups.of(counts, x_ND.device)
-        dtype = x_ND.dtype
-        x_PD = groups.spread(x_ND)
-        x_rows = activation_rows(x_PD, config)
-        gate_weights, up_weights, down_weights = _blocks(gate_up_E2IH, down_EHI, config)
+        dtype, config = x_ND.dtype, blocks.config
+        x_rows, x_columns = quantize_both(groups.spread(x_ND), scales=config.scales, floor=ACTIVATION_FLOOR)
+        gate_weights, up_weights, down_weights = _matrices(gate_up_E2IH, down_EHI, blocks)
         gate = groups.multiply(x_rows, gate_weights, dtype, config)
         up = groups.multiply(x_rows, up_weights, dtype, config)
         y = groups.multiply(activation_rows(_swiglu(gate, up), config), down_weights, dtype, config)
-        ctx.groups, ctx.config, ctx.dtype = groups, config, dtype
-        kept = (activation_columns(x_PD, config), activation_rows(gate, config), activation_rows(up, config))
+        ctx.groups, ctx.blocks, ctx.dtype = groups, blocks, dtype
+        kept = (x_columns, activation_rows(gate, config), activation_rows(up, config))
         ctx.save_for_backward(gate_up_E2IH, down_EHI, *(t for q in kept for t in (q.values, q.scales)))
         return y[groups.place_N]
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_ND: torch.Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        groups, config, dtype = ctx.groups, ctx.config, ctx.dtype
+        groups, blocks, dtype = ctx.groups, ctx.blocks, ctx.dtype
+        config = blocks.config
         gate_up_E2IH, down_EHI, x, x_scale, gate, gate_scale, up, up_scale = ctx.saved_tensors
         gate, up = (Quantized(q, s, ROWS).dequantize().to(dtype) for q, s in ((gate, gate_scale), (up, up_scale)))
-        gate_weights, up_weights, down_weights = _blocks(gate_up_E2IH, down_EHI, config)
-        grad_PD = groups.spread(grad_ND)
+        gate_weights, up_weights, down_weights = _matrices(gate_up_E2IH, down_EHI, blocks)
 
-        h_columns = activation_columns(_swiglu(gate, up), config)
-        grad_down = groups.outer(gradient_columns(grad_PD, config), h_columns, down_EHI.dtype, config)
-        grad_h = groups.multiply(gradient_rows(grad_PD, config), [w.T for w in down_weights], dtype, config)
-        grad_gate, grad_up = _swiglu_gradient(gate, up, grad_h)
+        h_columns = quantize(_swiglu(gate, up), COLUMNS, scales=config.scales, floor=ACTIVATION_FLOOR)
+        grad_rows, grad_columns = quantize_both(groups.spread(grad_ND), scales=config.scales)
+        grad_down = groups.outer(grad_columns, h_columns, down_EHI.dtype, config)
+        grad_h = groups.multiply(grad_rows, [w.T for w in down_weights], dtype, config)
 
-        x_columns = Quantized(x, x_scale, COLUMNS)
-        halves = [
-            groups.outer(gradient_columns(grad, config), x_columns, gate_up_E2IH.dtype, config)
-            for grad in (grad_gate, grad_up)
-        ]
-        grad_x = groups.multiply(gradient_rows(grad_gate, config), [w.T for w in gate_weights], dtype, config)
-        grad_x += groups.multiply(gradient_rows(grad_up, config), [w.T for w in up_weights], dtype, config)
+        x_columns, grads_x, halves = Quantized(x, x_scale, COLUMNS), [], []
+        for grad, weights in zip(_swiglu_gradient(gate, up, grad_h), (gate_weights, up_weights), strict=True):
+            grad_rows, grad_columns = quantize_both(grad, scales=config.scales)
+            halves.append(groups.outer(grad_columns, x_columns, gate_up_E2IH.dtype, config))
+            grads_x.append(groups.multiply(grad_rows, [w.T for w in weights], dtype, config))
+        grad_x = grads_x[0] + grads_x[1]
         return grad_x[groups.place_N], torch.cat(halves, dim=1), grad_down, None, None
 
 
-def _blocks(gate_up_E2IH: torch.Tensor, down_EHI: torch.Tensor, config: Fp8Config) -> list[list[Quantized]]:
+def _matrices(gate_up_E2IH: torch.Tensor, down_EHI: torch.Tensor, blocks: WeightBlocks) -> list[list[Quantized]]:
     """Gate, up and down of every expert, each matrix in blocks from its own corner, as checkpoints store them."""
-    gates, ups = gate_up_E2IH.chunk(2, dim=1)
-    return [[weight_blocks(weight, config) for weight in weights] for weights in (gates, ups, down_EHI)]
+    gate_up = blocks(gate_up_E2IH, halves=2)
+    return [gate_up[0::2], gate_up[1::2], blocks(down_EHI)]
 
 
 def _swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:

@@ -10,14 +10,13 @@ silently: a named one that cannot run is an error.
 import importlib.util
 from collections.abc import Callable
 from functools import cache
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
+from fp8.config import Backend
 from fp8.quantize import ROWS, SQUARE, Quantized
 
-Backend = Literal["auto", "reference", "cublaslt", "deepgemm"]
 Program = Callable[[Quantized, Quantized, torch.dtype], torch.Tensor]
 
 
@@ -85,9 +84,9 @@ def _reference(a_MK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> torch.Te
 
 def _cublaslt(a_MK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> torch.Tensor:
     recipes = {ROWS: F.ScalingType.BlockWise1x128, SQUARE: F.ScalingType.BlockWise128x128}
-    product = F.scaled_mm(
-        a_MK.values.contiguous(),
-        b_NK.values.contiguous().T,
+    return F.scaled_mm(
+        _padded_values(a_MK.values),
+        _padded_values(b_NK.values).T,
         scale_a=_column_major(a_MK.scales),
         scale_recipe_a=recipes[a_MK.tile],
         scale_b=_padded_column_major(b_NK.scales) if b_NK.tile == SQUARE else _column_major(b_NK.scales),
@@ -95,7 +94,13 @@ def _cublaslt(a_MK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> torch.Ten
         output_dtype=dtype,
         use_fast_accum=False,
     )
-    return product
+
+
+def _padded_values(values: torch.Tensor) -> torch.Tensor:
+    """Contiguous, with zeros up to a multiple of 16 columns, which cuBLASLt wants: wgrad sums over any count."""
+    if missing := -values.shape[1] % 16:
+        return F.pad(values.contiguous().view(torch.uint8), (0, missing)).view(values.dtype)
+    return values.contiguous()
 
 
 def _column_major(scales_MK: torch.Tensor) -> torch.Tensor:

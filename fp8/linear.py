@@ -6,27 +6,28 @@
 
 The weight stays as it is (FP32 master, or the copy that FSDP gathers) and is quantised where it is used. What backward
 needs of x is kept in FP8 and nothing else: its tiles of 128 tokens are made in the forward pass, from x itself, where
-the paper re-tiles 1x128 to 128x1 in backward; a value is thus rounded once, and the power-of-two scales that the paper
+the paper re-tiles 1x128 to 128x1 in backward. A value is thus rounded once, and the power-of-two scales that the paper
 needs for re-tiling are not needed.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from fp8.config import Fp8Config
 from fp8.gemm import matmul_nt
-from fp8.quantize import ACTIVATION_FLOOR, COLUMNS, ROWS, SQUARE, Quantized, quantize
+from fp8.quantize import ACTIVATION_FLOOR, COLUMNS, ROWS, Quantized, quantize, quantize_both
+from fp8.weights import WeightBlocks
 
 
 class Fp8Linear(nn.Linear):
-    """nn.Linear with FP8 GEMMs. `fp8` says how; parameters, their names and dtypes are nn.Linear's."""
+    """nn.Linear with FP8 GEMMs. Parameters, their names and dtypes are nn.Linear's; `blocks` holds the settings."""
 
-    fp8: Fp8Config  # pyright: ignore[reportIncompatibleVariableOverride]
+    blocks: WeightBlocks
 
     @classmethod
-    def swap(cls, linear: nn.Linear, config: Fp8Config) -> None:
+    def swap(cls, linear: nn.Linear, blocks: WeightBlocks) -> None:
         """Turn `linear` into one, in place: hooks, tied weights and references to it stay good.
 
         Raises ValueError for a subclass of nn.Linear, whose own forward would be lost.
@@ -34,57 +35,47 @@ class Fp8Linear(nn.Linear):
         if type(linear) is not nn.Linear:
             raise ValueError(f"only a plain nn.Linear can run in FP8, this is {type(linear).__name__}")
         linear.__class__ = cls
-        setattr(linear, "fp8", config)  # noqa: B010 nn.Module declares attributes as tensors and modules
+        cast(Fp8Linear, linear).blocks = blocks
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        y = _Fp8Matmul.apply(input.flatten(0, -2), self.weight, self.fp8).unflatten(0, input.shape[:-1])
+        y = cast(torch.Tensor, _Fp8Matmul.apply(input.flatten(0, -2), self.weight, self.blocks))
+        y = y.unflatten(0, input.shape[:-1])
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, fp8={self.fp8.backend}/{self.fp8.scales}"
+        return f"{super().extra_repr()}, fp8={self.blocks.config.backend}/{self.blocks.config.scales}"
 
 
 class _Fp8Matmul(torch.autograd.Function):
     """x [T, K] @ weight [N, K]^T -> [T, N] in x's dtype. The weight's gradient has the weight's dtype."""
 
     @staticmethod
-    def forward(ctx: Any, x_TK: torch.Tensor, weight_NK: torch.Tensor, config: Fp8Config) -> torch.Tensor:
-        ctx.config, ctx.x_dtype = config, x_TK.dtype
-        kept = activation_columns(x_TK, config) if ctx.needs_input_grad[1] else None
-        ctx.save_for_backward(weight_NK, *((kept.values, kept.scales) if kept else ()))
-        return matmul_nt(activation_rows(x_TK, config), weight_blocks(weight_NK, config), x_TK.dtype, config.backend)
+    def forward(ctx: Any, x_TK: torch.Tensor, weight_NK: torch.Tensor, blocks: WeightBlocks) -> torch.Tensor:
+        ctx.blocks, ctx.x_dtype, config = blocks, x_TK.dtype, blocks.config
+        if ctx.needs_input_grad[1]:
+            x_rows, kept = quantize_both(x_TK, scales=config.scales, floor=ACTIVATION_FLOOR)
+            ctx.save_for_backward(weight_NK, kept.values, kept.scales)
+        else:
+            x_rows = activation_rows(x_TK, config)
+            ctx.save_for_backward(weight_NK)
+        return matmul_nt(x_rows, blocks(weight_NK)[0], x_TK.dtype, config.backend)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_TN: torch.Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        config = ctx.config
+        config = ctx.blocks.config
         weight_NK, *kept = ctx.saved_tensors
         grad_x = grad_weight = None
+        grad_rows, grad_columns = quantize_both(grad_TN, scales=config.scales)
         if ctx.needs_input_grad[0]:
-            grad_x = matmul_nt(
-                gradient_rows(grad_TN, config), weight_blocks(weight_NK, config).T, ctx.x_dtype, config.backend
-            )
+            blocks = ctx.blocks(weight_NK)[0]
+            grad_x = matmul_nt(grad_rows, blocks.T, ctx.x_dtype, config.backend)
         if ctx.needs_input_grad[1]:
             values, scales = kept
             x_TK = Quantized(values, scales, COLUMNS)
-            grad_weight = matmul_nt(gradient_columns(grad_TN, config).T, x_TK.T, weight_NK.dtype, config.backend)
+            grad_weight = matmul_nt(grad_columns.T, x_TK.T, weight_NK.dtype, config.backend)
         return grad_x, grad_weight, None
 
 
 def activation_rows(x_TK: torch.Tensor, config: Fp8Config) -> Quantized:
     return quantize(x_TK, ROWS, scales=config.scales, floor=ACTIVATION_FLOOR)
-
-
-def activation_columns(x_TK: torch.Tensor, config: Fp8Config) -> Quantized:
-    return quantize(x_TK, COLUMNS, scales=config.scales, floor=ACTIVATION_FLOOR)
-
-
-def gradient_rows(grad_TN: torch.Tensor, config: Fp8Config) -> Quantized:
-    return quantize(grad_TN, ROWS, scales=config.scales)
-
-
-def gradient_columns(grad_TN: torch.Tensor, config: Fp8Config) -> Quantized:
-    return quantize(grad_TN, COLUMNS, scales=config.scales)
-
-
-def weight_blocks(weight_NK: torch.Tensor, config: Fp8Config) -> Quantized:
-    return quantize(weight_NK, SQUARE, scales=config.scales)

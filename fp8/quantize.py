@@ -8,9 +8,10 @@ matrix are smaller, as if it were padded with zeros; row and column counts need 
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
+
+from fp8.config import Scales
 
 BLOCK = 128
 LARGEST = 448.0  # of float8_e4m3fn
@@ -21,7 +22,6 @@ COLUMNS = (BLOCK, 1)
 SQUARE = (BLOCK, BLOCK)
 
 Tile = tuple[int, int]
-Scales = Literal["float32", "power_of_two"]
 ACTIVATION_FLOOR = 1e-4  # of max |x|, as in DeepSeek-V3's act_quant (inference/kernel.py); gradients need none
 
 
@@ -32,12 +32,14 @@ class Quantized:
     values: torch.Tensor
     scales: torch.Tensor
     tile: Tile
+    multiplied_out: torch.Tensor | None = None  # float32 [R, C], where somebody keeps it
 
     @property
     def T(self) -> "Quantized":
         """The transposed matrix, as a view."""
         height, width = self.tile
-        return Quantized(self.values.T, self.scales.T, (width, height))
+        out = self.multiplied_out
+        return Quantized(self.values.T, self.scales.T, (width, height), None if out is None else out.T)
 
     def rows(self, start: int, end: int) -> "Quantized":
         """Rows start..end as a view; both must be where tiles begin, or the end of the matrix."""
@@ -46,6 +48,8 @@ class Quantized:
 
     def dequantize(self) -> torch.Tensor:
         """float32 [R, C]."""
+        if self.multiplied_out is not None:
+            return self.multiplied_out
         return _unblocked(_blocked(self.values.float(), self.tile) * self._per_tile(), self.values.shape)
 
     def _per_tile(self) -> torch.Tensor:
@@ -55,12 +59,32 @@ class Quantized:
 def quantize(matrix_RC: torch.Tensor, tile: Tile, *, scales: Scales = "float32", floor: float = 0.0) -> Quantized:
     """E4M3 values of a float matrix and one scale per tile; a tile of zeros has scale 1 when there is no floor.
 
-    A tile with an infinity or a NaN becomes NaN as a whole: a bad value must not be hidden by saturation.
+    A tile with an infinity or a NaN becomes NaN as a whole: a bad value must not be hidden by saturation. On a GPU the
+    kernels of fp8.kernels do the same.
     """
+    if matrix_RC.is_cuda:
+        from fp8 import kernels
+
+        if tile == SQUARE:
+            return kernels.quantize_square(matrix_RC.contiguous(), scales, floor)
+        wanted = {"want_rows": tile == ROWS, "want_columns": tile == COLUMNS}
+        return kernels.quantize_tiles(matrix_RC.contiguous(), scales, floor, **wanted)[tile == COLUMNS]
     blocks = _blocked(matrix_RC.float(), tile)
     scale = _scale(blocks.abs().amax(dim=(1, 3)), scales, floor)
     scaled = (blocks / scale[:, None, :, None]).clamp(-LARGEST, LARGEST)
     return Quantized(_unblocked(scaled, matrix_RC.shape).to(torch.float8_e4m3fn), scale, tile)
+
+
+def quantize_both(
+    matrix_RC: torch.Tensor, *, scales: Scales = "float32", floor: float = 0.0
+) -> tuple[Quantized, Quantized]:
+    """In tiles of 1x128 and of 128x1: what the products of a forward and a backward pass need of one matrix."""
+    if matrix_RC.is_cuda:
+        from fp8 import kernels
+
+        return kernels.quantize_tiles(matrix_RC.contiguous(), scales, floor)
+    rows, columns = (quantize(matrix_RC, tile, scales=scales, floor=floor) for tile in (ROWS, COLUMNS))
+    return rows, columns
 
 
 def _scale(largest: torch.Tensor, scales: Scales, floor: float) -> torch.Tensor:

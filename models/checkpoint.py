@@ -5,19 +5,21 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from huggingface_hub import snapshot_download
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from models.architectures import check_architecture
 from models.attention import NAME as LAYOUT_ATTENTION
 from models.attention import attend_to_all
 from models.experts import NAME as EXPERTS
+from models.fp8_checkpoint import TensorFiles, fp8_tensors, is_fp8, quantization_config, read_into
 from models.mtp import MTPModule, load_mtp, mtp_state_dict
 
 WEIGHTS = "model.safetensors"
@@ -57,12 +59,17 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal LM at `path` (folder or hub name), in `dtype`, with our own attention unless told otherwise.
 
-    Raises ValueError for an architecture that our attention does not compute.
+    Checkpoints in DeepSeek's FP8 format are multiplied out. Raises ValueError for an architecture that our attention
+    does not compute, and for checkpoints that are quantised otherwise.
     """
+    config = AutoConfig.from_pretrained(path)
     if attention == LAYOUT_ATTENTION:
-        check_architecture(AutoConfig.from_pretrained(path))
+        check_architecture(config)
     with _quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+        if is_fp8(config):
+            model = _load_fp8(path, config, dtype, attention)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
     if model._can_set_experts_implementation():  # dense models refuse
         model.set_experts_implementation(EXPERTS)
     if attention == LAYOUT_ATTENTION:
@@ -70,15 +77,23 @@ def load_model(
     return cast(PreTrainedModel, nn.Module.to(model, device))
 
 
+def _load_fp8(path: Path | str, config: Any, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(str(path)))
+    del config.quantization_config  # what is made here is not quantised
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    model.tie_weights()
+    read_into(hub_views(model), TensorFiles(folder))
+    return model.eval()
+
+
 def load_mtp_module(path: Path | str, config) -> MTPModule | None:
     """The MTP layer of a DeepSeek checkpoint folder, or None when it has none."""
     folder = Path(path)
     if getattr(config, "num_mtp_layers", 0) == 0 or not folder.is_dir():
         return None
-    prefix = f"model.layers.{config.num_hidden_layers}."
-    tensors = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors |= {name: tensor for name, tensor in load_file(file).items() if name.startswith(prefix)}
+    files = TensorFiles(folder)
+    tensors = {name: files.weight(name) for name in files.names(f"model.layers.{config.num_hidden_layers}.")}
     return load_mtp(config, tensors) if tensors else None
 
 
@@ -91,23 +106,40 @@ def hub_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def save_model(
-    folder: Path, model: PreTrainedModel, tokenizer, mtp: nn.Module | None = None, dtype: torch.dtype = torch.float32
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer,
+    mtp: nn.Module | None = None,
+    dtype: torch.dtype | Literal["fp8"] = torch.float32,
+    source: Path | None = None,
 ) -> None:
     """config.json, tokenizer and one model.safetensors in `dtype`, as from_pretrained, vLLM and lm-eval load them.
 
-    generation_config.json (where completions end) is there when it says more than follows from config.json.
+    dtype "fp8" is DeepSeek's format; with the folder that the model was loaded from as `source`, weights that have not
+    changed since are written as they are there. generation_config.json (where completions end) is there when it says
+    more than follows from config.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    stored = _stored_tensors(model, mtp, dtype, source)
+    save_file(stored, folder / WEIGHTS, _FORMAT)
+    write_description(folder, model, tokenizer, mtp, dtype, quantization_config(stored) if dtype == "fp8" else None)
+
+
+def _stored_tensors(
+    model: PreTrainedModel, mtp: nn.Module | None, dtype: torch.dtype | Literal["fp8"], source: Path | None
+) -> dict[str, torch.Tensor]:
     tensors = hub_state_dict(model)
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]  # stored once; loading ties it again
     if isinstance(mtp, MTPModule):
         tensors |= mtp_state_dict(model, mtp)
-    save_file({name: _stored(name, tensor, dtype) for name, tensor in tensors.items()}, folder / WEIGHTS, _FORMAT)
-    write_description(folder, model, tokenizer, mtp, dtype)
+    if dtype != "fp8":
+        return {name: _rounded(name, tensor, dtype) for name, tensor in tensors.items()}
+    stored = fp8_tensors(tensors, None if source is None else TensorFiles(source))
+    return {name: tensor.contiguous().clone() for name, tensor in stored}
 
 
-def _stored(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     selects = name.endswith("e_score_correction_bias")  # the selection bias stays FP32 everywhere
     return (tensor if selects else tensor.to(dtype)).contiguous().clone()
 
@@ -128,7 +160,7 @@ def write_sharded(
         waiting.clear()
 
     for name, tensor in tensors:
-        stored = _stored(name, tensor.cpu(), dtype)
+        stored = _rounded(name, tensor.cpu(), dtype)
         if waiting and sizes[-1] + stored.nbytes > limit_bytes:
             write()
             sizes.append(0)
@@ -147,15 +179,22 @@ def write_sharded(
 
 
 def write_description(
-    folder: Path, model: PreTrainedModel, tokenizer, mtp: nn.Module | None, dtype: torch.dtype
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer,
+    mtp: nn.Module | None,
+    dtype: torch.dtype | Literal["fp8"],
+    quantisation: Mapping[str, Any] | None = None,
 ) -> None:
     """What a checkpoint has besides its weights: config.json, tokenizer, perhaps generation_config.json."""
     config = model.config.to_dict()
-    config["dtype"] = str(dtype).removeprefix("torch.")
+    config["dtype"] = "bfloat16" if dtype == "fp8" else str(dtype).removeprefix("torch.")
     config["architectures"] = [type(model).__name__]
     config.pop("_name_or_path", None)  # where it was loaded from: says nothing about the model
     if hasattr(model.config, "num_mtp_layers"):
         config["num_nextn_predict_layers"] = int(mtp is not None)
+    if quantisation is not None:
+        config["quantization_config"] = dict(quantisation)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     generation = model.generation_config
     if generation and generation.to_diff_dict() != GenerationConfig.from_model_config(model.config).to_diff_dict():
@@ -188,19 +227,3 @@ def hub_views(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     Fused experts appear one by one; a tied output head does not appear.
     """
     return {name: piece for stored in stored_weights(model) for name, piece in hub_pieces(*stored)}
-
-
-@torch.no_grad()
-def load_hub_state_dict(model: PreTrainedModel, tensors: Mapping[str, np.ndarray | torch.Tensor]) -> None:
-    """Copy weights given by checkpoint name into `model`. Others than its own (MTP, a tied head) are ignored.
-
-    All or nothing: raises KeyError or ValueError, with the model unchanged, when one is missing or has another shape.
-    """
-    views = hub_views(model)
-    for name, view in views.items():
-        if name not in tensors:
-            raise KeyError(f"weights lack {name}")
-        if tuple(tensors[name].shape) != tuple(view.shape):  # copy_ would broadcast
-            raise ValueError(f"weight {name} has shape {tuple(tensors[name].shape)}, the model {tuple(view.shape)}")
-    for name, view in views.items():
-        view.copy_(torch.as_tensor(tensors[name]))

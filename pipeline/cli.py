@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.chat_command import chat
+from pipeline.doctor_command import doctor
 from pipeline.errors import RecipeError
 from pipeline.eval_command import evaluate
 from pipeline.reward_command import audit_reward, try_cases
-from pipeline.sandbox_command import doctor, sandbox
+from pipeline.sandbox_command import doctor as sandbox_doctor
 from pipeline.sandbox_command import run as run_in_sandbox
+from pipeline.sandbox_command import sandbox
 from pipeline.sandbox_command import serve as serve_sandbox
 from pipeline.serve_command import serve
 from training.stage import StageError
@@ -136,8 +138,9 @@ def explain(key: Annotated[str, typer.Argument(help="e.g. grpo.optimizer.lr, or 
 
 main.command()(plain_errors()(chat))
 main.command()(plain_errors()(serve))
+main.command()(plain_errors()(doctor))
 main.command("eval")(plain_errors()(evaluate))
-sandbox.command()(plain_errors()(doctor))
+sandbox.command("doctor")(plain_errors()(sandbox_doctor))
 sandbox.command("run")(plain_errors()(run_in_sandbox))
 sandbox.command("serve")(plain_errors()(serve_sandbox))
 main.add_typer(sandbox, name="sandbox")

@@ -147,7 +147,7 @@ def _build_row(sequences: Sequence[TrainingSequence], members: list[int]) -> Mic
         sampling_logprobs=_join_logprobs([s.sampling_logprobs for s in chosen], "sampling_logprobs"),
         old_logprobs=_join_logprobs([s.old_logprobs for s in chosen], "old_logprobs"),
         ref_logprobs=_join_logprobs([s.ref_logprobs for s in chosen], "ref_logprobs"),
-        routed_experts=_join_routes([s.routed_experts for s in chosen]),
+        routed_experts=_join_routes(chosen),
         support_ids=_join_given([s and s.ids for s in supports], "support", np.int64),
         support_sizes=_join_given([s and s.sizes for s in supports], "support", np.int64),
     )
@@ -170,12 +170,19 @@ def _join_given(parts: list[np.ndarray | None], name: str, dtype: type) -> np.nd
     return _join(present, dtype) if present or not parts else None
 
 
-def _join_routes(parts: list[np.ndarray | None]) -> np.ndarray | None:
-    present = _all_or_none(parts, "routed_experts")
-    if not present:
+def _join_routes(chosen: Sequence[TrainingSequence]) -> np.ndarray | None:
+    """int16, -1 for every token of a sequence without experts, and for each last token, whose state nothing reads."""
+    shapes = {s.routed_experts.shape[1:] for s in chosen if s.routed_experts is not None}
+    if not shapes:
         return None
-    nothing = np.full((1, *present[0].shape[1:]), -1, dtype=np.int16)  # nothing reads the last token's state
-    return np.concatenate([part for experts in present for part in (experts.astype(np.int16), nothing)])
+    [shape] = shapes
+    experts = np.full((sum(map(len, chosen)), *shape), -1, dtype=np.int16)
+    start = 0
+    for sequence in chosen:
+        if sequence.routed_experts is not None:
+            experts[start : start + len(sequence) - 1] = sequence.routed_experts
+        start += len(sequence)
+    return experts
 
 
 def _all_or_none(parts: list[np.ndarray | None], name: str) -> list[np.ndarray]:

@@ -86,6 +86,12 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
         "false: they are not drawn from the policy that is trained. The mismatch then holds the share that was cut "
         "off (up to -log top_p per token), so mismatch_limit must lie above it",
     )
+    log_routing_groups: int = Field(
+        default=4,
+        ge=0,
+        description="groups of a rollout batch whose experts the generator returns, for mismatch/routing_agreement; a "
+        "few cost next to nothing. All do under routing_replay: rollout; dense models have none",
+    )
     log_samples: int = Field(default=8, ge=0, description="completions kept in samples.jsonl per rollout batch")
 
     @model_validator(mode="after")

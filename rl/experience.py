@@ -42,20 +42,23 @@ def sample_and_score(
     params: SamplingParams,
     progress: float,
     expected_tokens: Callable[[Problem], float],
+    routing_groups: int = 0,
 ) -> list[ScoredGroup]:
     """One scored group per problem, in their order. Each group goes to a reward worker as soon as it is complete.
 
     render: token ids of prompts; None for one that leaves no room to answer, whose problem is then left out.
     progress: share of the stage's steps taken, for rewards that start late.
     expected_tokens: of a problem's completions, as far as is known; long ones are begun first.
+    routing_groups: the first so many groups come with their routed experts, to be compared with the trainer's.
     """
     by_key = {f"{place}:{problem.id}": problem for place, problem in enumerate(problems)}
     prompts = zip(by_key, render(problems), strict=True)
-    requests = [
-        Request(key=key, prompt_ids=ids, expected_tokens=expected_tokens(by_key[key]))
-        for key, ids in prompts
-        if ids is not None
-    ]
+    requests = []
+    for key, ids in prompts:
+        if ids is not None:
+            expected, noted = expected_tokens(by_key[key]), len(requests) < routing_groups
+            request = Request(key=key, prompt_ids=ids, expected_tokens=expected, return_routed_experts=noted)
+            requests.append(request)
     groups = {}
     for group in pool.stream(requests, params):
         groups[group.key] = group

@@ -6,7 +6,6 @@ repeat: draw questions; sample a group of completions for each with pi_old; scor
 """
 
 import hashlib
-import math
 import shutil
 import time
 from collections import Counter
@@ -130,7 +129,7 @@ class Session:
         if prompts:
             report = self.context.output / ".weight_sync_failure.json"
             try:
-                self.sync_metrics = check_sync(self.trainer, self.pool, self.transport, step, prompts, report)
+                self.sync_metrics = check_sync(self.trainer, self.pool, step, prompts, report)
             except SyncFault as error:
                 raise StageError(f"{self.context.name}: {error}") from None
 
@@ -175,13 +174,14 @@ class Session:
             ),
             progress=progress,
             expected_tokens=self.lengths.expected,
+            routing_groups=config.log_routing_groups,
         )
 
     def _render(self, problems: Sequence[Problem]) -> list[list[int] | None]:
         conversations = [problem.messages for problem in problems]
         rendered = self.trainer.render_prompts.remote(conversations, self.config.rollout.template)
-        room = self.config.generator.engine_args.get("max_model_len") or math.inf  # else that of the model
         prompts = self._wait(rendered, "rendering prompts")
+        room = self.pool.context()  # the engine's may be smaller than the model's
         return [ids if ids is None or len(ids) < room else None for ids in prompts]
 
     def compare(self, groups: Sequence[ScoredGroup]) -> list[TrainingSequence]:
@@ -196,6 +196,7 @@ class Session:
         }
         counters["experience/prompts_too_long"] = self.too_long
         self.pending_metrics = rollout_metrics(groups) | counters | failures | self.sync_metrics
+        self.pending_metrics |= self.pool.draft_metrics()
         self._check_unscorable(groups, counters["experience/unscorable"], counters["experience/sampled"])
         self._check_supports(sequences)
         return sequences

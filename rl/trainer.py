@@ -1,17 +1,14 @@
 """The GRPO trainer rank: old and reference logprobs, then one optimizer step per mini-batch."""
 
-import collections
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from models.checkpoint import hub_pieces, stored_weights
 from models.routing_replay import Routes, RoutingReplay
 from rl.batch import MicroBatch, MissingRoutes, NonFiniteLoss, TrainingSequence, empty_row, pack
 from rl.loss import policy_loss
@@ -20,12 +17,12 @@ from rl.mismatch import mismatch_sums, routing_sums
 from rl.objective import Denominators, Objective
 from rollouts.records import Group, Request, SamplingParams
 from rollouts.transformers_generator import ModelSampler
-from rollouts.weight_sync import Bucket, WireFormat, checksum, pack_weights, write_buckets
+from rollouts.weight_sender import WeightSender
 from training.policy import Policy, evaluating
 from training.trainer import Trainer
 
 
-class PolicyTrainer(Trainer):
+class PolicyTrainer(Trainer, WeightSender):
     def __init__(
         self,
         *args,
@@ -36,6 +33,7 @@ class PolicyTrainer(Trainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        self.leads = self.ranks.rank == 0
         # Sampling needs the weights in one piece.
         self.sampler = ModelSampler(self.model, self.tokenizer, max_slots) if self.ranks.data is None else None
         self.objective, self.temperature = objective, temperature
@@ -86,30 +84,6 @@ class PolicyTrainer(Trainer):
                     scores[index] = logprobs
         return scores
 
-    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Checkpoint name -> shape of everything that `weight_buckets` sends."""
-        shapes = ((name, torch.empty(tensor.shape, device="meta")) for name, tensor in stored_weights(self.model))
-        return {name: tuple(piece.shape) for shape in shapes for name, piece in hub_pieces(*shape)}
-
-    def weight_buckets(self, limit_bytes: int, wire: WireFormat) -> Iterator[Bucket]:
-        """The policy's weights, a bucket at a time (see rollouts.weight_sync)."""
-        yield from pack_weights(self.weights(), limit_bytes, wire)
-
-    def weight_checksums(self, wire: WireFormat | None = None) -> dict[str, str]:
-        """Of every tensor as it is held, or as `weight_buckets` sends it in a wire format."""
-        if wire is None:
-            return {name: checksum(tensor.cpu()) for name, tensor in self.weights()}
-        buckets = pack_weights(self.weights(), 1, wire)
-        return {name: digest for bucket in buckets for name, digest in bucket.checksums().items()}
-
-    def write_weights(self, folder: str, limit_bytes: int, wire: WireFormat) -> None:
-        """The same buckets as safetensors files, in place of those that `folder` holds."""
-        buckets = self.weight_buckets(limit_bytes, wire)
-        if self.ranks.rank == 0:
-            write_buckets(Path(folder), buckets)
-        else:
-            collections.deque(buckets, maxlen=0)  # weights are put together by all
-
     @torch.no_grad()
     def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
         """The same sequences with old logprobs (current weights) and, when the objective needs them, reference ones.
@@ -130,8 +104,10 @@ class PolicyTrainer(Trainer):
                 ref = old if shared else row.split(self._reference_logprobs(row))
             for index, old_logprobs, ref_logprobs in zip(row.sequence_indices, old, ref, strict=True):
                 annotated[index] = replace(annotated[index], old_logprobs=old_logprobs, ref_logprobs=ref_logprobs)
-            self.routing_sums += [routing_sums(routes, "own"), routing_sums(routes, "used")]
-            if self.routing_replay == "trainer":
+            self.routing_sums.append(routing_sums(routes, "own"))
+            if self.routing_replay != "trainer":  # there the experts to be used are those of this pass
+                self.routing_sums.append(routing_sums(routes, "used"))
+            else:
                 experts = row.split_routes(self.replay.compact(routes.experts()))
                 for index, routed_experts in zip(row.sequence_indices, experts, strict=True):
                     annotated[index] = replace(annotated[index], routed_experts=routed_experts)

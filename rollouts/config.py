@@ -12,10 +12,11 @@ from rollouts.records import SamplingParams
 class WeightSyncConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """How new weights reach the generators, and how it is proved that they did."""
 
-    transport: Literal["object_store", "files"] = Field(
+    transport: Literal["object_store", "collective", "shared_memory", "files"] = Field(
         default="object_store",
-        description="object_store: buckets through Ray's shared memory, and its network between nodes; files: "
-        "safetensors in a folder that trainer and generators share",
+        description="object_store: buckets through Ray's shared memory, and its network between nodes, which works "
+        "everywhere; collective: one broadcast to all (NCCL between GPUs, else gloo); shared_memory: generators map "
+        "the trainer's buckets, on one host and GPU; files: safetensors in a folder that trainer and generators share",
     )
     wire: Literal["float32", "bfloat16", "fp8"] = Field(
         default="float32",
@@ -24,6 +25,11 @@ class WeightSyncConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
     )
     bucket_mib: int = Field(
         default=256, ge=1, description="size of one bucket: trainer and generator each hold about two at a time"
+    )
+    checksums: Annotated[bool, OPERATIONAL] = Field(
+        default=True,
+        description="compare a checksum of every tensor on arrival; costs a few hundredths of a sync, and sees what "
+        "hides below the rounding of a coarse wire. Files have none",
     )
     probe_prompts: Annotated[int, OPERATIONAL] = Field(
         default=4, ge=0, description="prompts whose logprobs trainer and generators compare after every sync; 0: none"
@@ -34,6 +40,24 @@ class WeightSyncConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fal
         description="nats; the run stops when a generator's logprobs of the probe differ more than this on average. "
         "null takes 1e-4 in float32, 0.1 where bfloat16 and 0.3 where fp8 is involved",
     )
+
+
+class DraftingConfig(BaseModel, extra="forbid", frozen=True):
+    """Tokens guessed, then checked by the policy in one pass; what is sampled stays the policy's distribution."""
+
+    method: Literal["ngram"] = Field(
+        description="ngram: guess what followed the last few tokens where they stood before. MTP is not among the "
+        "methods: with it vLLM samples another distribution (tests/test_rollouts_drafting.py)"
+    )
+    tokens: int = Field(default=2, ge=1, description="guessed at a time; more are rarely right for models in training")
+    longest: int = Field(default=3, ge=1, description="last tokens that must have stood before, at most")
+    shortest: int = Field(default=1, ge=1, description="and at least; 1 guesses most often")
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.shortest > self.longest:
+            raise ValueError(f"drafting: shortest ({self.shortest}) is more than longest ({self.longest})")
+        return self
 
 
 class GeneratorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
@@ -63,6 +87,11 @@ class GeneratorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fals
     sleep: bool = Field(
         default=False, description="vllm: give the GPU memory back while the trainer works on the same devices"
     )
+    drafting: DraftingConfig | None = Field(
+        default=None,
+        description="vllm on CPU: guess tokens and check them, for long completions that repeat themselves. null: "
+        "none, since for tiny models a check costs more than it saves",
+    )
     engine_args: dict[str, Any] = Field(
         default={}, description="vllm: further arguments of its engine, e.g. {gpu_memory_utilization: 0.6}"
     )
@@ -82,6 +111,11 @@ class GeneratorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fals
         ignored = [name for name in _VLLM_ONLY if getattr(self, name) != default[name]]
         if self.engine != "vllm" and ignored:
             raise ValueError(f"generator.{ignored[0]} is for engine vllm, and would be ignored by {self.engine}")
+        if self.sync.transport == "shared_memory" and self.tensor_parallel > 1:
+            raise ValueError(
+                "generator.sync.transport shared_memory: the trainer's memory is on one device, and tensor_parallel "
+                f"{self.tensor_parallel} takes more; use collective"
+            )
         return self
 
     def replica_settings(self) -> dict[str, Any]:
@@ -90,7 +124,7 @@ class GeneratorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fals
         return {name: getattr(self, name) for name in names}
 
 
-_VLLM_ONLY = ("tensor_parallel", "expert_parallel", "sleep", "engine_args")
+_VLLM_ONLY = ("tensor_parallel", "expert_parallel", "sleep", "drafting", "engine_args")
 
 
 class RolloutConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):

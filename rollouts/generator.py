@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from rollouts.records import Group, Request, SamplingParams
-from rollouts.weight_sync import Bucket
+from rollouts.weight_sync import Parcel
 
 
 class Generator(Protocol):
@@ -32,15 +32,21 @@ class Generator(Protocol):
         """Logprobs, float32 [T - 1], of every token of each sequence but its first, at temperature 1."""
         ...
 
-    def ready(self) -> bool:
-        """Answers when it can sample: tells a dead replica from one that is still loading."""
+    def context(self) -> int:
+        """Tokens of prompt and completion together that it takes, which may be fewer than the model would."""
         ...
 
     # Weights, see rollouts.weight_sync.WeightReceiver. Nothing is changed when `begin_update` raises.
 
+    def device_type(self) -> str: ...
+
+    def engine_processes(self) -> int: ...
+
+    def host(self) -> str: ...
+
     def begin_update(self, shapes: Mapping[str, tuple[int, ...]]) -> None: ...
 
-    def update(self, bucket: Bucket, checksums: bool = False) -> dict[str, str]: ...
+    def update(self, parcel: Parcel, rank: int = 1) -> None: ...
 
     def held_checksums(self) -> dict[str, str] | None: ...
 

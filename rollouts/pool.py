@@ -7,6 +7,7 @@ completions gain nothing.
 """
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,8 @@ class GeneratorPool:
         """`shared`: an actor that samples from the weights it trains; then no other process is started."""
         self.checkpoint, self.config, self.shared = checkpoint, config, shared
         self._synced: tuple[Transport, int] | None = None
+        self._context: float | None = None
+        self._drafted = (0, 0)  # up to the last call of `draft_metrics`
         self.replicas = [shared] if shared is not None else [self._start() for _ in range(config.replicas)]
 
     def _start(self) -> Any:
@@ -53,32 +56,59 @@ class GeneratorPool:
         try:
             transport.send(self.replicas, version, self.config.deadline_s)
         except ActorDied as error:
-            logger.warning("%s; starting all replicas again", error)  # an engine cannot begin an update twice
-            for index in range(len(self.replicas)):
-                kill(self.replicas[index])
-                self.replicas[index] = self._start()
+            logger.warning("%s; starting all replicas again", error)
+            for index in range(len(self.replicas)):  # those that live as well: an engine cannot begin an update twice
+                self._restart(index, weights=False)
             transport.send(self.replicas, version, self.config.deadline_s)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[np.ndarray]]:
         """Per replica: logprobs of the tokens of each sequence but its first (see `Generator.score`)."""
-        scores = [replica.score.remote(sequences) for replica in self.replicas]
-        return wait(scores, phase="scoring the probe", deadline_s=self.config.deadline_s)
+        return self._ask_all("score", sequences, phase="scoring the probe")
 
     def held_checksums(self) -> list[dict[str, str] | None]:
         """Per replica, see `Generator.held_checksums`."""
-        sums = [replica.held_checksums.remote() for replica in self.replicas]
-        return wait(sums, phase="checksums of weights", deadline_s=self.config.deadline_s)
+        return self._ask_all("held_checksums", phase="checksums of weights")
+
+    def context(self) -> float:
+        """Tokens of prompt and completion together that every replica takes; infinite where it is the trainer's."""
+        if self._context is None:
+            asked = [] if self.shared is not None else self._ask_all("context", phase="starting generators")
+            self._context = min((float(tokens) for tokens in asked), default=math.inf)
+        return self._context
+
+    def draft_metrics(self) -> dict[str, float]:
+        """Share of guessed tokens that were right since the last call; nothing without drafting or guesses."""
+        if self.config.drafting is None:
+            return {}
+        counts = np.sum(self._ask_all("draft_counts", phase="counting drafts"), axis=0)
+        drafted, accepted = (counts - self._drafted).tolist()
+        self._drafted = tuple(counts.tolist())
+        return {"rollout/draft_accepted": accepted / drafted} if drafted > 0 else {}
 
     def sleep(self) -> None:
         """Let replicas give back device memory, if the recipe says so; `wake` before the next sync."""
         if self.config.sleep:
-            asleep = [replica.sleep.remote() for replica in self.replicas]
-            wait(asleep, phase="putting generators to sleep", deadline_s=self.config.deadline_s)
+            self._ask_all("sleep", phase="putting generators to sleep", weights=False)
 
     def wake(self) -> None:
         if self.config.sleep:
-            awake = [replica.wake.remote() for replica in self.replicas]
-            wait(awake, phase="waking generators", deadline_s=self.config.deadline_s)
+            self._ask_all("wake", phase="waking generators", weights=False)  # they come with the sync that follows
+
+    def _ask_all(self, method: str, *args: Any, phase: str, weights: bool = True) -> list[Any]:
+        """What every replica answers; one that is dead is started again first, with the weights of the last sync."""
+        calls = [getattr(replica, method).remote(*args) for replica in self.replicas]
+        return [self._answer(index, call, method, args, phase, weights) for index, call in enumerate(calls)]
+
+    def _answer(self, index: int, call: Any, method: str, args: Any, phase: str, weights: bool) -> Any:
+        try:
+            return wait(call, phase=phase, deadline_s=self.config.deadline_s)
+        except ActorDied as error:
+            if self.shared is not None:
+                raise
+            logger.warning("%s; starting it again", error)
+        self._restart(index, weights=weights)
+        again = getattr(self.replicas[index], method).remote(*args)
+        return wait(again, phase=phase, deadline_s=self.config.deadline_s)
 
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Group]:
         """Groups of all requests, each once, in the order they finish. See `Generator.sample` for what they hold.
@@ -152,9 +182,9 @@ class GeneratorPool:
             raise PhaseTimeout(f"sampling: no group finished within {self.config.deadline_s:.0f} s")
         return left
 
-    def _restart(self, index: int) -> None:
+    def _restart(self, index: int, weights: bool = True) -> None:
         kill(self.replicas[index])  # it may only have been out of reach: two would share its memory and its cores
         self.replicas[index] = self._start()
-        if self._synced is not None:
+        if weights and self._synced is not None:
             transport, version = self._synced
             transport.send([self.replicas[index]], version, self.config.deadline_s)

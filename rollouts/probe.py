@@ -17,7 +17,6 @@ import numpy as np
 from cluster.actors import wait
 from rollouts.config import GeneratorConfig
 from rollouts.pool import GeneratorPool
-from rollouts.transport import Transport
 
 # Nats per token on average. On the tiny MoE model vLLM is at 1e-6 from the trainer in float32.
 _LIMITS = {"float32": 1e-4, "bfloat16": 0.1, "fp8": 0.3}
@@ -49,7 +48,7 @@ def limit(config: GeneratorConfig) -> float:
 
 
 def check_sync(
-    trainer: Any, pool: GeneratorPool, transport: Transport, version: int, prompts: Sequence[list[int]], report: Path
+    trainer: Any, pool: GeneratorPool, version: int, prompts: Sequence[list[int]], report: Path
 ) -> dict[str, float]:
     """Compare trainer and replicas on `prompts`, each of at least two tokens; returns metrics.
 
@@ -60,7 +59,7 @@ def check_sync(
     gaps = [gap(expected, scores) for scores in pool.score(prompts)]
     worst = max(gaps, key=lambda g: g.mean if g.mean == g.mean else float("inf"))
     if not worst.mean <= limit(config):  # NaN does not pass either
-        found = _explain(trainer, pool, transport, version, gaps, report)
+        found = _explain(trainer, pool, version, gaps, report)
         raise SyncFault(
             f"after the weight sync to version {version} a generator's logprobs differ from the trainer's by "
             f"{worst.mean:.3g} nats per token, more than {limit(config):g}; {found} (see {report})"
@@ -68,28 +67,19 @@ def check_sync(
     return {"sync/probe_abs_mean": worst.mean, "sync/probe_abs_max": max(g.max for g in gaps)}
 
 
-def _explain(
-    trainer: Any, pool: GeneratorPool, transport: Transport, version: int, gaps: Sequence[Gap], report: Path
-) -> str:
-    """Find out which tensors differ, by the checksums of what is sent, what arrives and what is held; one sentence."""
-    deadline = pool.config.deadline_s
-    held = pool.held_checksums()  # before they are sent again
-    arrived = transport.send(pool.replicas, version, deadline, checksums=True)
-    sent = wait(trainer.weight_checksums.remote(pool.config.sync.wire), phase="checksums", deadline_s=deadline)
-    own = wait(trainer.weight_checksums.remote(), phase="checksums", deadline_s=deadline)
-    lost = [sorted(name for name in got if got[name] != sent.get(name)) for got in arrived]
-    comparable = pool.config.dtype == pool.config.sync.wire == "float32"  # else what is held is rounded
-    wrong = [sorted(n for n in h if h[n] != own[n]) if h is not None and comparable else None for h in held]
-    replicas = [
-        {**asdict(g), "arrived_differently": a, "held_differently": h}
-        for g, a, h in zip(gaps, lost, wrong, strict=True)
-    ]
+def _explain(trainer: Any, pool: GeneratorPool, version: int, gaps: Sequence[Gap], report: Path) -> str:
+    """Find out which tensors differ, by the checksums of what the trainer has and replicas hold; one sentence."""
+    sync = pool.config.sync
+    own = wait(trainer.weight_checksums.remote(), phase="checksums", deadline_s=pool.config.deadline_s)
+    comparable = pool.config.dtype == sync.wire == "float32"  # else what is held is rounded
+    held = pool.held_checksums() if comparable else [None] * len(gaps)
+    wrong = [None if sums is None else sorted(name for name in sums if sums[name] != own[name]) for sums in held]
+    replicas = [{**asdict(g), "held_differently": names} for g, names in zip(gaps, wrong, strict=True)]
     report.write_text(json.dumps({"version": version, "tensors": len(own), "replicas": replicas}, indent=1) + "\n")
-    named = next((names for names in (*lost, *wrong) if names), None)
-    if named:
+    if named := next(filter(None, wrong), None):
         return f"{len(named)} of {len(own)} tensors differ, the first is {named[0]}"
     if not comparable:
-        return f"its weights are {pool.config.sync.wire} on the way and {pool.config.dtype} in the engine"
-    if not all(arrived):
-        return "whether the tensors arrive as they are sent was not checked: files have no checksums"
+        return f"its weights are {sync.wire} on the way and {pool.config.dtype} in the engine"
+    if not sync.checksums or sync.transport == "files":
+        return "whether the tensors arrive as they are sent was not checked: that needs sync.checksums, and no files"
     return f"all {len(own)} tensors arrive as they are sent, so the engine computes otherwise with them"

@@ -38,6 +38,7 @@ class Request:
     key: str
     prompt_ids: list[int]
     expected_tokens: float = 0.0  # of one completion, as far as is known; long ones are begun first
+    return_routed_experts: bool = False  # fill Completion.routed_experts of this one, whatever SamplingParams says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from rollouts.records import Request
+from rollouts.records import Request, SamplingParams
 
 
 def check_requests(requests: Sequence[Request], max_length: int) -> None:
@@ -16,3 +16,8 @@ def check_requests(requests: Sequence[Request], max_length: int) -> None:
             )
     if len({request.key for request in requests}) < len(requests):
         raise ValueError("two requests share a key: their random numbers would be the same")
+
+
+def wants_experts(request: Request, params: SamplingParams) -> bool:
+    """Whether the experts of this request's completions are to be returned."""
+    return params.return_routed_experts or request.return_routed_experts

@@ -1,6 +1,7 @@
 """Drawing tokens: temperature, min-p, top-k, top-p, and the logprob of what was drawn in the distribution drawn from.
 
-Each acts on what the one before it left, in this order, which is vLLM's (vllm/v1/sample/sampler.py).
+Each acts on what the one before it left, in this order, which is vLLM's (vllm/v1/sample/sampler.py). Cumulative
+probabilities are sums of integers: those of floats have no deterministic kernel on CUDA, which trainers insist on.
 """
 
 import hashlib
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 
 from rollouts.records import SamplingParams
+
+_ONE = float(1 << 52)  # probability 1 as an integer; sums over any vocabulary stay far below 2^63
 
 
 def truncate(logits_BV: torch.Tensor, top_k: int, top_p: float, min_p: float = 0.0) -> torch.Tensor:
@@ -26,9 +29,9 @@ def truncate(logits_BV: torch.Tensor, top_k: int, top_p: float, min_p: float = 0
         logits_BV = logits_BV.masked_fill(logits_BV < kth, float("-inf"))
     if top_p < 1.0:
         ordered, index = torch.sort(logits_BV, dim=-1, descending=True, stable=True)
-        probabilities = torch.softmax(ordered, dim=-1)
-        before = torch.cumsum(probabilities, dim=-1) - probabilities
-        drop = torch.zeros_like(before, dtype=torch.bool).scatter(1, index, before >= top_p)
+        shares = _integers(torch.softmax(ordered, dim=-1))
+        before = torch.cumsum(shares, dim=-1) - shares
+        drop = torch.zeros_like(before, dtype=torch.bool).scatter(1, index, before >= max(1, round(top_p * _ONE)))
         logits_BV = logits_BV.masked_fill(drop, float("-inf"))
     return logits_BV
 
@@ -48,12 +51,16 @@ def draw(
     cut = truncate(logits_BV / params.temperature, params.top_k, params.top_p, params.min_p)
     logprobs = torch.log_softmax(cut, dim=-1)
     kept = logprobs != float("-inf")  # a NaN is kept, to be found by who reads the logprobs
-    cdf = torch.cumsum(logprobs.double().exp(), dim=-1)
-    ids = torch.searchsorted(cdf, uniforms_B.double()[:, None] * cdf[:, -1:], right=True)
-    # Rounding may leave the draw past the last token, or on one of probability zero next to it.
-    last = kept.long().cumsum(-1).argmax(dim=-1, keepdim=True)
-    ids = torch.minimum(ids, last)
+    cdf = torch.cumsum(_integers(logprobs.double().exp()), dim=-1)
+    drawn = (uniforms_B.double()[:, None] * cdf[:, -1:]).long()  # below the last entry, so on a token that has a share
+    ids = torch.searchsorted(cdf, drawn, right=True)
+    ids = ids.clamp(max=logprobs.shape[-1] - 1)  # all NaN: any token will do
     return ids.squeeze(1), logprobs.gather(1, ids).squeeze(1), kept if params.truncates else None
+
+
+def _integers(probabilities: torch.Tensor) -> torch.Tensor:
+    """int64 multiples of 2^-52; NaN becomes 0."""
+    return (probabilities.double().nan_to_num(0.0) * _ONE).round().long()
 
 
 def uniforms(seed: int, key: str, sample: int, count: int) -> np.ndarray:

@@ -21,11 +21,12 @@ from data.chat import opened_by
 from models.attention import PackedLayout
 from models.checkpoint import hub_views, load_model, load_tokenizer, resolve_device
 from models.routing_replay import RoutingReplay
+from rollouts.buckets import Named, checksum
 from rollouts.kv_cache import Decode, KVCache, Prefill
 from rollouts.records import Completion, Group, Request, SamplingParams, Support
-from rollouts.requests import check_requests
+from rollouts.requests import check_requests, wants_experts
 from rollouts.sampling import draw, uniforms
-from rollouts.weight_sync import WeightReceiver, check_version, checksum
+from rollouts.weight_sync import Parcel, WeightReceiver, check_version
 
 # Admit new prompts when this share of the slots is free: a prefill for one slot would stall all the others.
 _ADMIT_SHARE = 0.25
@@ -140,21 +141,29 @@ class TransformersGenerator(ModelSampler, WeightReceiver):
         model = load_model(checkpoint, dtype=getattr(torch, dtype), device=resolve_device(device)).eval()
         super().__init__(model, load_tokenizer(checkpoint), max_slots)
 
+    def device_type(self) -> str:
+        return self.device.type
+
     def weight_shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tuple(view.shape) for name, view in hub_views(self.model).items()}
 
+    def _take(self, parcel: Parcel, rank: int) -> None:
+        with parcel.open(rank, self.device) as tensors:
+            self._copy(tensors)
+
     @torch.no_grad()
-    def _take(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def _copy(self, tensors: Iterable[Named]) -> None:
         views = hub_views(self.model)
         for name, tensor in tensors:
-            views[name].copy_(tensor)
+            if name in views:
+                views[name].copy_(tensor)
 
     def held_checksums(self) -> dict[str, str] | None:
-        return {name: checksum(view.cpu()) for name, view in hub_views(self.model).items()}
+        return {name: checksum(view) for name, view in hub_views(self.model).items()}
 
-    def ready(self) -> bool:
-        """Answers as soon as the model is loaded; used to tell a dead replica from a slow one."""
-        return True
+    def context(self) -> int:
+        """Tokens of prompt and completion together that it takes."""
+        return self.max_length
 
 
 class _Batch:
@@ -169,7 +178,8 @@ class _Batch:
         longest = max((len(r.prompt_ids) for r in requests), default=0) + params.max_new_tokens
         self.cache = KVCache(self.slots, min(longest, self.max_length))
         self.replay = RoutingReplay(self.model)
-        if params.return_routed_experts and self.replay.layers:
+        self.noted = [bool(self.replay.layers) and wants_experts(request, params) for request in requests]
+        if any(self.noted):
             shape = (self.slots, self.cache.length, self.replay.layers, self.replay.top_k)
             self.cache.experts = torch.zeros(shape, dtype=self.replay.dtype, device=self.device)
         self.running: list[_Running] = []  # running[i] sits in slot i
@@ -217,9 +227,10 @@ class _Batch:
         self._draw(self.model.lm_head(hidden[:, 0]), 0)
 
     def _forward(self, ids, positions, layout: Prefill | Decode):
-        with nullcontext() if self.cache.experts is None else self.replay.watch() as routes:
+        noted = any(self.noted[running.request] for running in self.running)
+        with self.replay.watch() if noted else nullcontext() as routes:
             output = self.model.model(input_ids=ids, position_ids=positions, use_cache=False, layout=layout)
-        if routes is not None:
+        if routes is not None and self.cache.experts is not None:
             layout.store(self.cache.experts, routes.experts())
         return output.last_hidden_state
 
@@ -240,7 +251,7 @@ class _Batch:
             reason = self._reason_to_end(running)
             if reason:
                 ended.append(slot)
-                if self.cache.experts is not None:  # of all tokens but this last one, which nothing reads
+                if self.noted[running.request] and self.cache.experts is not None:  # the last token is never read
                     running.experts = self.replay.compact(self.cache.experts[slot, : self.positions[slot]])
                 self.finished.append((running, reason))
         self._compact(ended)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # the command line reads what the engine must be told, and st
 VERSIONS = ("0.32.",)
 FORCED = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_USE_V2_MODEL_RUNNER")  # of `environment`: nobody may say otherwise
 NO_DRAFTING = (
-    "on CPU vLLM's drafts change the distribution at temperatures above 0 (the sampled tokens would not be the "
-    "policy's); leave it out"
+    "on CPU drafts of vLLM's models change the distribution at temperatures above 0 (the sampled tokens would not be "
+    "the policy's)"
 )
 
 
@@ -167,8 +167,9 @@ class Capture:
             rows, _ = self._wanted.get(request, (None, None))
             if rows is not None:
                 start = self.runner.requests[request].num_computed_tokens
-                rows[start : start + count] = chosen[row : row + count]
-                self._seen[request][start : start + count] = True
+                read = min(count, len(rows) - start)  # drafts may go past the end; rejected ones are written again
+                rows[start : start + read] = chosen[row : row + read]
+                self._seen[request][start : start + read] = True
             row += count
 
     def _keep_support(self, result, *_) -> None:

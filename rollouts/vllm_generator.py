@@ -8,20 +8,22 @@ import dataclasses
 import difflib
 import hashlib
 import os
+import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
-import torch
 from transformers import AutoConfig
 
 from data.chat import opened_by
 from models.checkpoint import resolve_device
 from rollouts import vllm_cpu
+from rollouts.config import DraftingConfig
 from rollouts.records import Completion, FinishReason, Group, Request, SamplingParams, Support
-from rollouts.requests import check_requests
+from rollouts.requests import check_requests, wants_experts
 from rollouts.transformers_generator import StopStrings
-from rollouts.weight_sync import WeightReceiver, check_version, stored_shapes
+from rollouts.weight_files import stored_shapes
+from rollouts.weight_sync import Parcel, WeightReceiver, check_version
 
 _COLDEST = 0.01  # vLLM raises lower temperatures to this one
 # What the generator decides itself, because its contract (rollouts.generator) depends on it.
@@ -53,6 +55,7 @@ class VLLMGenerator(WeightReceiver):
         tensor_parallel: int = 1,
         expert_parallel: bool = False,
         sleep: bool = False,
+        drafting: DraftingConfig | None = None,
         engine_args: Mapping[str, Any] | None = None,
     ):
         """`engine_args`: further arguments of vLLM's engine. Raises ValueError for one that vLLM does not have or that
@@ -72,7 +75,9 @@ class VLLMGenerator(WeightReceiver):
 
         config = AutoConfig.from_pretrained(checkpoint)
         arguments: dict[str, Any] = self._engine_arguments(dict(engine_args or {}), config)
-        self.moe_layers = _moe_layers(config)
+        self.moe_layers, self.drafting = _moe_layers(config), drafting
+        if drafting is not None:
+            arguments |= self._drafting_arguments(drafting)
         if self.on_cpu:
             if tensor_parallel > 1 or expert_parallel:
                 raise ValueError("generator.tensor_parallel and expert_parallel need GPUs; on CPU take more replicas")
@@ -116,8 +121,8 @@ class VLLMGenerator(WeightReceiver):
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(f"generator.engine_args.{name}: vLLM {vllm.__version__} has no such argument{hint}")
         if given.get("speculative_config") or given.get("spec_method"):
-            why = vllm_cpu.NO_DRAFTING if self.on_cpu else "a draft model gets no weights in a sync yet; leave it out"
-            raise ValueError(f"generator.engine_args.speculative_config: {why}")
+            why = vllm_cpu.NO_DRAFTING if self.on_cpu else "a draft model gets no weights in a sync yet"
+            raise ValueError(f"generator.engine_args.speculative_config: {why}; see generator.drafting for n-grams")
         if not self.on_cpu:
             return given
         vllm_cpu.check_version(vllm.__version__)
@@ -128,6 +133,33 @@ class VLLMGenerator(WeightReceiver):
                 "an error of vLLM's"
             )
         return ours | given
+
+    def _drafting_arguments(self, drafting: DraftingConfig) -> dict[str, Any]:
+        if not self.on_cpu:
+            raise ValueError(
+                "generator.drafting: what it samples was compared with the policy's distribution on CPU alone; run "
+                "tests/test_rollouts_drafting.py on this machine before you take this refusal out"
+            )
+        config = {
+            "method": drafting.method,
+            "num_speculative_tokens": drafting.tokens,
+            "prompt_lookup_max": drafting.longest,
+            "prompt_lookup_min": drafting.shortest,
+        }
+        return {"speculative_config": config, "disable_log_stats": False}  # statistics: for `draft_counts`
+
+    def draft_counts(self) -> tuple[int, int]:
+        """Tokens guessed and tokens of those that were right, since the engine started."""
+        found = {metric.name: getattr(metric, "value", 0) for metric in self.llm.get_metrics()}
+        drafted, accepted = (found.get(f"vllm:spec_decode_num_{kind}_tokens", 0) for kind in ("draft", "accepted"))
+        return int(drafted), int(accepted)
+
+    def _check_drafting(self, params: SamplingParams) -> None:
+        if self.drafting is None:
+            return
+        asked = {"min_p": params.min_p > 0, "stop": bool(params.stop), "keep_sampling_mask": params.return_support}
+        if wrong := [name for name, given in asked.items() if given]:
+            raise ValueError(f"generator.drafting goes without {wrong[0]}: vLLM does not apply it to drafted tokens")
 
     def _needed(self, checkpoint: str) -> dict[str, tuple[int, ...]]:
         config = self.engine.model_config.hf_config
@@ -151,6 +183,7 @@ class VLLMGenerator(WeightReceiver):
         WrongWeights when `version` is given and is not the one held."""
         version = check_version(self.policy_version, version)
         check_requests(requests, self.max_length)
+        self._check_drafting(params)
         self._calls += 1
         stops = StopStrings(params.stop, self.tokenizer) if params.stop else None
         running: dict[str, tuple[int, int]] = {}  # the engine's id -> request, sample
@@ -210,7 +243,7 @@ class VLLMGenerator(WeightReceiver):
             detokenize=False,
             logprobs=0,
             flat_logprobs=True,
-            skip_reading_prefix_cache=params.return_routed_experts,  # experts are noted where they are computed
+            skip_reading_prefix_cache=wants_experts(request, params),  # experts are noted where they are computed
             # A stop string may end it at any token; otherwise the end is soon enough.
             output_kind=RequestOutputKind.CUMULATIVE if params.stop else RequestOutputKind.FINAL_ONLY,
         )
@@ -219,7 +252,7 @@ class VLLMGenerator(WeightReceiver):
             self.capture.expect(
                 engine_id,
                 len(request.prompt_ids) + limit,
-                experts=params.return_routed_experts,
+                experts=wants_experts(request, params),
                 support=params.return_support and params.truncates,
             )
         return engine_id
@@ -233,6 +266,8 @@ class VLLMGenerator(WeightReceiver):
             logprobs[:] = [output.logprobs.logprobs[start] for start in output.logprobs.start_indices]
         tokens = len(request.prompt_ids) + len(token_ids) - 1
         experts, support = self._captured(engine_id, tokens, output, params)
+        if not wants_experts(request, params):
+            experts = None
         said = self.tokenizer.decode(output.token_ids, skip_special_tokens=True)
         return Completion(
             token_ids=token_ids,
@@ -289,9 +324,9 @@ class VLLMGenerator(WeightReceiver):
         if not self.on_cpu:
             self.llm.wake_up()
 
-    def ready(self) -> bool:
-        """Answers as soon as the model is loaded; used to tell a dead replica from a slow one."""
-        return True
+    def context(self) -> int:
+        """Tokens of prompt and completion together that it takes."""
+        return self.max_length
 
     # --- weights (see rollouts.weight_sync) ---
 
@@ -301,8 +336,16 @@ class VLLMGenerator(WeightReceiver):
     def _start_update(self) -> None:
         self.llm.start_weight_update()
 
-    def _take(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        self.llm.update_weights({"update_info": {"items": list(tensors)}})
+    def device_type(self) -> str:
+        return "cpu" if self.on_cpu else "cuda"
+
+    def engine_processes(self) -> int:
+        return self.engine.vllm_config.parallel_config.world_size
+
+    def _take(self, parcel: Parcel, rank: int) -> None:
+        sent = parcel if self.on_cpu else pickle.dumps(parcel)  # to processes of vLLM's, which take plain types alone
+        info = {"parcel": sent, "first_rank": rank, "known": list(self._shapes)}
+        self.llm.update_weights({"update_info": info})
 
     def _finish_update(self, version: int) -> None:
         self.llm.finish_weight_update(weight_version=str(version))

@@ -1,5 +1,6 @@
-"""The receiving end of weight sync inside vLLM: its own weight-transfer interface, fed with our buckets."""
+"""The receiving end of weight sync inside vLLM: its own weight-transfer interface, fed with our parcels."""
 
+import pickle
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,23 +14,26 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from rollouts.vllm_cpu import forget_packed_experts, pack_heads_again
+from rollouts.weight_sync import Parcel
 
-BACKEND = "r1_buckets"
+BACKEND = "r1_parcels"
 
 
 @dataclass
 class NoRendezvous(WeightTransferInitInfo):
-    """Tensors come with the call; there is nothing to agree on."""
+    """Parcels come with the call; there is nothing to agree on before."""
 
 
 @dataclass
-class Tensors(WeightTransferUpdateInfo):
-    items: list[tuple[str, Any]]  # (checkpoint name, tensor)
+class Delivery(WeightTransferUpdateInfo):
+    parcel: Any  # a Parcel, pickled on its way to another process; opened by every process of the engine
+    first_rank: int  # of the engine's processes among all that read it
+    known: list[str]  # names of the tensors to load; others (MTP) are left
 
 
-class BucketEngine(WeightTransferEngine[NoRendezvous, Tensors]):
+class ParcelEngine(WeightTransferEngine[NoRendezvous, Delivery]):
     init_info_cls = NoRendezvous
-    update_info_cls = Tensors
+    update_info_cls = Delivery
 
     def init_transfer_engine(self, init_info: NoRendezvous) -> None:
         pass
@@ -39,11 +43,15 @@ class BucketEngine(WeightTransferEngine[NoRendezvous, Tensors]):
             forget_packed_experts(self.model)
         initialize_layerwise_reload(self.model)
 
-    def receive_weights(self, update_info: Tensors) -> None:
+    def receive_weights(self, update_info: Delivery) -> None:
         from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 
-        with disable_mtp_completeness_check():
-            cast(Any, self.model).load_weights(iter(update_info.items))
+        known = set(update_info.known)
+        rank = update_info.first_rank + self.vllm_config.parallel_config.rank
+        sent = update_info.parcel
+        parcel: Parcel = pickle.loads(sent) if isinstance(sent, bytes) else sent
+        with parcel.open(rank, self.device) as tensors, disable_mtp_completeness_check():
+            cast(Any, self.model).load_weights((name, tensor) for name, tensor in tensors if name in known)
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
@@ -57,4 +65,4 @@ class BucketEngine(WeightTransferEngine[NoRendezvous, Tensors]):
 def register() -> None:
     """Make the backend known to vLLM in this process; vLLM calls it in its worker processes (see pyproject.toml)."""
     if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, BucketEngine)
+        WeightTransferEngineFactory.register_engine(BACKEND, ParcelEngine)

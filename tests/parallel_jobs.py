@@ -160,11 +160,16 @@ def sent_weights(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
     """What generators are sent by each way, and the probe's scores."""
     trainer = policy(checkpoint, mesh)
     trainer.write_weights(folder, 1 << 16, "float32")
-    buckets = list(trainer.weight_buckets(1 << 16, "float32"))
+    trainer.open_buckets(1 << 16, "float32", True)  # a sync that ends before its second bucket
+    trainer.next_parcel()
+    trainer.close_parcels()
+    trainer.open_buckets(1 << 16, "float32", True)
+    buckets = [bucket for bucket, _ in iter(trainer.next_parcel, (None, False))]
+    trainer.close_parcels()
     return {
         "shapes": trainer.weight_shapes(),
         "checksums": trainer.weight_checksums(),
-        "sums_of_buckets": {name: digest for bucket in buckets for name, digest in bucket.checksums().items()},
+        "sums_of_buckets": {entry.name: entry.checksum for bucket in buckets for entry in bucket.entries},
         "scores": trainer.score([[9, 10, 11, 12], [20, 21]]),
     }
 

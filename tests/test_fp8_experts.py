@@ -12,11 +12,14 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3ForCa
 
 import models.experts
 from fp8.config import Fp8Config
-from fp8.convert import convert, is_quantised, quantised_names
+from fp8.convert import convert, quantised_names
 from fp8.experts import grouped_mlp
+from fp8.weights import WeightBlocks
 from models.checkpoint import hub_views
+from rollouts.buckets import on_wire
 
 CONFIG = Fp8Config(backend="reference")
+BLOCKS = WeightBlocks(CONFIG)
 
 
 def exact_mlp(x, counts, gate_up, down):
@@ -43,7 +46,7 @@ def test_against_float64(counts, width, inner):
     expected = exact_mlp(leaves[0], counts, leaves[1], leaves[2])
     expected_grads = torch.autograd.grad(expected, leaves, gradient.double())
     leaves = [t.clone().requires_grad_() for t in (x, gate_up, down)]
-    got = grouped_mlp(leaves[0], torch.tensor(counts), leaves[1], leaves[2], CONFIG)
+    got = grouped_mlp(leaves[0], torch.tensor(counts), leaves[1], leaves[2], BLOCKS)
     got_grads = torch.autograd.grad(got, leaves, gradient)
     assert error(got.detach(), expected.detach()) < 0.08  # three roundings in a row: x, weights, h
     for one, other in zip(got_grads, expected_grads, strict=True):
@@ -59,9 +62,9 @@ def test_experts_do_not_see_each_others_rows(counts):
     experts = len(counts)
     x = torch.randn(sum(counts), 64)
     gate_up, down = torch.randn(experts, 64, 64), torch.randn(experts, 64, 32)
-    together = grouped_mlp(x, torch.tensor(counts), gate_up, down, CONFIG)
+    together = grouped_mlp(x, torch.tensor(counts), gate_up, down, BLOCKS)
     alone = [
-        grouped_mlp(rows, torch.tensor([len(rows)]), gate_up[e : e + 1], down[e : e + 1], CONFIG)
+        grouped_mlp(rows, torch.tensor([len(rows)]), gate_up[e : e + 1], down[e : e + 1], BLOCKS)
         for e, rows in enumerate(x.split(counts))
     ]
     assert torch.allclose(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
@@ -87,7 +90,7 @@ def test_the_moe_layer_weighs_and_adds_up_as_transformers_does():
     assert torch.equal(moe(hidden), expected)  # nothing is plugged in: transformers' own product
     moe.experts.grouped_mlp = lambda x, counts, gate_up, down: exact_mlp(x, counts.tolist(), gate_up, down)
     assert torch.allclose(moe(hidden), expected, atol=1e-6)
-    moe.experts.grouped_mlp = partial(grouped_mlp, config=CONFIG)
+    moe.experts.grouped_mlp = partial(grouped_mlp, blocks=BLOCKS)
     assert 1e-4 < error(moe(hidden), expected.double()) < 0.1
 
 
@@ -111,8 +114,9 @@ def test_the_audit_names_every_weight_and_what_it_computes_in():
 def test_training_and_engines_quantise_the_same_weights():
     model = tiny()
     convert(model, CONFIG)
-    matrices = {name for name, tensor in hub_views(model).items() if tensor.ndim == 2}
-    assert quantised_names(model) == {name for name in matrices if is_quantised(name)}
+    sent = {name for key, view in hub_views(model).items() for name, tensor in on_wire(key, view, "fp8")
+            if tensor.dtype == torch.float8_e4m3fn}  # fmt: skip
+    assert quantised_names(model) == sent and len(sent) == 2 * 5 + 3 + 3 + 4 * 3
 
 
 def test_a_converted_model_trains():
@@ -122,13 +126,13 @@ def test_a_converted_model_trains():
     ids = torch.randint(0, 64, (1, 40))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
-    for _ in range(30):
+    for _ in range(12):
         loss = model.train()(input_ids=ids, labels=ids).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_what_cannot_run_in_fp8_is_refused_before_anything_is_changed():
@@ -136,3 +140,23 @@ def test_what_cannot_run_in_fp8_is_refused_before_anything_is_changed():
     with pytest.raises(ValueError, match=r"mlp.experts cannot run in FP8: its activation is GELUActivation, not SiLU"):
         convert(model, CONFIG)
     assert quantised_names(model) == set()
+
+
+def test_kept_blocks_follow_every_change_of_the_weights():
+    kept, made_anew = tiny(), tiny()
+    for model, keep in ((kept, True), (made_anew, False)):
+        convert(model, CONFIG, keep_blocks=keep)
+        model.set_experts_implementation(models.experts.NAME)
+    ids = torch.randint(0, 64, (1, 20))
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2, foreach=True) for model in (kept, made_anew)]
+    other = {name: torch.randn_like(tensor) / 10 for name, tensor in made_anew.state_dict().items()}
+    for step in range(4):
+        if step == 2:
+            for model in (kept, made_anew):
+                model.load_state_dict(other)
+        losses = [model(input_ids=ids, labels=ids).loss for model in (kept, made_anew)]
+        assert torch.equal(*losses)
+        for loss, optimizer in zip(losses, optimizers, strict=True):
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from fp8.config import Fp8Config
-from fp8.gemm import backends, choose, matmul_nt
+from fp8.gemm import _column_major, _padded_column_major, _padded_values, backends, choose, matmul_nt
 from fp8.linear import Fp8Linear
 from fp8.quantize import COLUMNS, ROWS, SQUARE, quantize
+from fp8.weights import WeightBlocks
 
 
 def data(shape: tuple[int, int], kind: str, seed: int) -> torch.Tensor:
@@ -52,7 +53,7 @@ def test_forward_dgrad_and_wgrad_against_float64(kind, bound, scales):
     gradient = data((tokens, features_out), kind, 2) * 1e-7  # far below the floor of activations
     exact = torch.nn.functional.linear(x.double(), linear.weight.double(), linear.bias.double())
     dx, dw, db = torch.autograd.grad(exact, [x, linear.weight, linear.bias], gradient.double())
-    Fp8Linear.swap(linear, Fp8Config(backend="reference", scales=scales))
+    Fp8Linear.swap(linear, WeightBlocks(Fp8Config(backend="reference", scales=scales)))
     y = linear(x)
     y.backward(gradient)
     assert error(y.detach(), exact.detach()) < bound
@@ -64,14 +65,14 @@ def test_wgrad_sums_over_4096_tokens():
     linear = torch.nn.Linear(64, 96, bias=False)
     x, gradient = data((4096, 64), "outliers", 0), data((4096, 96), "normal", 1)
     exact = gradient.double().T @ x.double()
-    Fp8Linear.swap(linear, Fp8Config())
+    Fp8Linear.swap(linear, WeightBlocks(Fp8Config()))
     linear(x).backward(gradient)
     assert error(linear.weight.grad, exact) < 0.04
 
 
 def test_what_backward_keeps_is_one_byte_per_activation():
     linear = torch.nn.Linear(512, 256, bias=False)
-    Fp8Linear.swap(linear, Fp8Config())
+    Fp8Linear.swap(linear, WeightBlocks(Fp8Config()))
     x = torch.randn(1024, 512, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -82,7 +83,7 @@ def test_what_backward_keeps_is_one_byte_per_activation():
 
 def test_frozen_and_first_layers_compute_what_is_needed():
     linear = torch.nn.Linear(32, 16, bias=False)
-    Fp8Linear.swap(linear, Fp8Config())
+    Fp8Linear.swap(linear, WeightBlocks(Fp8Config()))
     linear.weight.requires_grad_(False)
     x = torch.randn(2, 3, 32, requires_grad=True)
     linear(x).sum().backward()
@@ -94,7 +95,7 @@ def test_frozen_and_first_layers_compute_what_is_needed():
 
 def test_a_bad_value_is_not_hidden():
     linear = torch.nn.Linear(256, 8, bias=False)
-    Fp8Linear.swap(linear, Fp8Config())
+    Fp8Linear.swap(linear, WeightBlocks(Fp8Config()))
     x = torch.randn(4, 256)
     x[1, 3] = torch.inf
     finite = torch.isfinite(linear(x)).all(dim=1)
@@ -115,3 +116,16 @@ def test_a_backend_that_cannot_run_is_an_error_with_the_reason():
     with pytest.raises(RuntimeError, match="cublaslt cannot run here: it needs a CUDA device"):
         choose("cublaslt", cpu)
     assert backends("cpu")["reference"] == "" and backends("cpu")["deepgemm"]
+
+
+def test_what_cublaslt_is_given_has_its_layout():
+    """The scales and values as torch documents them for block-wise scaled_mm; the product itself needs a Hopper GPU."""
+    a, b = quantize(data((40, 300), "normal", 0), ROWS), quantize(data((272, 300), "normal", 1), SQUARE)
+    values = _padded_values(a.values)
+    assert values.shape == (40, 304) and values.is_contiguous()
+    assert torch.equal(values[:, :300].float(), a.values.float()) and not values[:, 300:].float().any()
+    rows = _column_major(a.scales)
+    assert torch.equal(rows, a.scales) and rows.stride() == (1, 40)
+    blocks = _padded_column_major(b.scales)
+    assert blocks.shape == (4, 3) and blocks.stride() == (1, 4)  # 3 tiles of K, padded to 4, by 3 of N
+    assert torch.equal(blocks[:3], b.scales.T)

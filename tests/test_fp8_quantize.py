@@ -6,7 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fp8.quantize import dequantize_blocks, quantize_blocks
+from fp8.quantize import (
+    ACTIVATION_FLOOR,
+    COLUMNS,
+    ROWS,
+    SQUARE,
+    dequantize_blocks,
+    quantize,
+    quantize_blocks,
+    requantize_blocks,
+)
 
 # All finite values of E4M3: 4 exponent bits with bias 7, 3 mantissa bits; the top code is NaN, so 448 is the largest.
 _GRID = np.array(
@@ -78,3 +87,86 @@ def test_scales_of_another_weight_are_refused():
     quantised, scale = quantize_blocks(torch.ones(200, 10))
     with pytest.raises(ValueError, match="scales have shape"):
         dequantize_blocks(quantised, scale[:1])
+
+
+# --- tiles ---
+
+
+def codes(values: torch.Tensor) -> list[int]:
+    return values.view(torch.uint8).flatten().tolist()
+
+
+def test_golden_vectors_of_the_published_convention():
+    """Worked out by hand: largest 1, so scale 1/448; 0.3 * 448 = 134.4 lies between 128 and 144, 0.448 between 14 and
+    15 steps of 1/32, and 0.00045 below half of the smallest step, 2^-9."""
+    tile = torch.zeros(1, 128)
+    tile[0, :6] = torch.tensor([1.0, -0.5, 0.3, 1e-3, 1e-6, -1e-2])
+    got = quantize(tile, ROWS, floor=ACTIVATION_FLOOR)
+    assert got.scales.item() == np.float32(1) / np.float32(448)
+    assert codes(got.values)[:6] == [0x7E, 0xF6, 0x70, 0x2E, 0x00, 0xC9]  # 448, -224, 128, 0.4375, 0, -4.5
+    up = quantize(tile, ROWS, scales="power_of_two")
+    assert up.scales.item() == 2.0**-8  # the power above 1/448
+    assert codes(up.values)[:6] == [0x78, 0xF0, 0x6A, 0x28, 0x00, 0xC2]  # 256, -128, 80 (76.8), 0.25, 0, -2.5 (-2.56)
+
+
+def test_the_floor_of_activations_is_deepseeks_and_gradients_have_none():
+    small = torch.full((1, 128), 1e-5)
+    assert quantize(small, ROWS, floor=ACTIVATION_FLOOR).scales.item() == np.float32(1e-4) / np.float32(448)
+    assert torch.allclose(quantize(small * 1e-20, ROWS).dequantize(), small * 1e-20, rtol=1e-5, atol=0)
+
+
+@given(
+    st.tuples(st.integers(1, 270), st.integers(1, 270)),
+    st.sampled_from([ROWS, COLUMNS, SQUARE]),
+    st.sampled_from(["float32", "power_of_two"]),
+    st.integers(0, 2**31),
+)
+@settings(deadline=None, max_examples=40)
+def test_every_tile_by_the_formula(shape, tile, scales, seed):
+    matrix = np.random.default_rng(seed).standard_t(2, shape).astype(np.float32)
+    got = quantize(torch.from_numpy(matrix), tile, scales=scales)
+    assert got.scales.shape == (-(-shape[0] // tile[0]), -(-shape[1] // tile[1]))
+    for (i, j), scale in np.ndenumerate(got.scales.numpy()):
+        rows = slice(i * tile[0], (i + 1) * tile[0])
+        columns = slice(j * tile[1], (j + 1) * tile[1])
+        expected = np.abs(matrix[rows, columns]).max() / np.float32(448)
+        if scales == "power_of_two":
+            assert expected <= scale < 2 * expected and np.log2(np.float64(scale)).is_integer()
+        else:
+            assert scale == expected
+        exact = torch.from_numpy(matrix[rows, columns] / scale).to(torch.float8_e4m3fn)
+        assert torch.equal(got.values[rows, columns].view(torch.uint8), exact.view(torch.uint8))
+
+
+@pytest.mark.parametrize("tile", [ROWS, COLUMNS, SQUARE])
+def test_transposing_and_cutting_rows_keep_the_numbers(tile):
+    matrix = torch.randn(300, 200)
+    got = quantize(matrix, tile)
+    assert torch.equal(got.T.dequantize(), got.dequantize().T)
+    assert torch.equal(got.rows(128, 300).dequantize(), got.dequantize()[128:300])
+
+
+def test_a_scale_that_is_a_power_of_two_already_stays():
+    for exponent in (-20, -1, 0, 7):
+        assert quantize(torch.full((1, 1), 448 * 2.0**exponent), ROWS, scales="power_of_two").scales == 2.0**exponent
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_a_tile_with_a_bad_value_is_bad_as_a_whole(bad):
+    matrix = torch.ones(2, 256)
+    matrix[1, 200] = bad
+    assert torch.isnan(quantize(matrix, ROWS).dequantize()).nonzero()[:, 0].unique().tolist() == [1]
+    assert torch.isnan(quantize(matrix, ROWS).dequantize()[1, 128:]).all()
+
+
+@given(st.integers(0, 2**31), st.floats(0.3, 3.0))
+@settings(deadline=None, max_examples=20)
+def test_weights_read_and_written_again_are_the_same(seed, stretch):
+    rng = np.random.default_rng(seed)
+    values = torch.from_numpy(rng.normal(0, 40, (150, 140)).astype("f4")).to(torch.float8_e4m3fn)
+    scale = torch.from_numpy((rng.uniform(1e-3, 1e-2, (2, 2)) * stretch).astype("f4"))
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = dequantize_blocks(values, scale).to(dtype)
+        again, scale_again = requantize_blocks(weight, scale)
+        assert torch.equal(scale_again, scale)
+        assert torch.equal(again.float(), values.float())  # as numbers: minus zero may lose its sign

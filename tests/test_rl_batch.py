@@ -128,6 +128,17 @@ def test_ranks_get_equally_many_rows_some_perhaps_empty(batch, ranks):
         assert row.split(row.target_ids) == []
 
 
+def test_sequences_without_routes_route_themselves():
+    """Where only some completions came with their experts."""
+    experts = np.array([[[3, 1]], [[0, 2]]], np.uint8)
+    plain = TrainingSequence(prompt_ids=np.array([1]), completion_ids=np.array([2, 3]), advantage=0.0)
+    (row,) = pack([plain, replace(plain, routed_experts=experts), plain], 10)
+    place = row.sequence_indices.tolist().index(1)
+    (routes,) = (row.routed_experts[3 * i : 3 * i + 3] for i in range(3) if i == place)
+    assert routes.tolist() == [[[3, 1]], [[0, 2]], [[-1, -1]]]
+    assert (np.delete(row.routed_experts, range(3 * place, 3 * place + 3), axis=0) == -1).all()
+
+
 def test_bad_sequences_are_named():
     fine = TrainingSequence(prompt_ids=np.array([1]), completion_ids=np.array([2, 3]), advantage=0.0)
     with pytest.raises(ValueError, match="completion_ids is empty"):
@@ -138,8 +149,6 @@ def test_bad_sequences_are_named():
         pack([fine, replace(fine, ref_logprobs=np.zeros(2))], 10)
     with pytest.raises(ValueError, match="routed_experts has 3 tokens; a sequence of 3 needs 2"):
         replace(fine, routed_experts=np.zeros((3, 1, 2), np.uint8))
-    with pytest.raises(ValueError, match="1 of 2 sequences of a row lack routed_experts"):
-        pack([fine, replace(fine, routed_experts=np.zeros((2, 1, 2), np.uint8))], 10)
     support = support_of(fine.completion_ids)
     with pytest.raises(ValueError, match="1 of 2 sequences of a row lack support"):
         pack([fine, replace(fine, support=support)], 10)

@@ -235,10 +235,19 @@ def test_dynamic_sampling_fills_the_batch_with_groups_that_have_a_signal(ray_ses
 
 
 @pytest.mark.slow
-def test_a_prompt_that_fills_the_context_is_left_out_and_counted(ray_session, tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    ("engine", "repeats"),
+    [("rollouts.transformers_generator:TransformersGenerator", 200), ("faulty_generators:ShortContext", 12)],
+)
+def test_a_prompt_that_fills_the_context_is_left_out_and_counted(
+    ray_session, tiny_checkpoint, tmp_path, monkeypatch, engine, repeats
+):
+    """The model's context, or that of an engine which takes less."""
     from rl.train import run
+    from rollouts import pool
 
-    rows = [{"question": "What is 1 + 2? " * (200 if i == 3 else 1) + f"({i})", "answer": "3"} for i in range(6)]
+    monkeypatch.setitem(pool._ENGINES, "transformers", engine)
+    rows = [{"question": "What is 1 + 2? " * (repeats if i == 3 else 1) + f"({i})", "answer": "3"} for i in range(6)]
     (tmp_path / "sums.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     source = ProblemSource(path=str(tmp_path / "sums.jsonl"), row_schema="columns")
     update = {"problems": ProblemsConfig(sources=(source,)), "steps": 2}

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from data.problem_pool import ProblemsConfig
 from rewards.config import RewardSpec
 from rl.config import GRPOConfig
+from rl.objective import ObjectiveConfig
 from rollouts.config import GeneratorConfig, RolloutConfig, WeightSyncConfig
 from training.config import OptimizerConfig, TrainerConfig
 from training.run_log import read_log
@@ -54,7 +56,27 @@ def test_vllm_samples_the_policy_that_trains(ray_session, tiny_checkpoint, tmp_p
     assert rewards[-1] > rewards[0]
 
 
-@pytest.mark.parametrize("transport", ["object_store", "files"])
+@pytest.mark.parametrize("replay", ["off", "rollout"])
+def test_v3_2_takes_the_routing_out_of_the_mismatch_with_bfloat16(ray_session, tiny_checkpoint, tmp_path, replay):
+    """Sampling in bfloat16, training in float32: 8 steps of the V3.2 objective, with its routing replay and without."""
+    pytest.importorskip("vllm")
+    update = {
+        "objective": ObjectiveConfig(preset="v3_2", routing_replay=replay),
+        "mismatch_limit": 1.0,  # random weights make much of rounding
+    }
+    rows = run(with_generator(dtype="bfloat16").model_copy(update=update), tiny_checkpoint, tmp_path)
+    assert [row["step"] for row in rows] == list(range(1, CONFIG.steps + 1))
+    assert all(np.isfinite(value) for row in rows for value in row.values())
+    first_steps = rows[:: CONFIG.mini_batches]  # of rollout batches: old logprobs are those of the policy
+    assert all(0.5 < row["mismatch/routing_agreement"] < 1 for row in first_steps)
+    used = [row["mismatch/routing_agreement_used"] for row in (rows if replay == "rollout" else first_steps)]
+    assert all(share == 1 if replay == "rollout" else share < 1 for share in used)
+    mismatch, rewards = ([row[name] for row in rows if name in row] for name in ("mismatch/abs_mean", "reward/mean"))
+    assert np.mean(mismatch[-4:]) < 2 * np.mean(mismatch[:4])
+    assert rewards[-1] > rewards[0]
+
+
+@pytest.mark.parametrize("transport", ["object_store", "collective", "shared_memory", "files"])
 def test_both_transports_train_the_same_policy(ray_session, tiny_checkpoint, tmp_path, transport):
     """Buckets of 1 MiB, smaller than the model, against sampling in the trainer, where nothing is sent."""
     settings = {
@@ -80,7 +102,6 @@ def test_a_replica_that_loses_a_tensor_stops_the_run_and_names_it(ray_session, t
         run(config, tiny_checkpoint, tmp_path)
     report = json.loads((tmp_path / ".weight_sync_failure.json").read_text())
     assert report["replicas"][0]["held_differently"] == ["model.layers.0.self_attn.o_proj.weight"]
-    assert report["replicas"][0]["arrived_differently"] == []
 
 
 def test_a_coarse_wire_is_seen_and_may_be_refused(ray_session, tiny_checkpoint, tmp_path):

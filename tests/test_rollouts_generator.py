@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from models.checkpoint import hub_state_dict, load_model, load_tokenizer
 from rollouts.records import Request, SamplingParams
-from rollouts.sampling import truncate, uniforms
+from rollouts.sampling import draw, truncate, uniforms
 from rollouts.transformers_generator import StopStrings, TransformersGenerator
 from tests.vllm_engines import vllm_engine
 
@@ -468,6 +469,31 @@ def test_truncate_against_the_definition(logits, top_k, top_p, min_p):
     assert kept in [naive_truncate(values, top_k, p, m) for p, m in borders]
     assert (out[sorted(kept)] == values[sorted(kept)]).all()
     assert int(values.argmax()) in kept
+
+
+@given(few_logits, st.floats(0, 1, exclude_max=True, width=32))
+def test_a_draw_is_the_inverse_of_the_distribution_function(logits, uniform):
+    """And is on a token that could be drawn; float64 sums say where the borders are, up to rounding."""
+    values = torch.tensor([logits])
+    cut = truncate(values, 0, 0.9)
+    params = SamplingParams(max_new_tokens=1, top_p=0.9)
+    (token,), (logprob,), kept = draw(values, torch.tensor([uniform]), params)
+    probabilities = torch.softmax(cut.double(), -1)[0]
+    below = probabilities[:token].sum().item()
+    assert kept[0, token] and below - 1e-6 <= uniform <= below + probabilities[token].item() + 1e-6
+    assert logprob.item() == pytest.approx(probabilities[token].log().item(), abs=1e-5)
+
+
+def test_drawing_uses_nothing_that_is_not_deterministic_on_cuda():
+    """Which a trainer that samples would refuse there: cumulative sums of floats."""
+
+    class NoFloatSums(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            assert function is not torch.ops.aten.cumsum.default or not args[0].is_floating_point()
+            return function(*args, **(kwargs or {}))
+
+    with NoFloatSums():
+        draw(torch.randn(4, 30), torch.rand(4), SamplingParams(max_new_tokens=1, top_p=0.7, top_k=9, min_p=0.01))
 
 
 def test_min_p_counts_before_top_k_and_top_p():

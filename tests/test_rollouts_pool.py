@@ -113,6 +113,38 @@ def test_a_replica_killed_before_a_sync_gets_its_weights(pool, other_weights, ex
 
 
 @pytest.mark.slow
+def test_a_replica_killed_before_a_probe_gets_the_last_weights(pool):
+    from cluster.actors import kill
+
+    sequences = [[9, 20, 31, 7, 250]]
+    before = [scores[0].tolist() for scores in pool.score(sequences)]
+    kill(pool.replicas[1])
+    assert [scores[0].tolist() for scores in pool.score(sequences)] == before
+    assert pool.context() == 128
+
+
+@pytest.mark.slow
+def test_a_replica_killed_while_the_trainer_works_is_replaced(ray_session, tiny_checkpoint, other_weights, monkeypatch):
+    """Put to sleep like the others, awake when it is time, and with the weights of the sync that follows."""
+    from cluster.actors import kill, wait
+    from rollouts import pool as module
+
+    monkeypatch.setitem(module._ENGINES, "transformers", "faulty_generators:Sleepy")
+    pool = module.GeneratorPool(str(tiny_checkpoint), CONFIG.model_copy(update={"replicas": 1, "sleep": True}))
+    try:
+        kill(pool.replicas[0])
+        pool.sleep()
+        assert wait(pool.replicas[0].is_asleep.remote(), phase="testing", deadline_s=60)
+        kill(pool.replicas[0])
+        pool.wake()
+        pool.sync(other_weights, version=7)
+        [group] = pool.sample(requests(1), PARAMS)
+        assert {completion.policy_version for completion in group.completions} == {7}
+    finally:
+        pool.close()
+
+
+@pytest.mark.slow
 def test_a_bad_prompt_comes_back_as_itself(pool):
     with pytest.raises(ValueError, match="'long' has 500 tokens"):
         pool.sample([*requests(3), Request(key="long", prompt_ids=[9] * 500)], PARAMS)
@@ -165,7 +197,7 @@ def test_a_replica_that_is_out_of_reach_is_ended_before_another_one_starts(pool,
     groups = pool.sample(requests(), PARAMS)
     assert len(groups) == 12 and pool.replicas[1] is not old
     with pytest.raises(ActorDied):
-        wait(old.ready.remote(), phase="testing", deadline_s=60)
+        wait(old.context.remote(), phase="testing", deadline_s=60)
 
 
 def _out_of_reach_once():

@@ -101,6 +101,16 @@ def test_logprobs_are_right_after_an_update(kind, request):
         engine.load_files(str(checkpoint), version=0)
 
 
+def test_weights_may_cross_to_another_process_of_the_engine(engine, tiny_checkpoint, monkeypatch):
+    """As on GPUs, where a parcel is pickled."""
+    [expected] = engine.score([PROMPTS[1]])
+    engine.load_weights(changed(tiny_checkpoint), version=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "on_cpu", False)
+        engine.load_files(str(tiny_checkpoint), version=0)
+    np.testing.assert_array_equal(engine.score([PROMPTS[1]])[0], expected)
+
+
 UPDATED_WITHOUT = """
 import sys
 from rollouts import vllm_weights
@@ -153,7 +163,9 @@ def test_drafting_is_refused_with_the_reason(tiny_checkpoint):
     from rollouts.vllm_generator import VLLMGenerator
 
     drafts = {"speculative_config": {"method": "mtp", "num_speculative_tokens": 1}}
-    with pytest.raises(ValueError, match="drafts change the distribution at temperatures above 0"):
+    with pytest.raises(
+        ValueError, match=r"drafts of vLLM's models change the distribution .*; see generator\.drafting for n-grams"
+    ):
         VLLMGenerator(str(tiny_checkpoint), device="cpu", engine_args=drafts)
 
 

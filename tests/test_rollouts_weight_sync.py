@@ -1,5 +1,7 @@
 """Weights on their way: nothing is lost, a bucket is bounded, and what is not whole is never sampled from."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.checkpoint import hub_state_dict, hub_views, load_model
+from rollouts.buckets import CorruptWeights, checksum, pack_weights
 from rollouts.records import Request, SamplingParams
 from rollouts.transformers_generator import TransformersGenerator
-from rollouts.weight_sync import WrongWeights, pack_weights, stored_shapes, stored_tensors, write_buckets
+from rollouts.weight_files import stored_shapes, stored_tensors, write_buckets
+from rollouts.weight_sync import WrongWeights
 
 PARAMS = SamplingParams(max_new_tokens=8, seed=1)
 REQUESTS = [Request(key="a", prompt_ids=[9, 10, 11])]
@@ -41,7 +45,7 @@ def test_buckets_hold_everything_once_and_are_bounded(sizes, limit):
     assert [name for name, _ in arrived] == list(tensors)
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in arrived)
     for bucket in buckets:
-        assert bucket.data.nbytes <= limit or len(bucket.names) == 1
+        assert bucket.data.nbytes <= limit or len(bucket.entries) == 1
 
 
 def test_names_are_those_of_the_checkpoint(weights, tiny_checkpoint):
@@ -50,6 +54,27 @@ def test_names_are_those_of_the_checkpoint(weights, tiny_checkpoint):
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
     mtp = {name for name in stored_shapes(tiny_checkpoint) if name.startswith("model.layers.3.")}
     assert weights.keys() == stored_shapes(tiny_checkpoint).keys() - mtp
+
+
+@given(tensor_sizes, st.sampled_from(["float32", "bfloat16", "fp8"]), st.data())
+@settings(deadline=None)
+def test_a_changed_byte_is_noticed_wherever_it_is(sizes, wire, data):
+    tensors = {f"q_proj{i}.weight": torch.randn(size) for i, size in enumerate([*sizes, [80, 90]])}
+    for bucket in pack_weights(tensors.items(), 1 << 20, wire):
+        bucket.check()
+        entry = data.draw(st.sampled_from(bucket.entries))
+        tensor = entry.of(bucket.data)
+        byte = entry.start + data.draw(st.integers(0, tensor.nbytes - 1))
+        bucket.data[byte] ^= data.draw(st.integers(1, 255))
+        with pytest.raises(CorruptWeights, match=f"weight {re.escape(entry.name)} arrived otherwise"):
+            list(bucket.tensors())
+
+
+def test_a_checksum_tells_tensors_apart_by_their_bytes_alone():
+    big = torch.randn(300, 70)
+    assert checksum(big) == checksum(big.T.contiguous().T) == checksum(torch.cat([big[:1], big])[1:])
+    shifted, zeros = torch.roll(big.flatten(), 1).view_as(big), torch.zeros_like(big)
+    assert len({checksum(t) for t in (big, shifted, zeros, big.flip(0), big[1:])}) == 5
 
 
 @pytest.mark.parametrize(("wire", "bytes_per_weight"), [("float32", 4), ("bfloat16", 2), ("fp8", 1)])
@@ -65,12 +90,13 @@ def test_formats_on_the_wire(weights, wire, bytes_per_weight):
         step = tensor.abs().max() / 448 * 2**-9 if wire == "fp8" else 0
         assert ((got - tensor).abs() <= rounding * tensor.abs() + step).all(), name
     big = "model.layers.1.self_attn.kv_b_proj.weight"
-    sent = next(b for b in pack_weights(weights.items(), 1, wire) if big in b.names)
+    sent = next(b for b in pack_weights(weights.items(), 1, wire) if big in b.names())
     assert weights[big].numel() * bytes_per_weight <= sent.data.nbytes < weights[big].numel() * bytes_per_weight * 1.1
 
 
 def test_fp8_leaves_embeddings_head_router_and_norms_alone(weights):
-    quantised = {n for b in pack_weights(weights.items(), 1, "fp8") for n in b.names if n + "_scale_inv" in b.names}
+    sent = [[entry.name for entry in b.entries] for b in pack_weights(weights.items(), 1, "fp8")]
+    quantised = {name for names in sent for name in names if name + "_scale_inv" in names}
     kinds = {name.split(".")[-2] for name in quantised}
     assert kinds == {
         "q_a_proj",
@@ -124,11 +150,21 @@ def test_half_an_update_is_never_sampled_from(generator, weights):
         generator.sample(REQUESTS, PARAMS)
 
 
-def test_an_update_that_lacks_a_tensor_changes_nothing(generator, weights):
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "lm_head.weight",
+        "model.norm.weight",
+        "model.layers.1.mlp.gate.weight",
+        "model.layers.1.mlp.experts.0.up_proj.weight",
+        "model.layers.2.mlp.experts.7.down_proj.weight",
+    ],
+)
+def test_an_update_that_lacks_a_tensor_changes_nothing(generator, weights, missing):
     before = generator.held_checksums()
     known = shapes(weights)
-    with pytest.raises(KeyError, match=r"weights lack model\.norm\.weight"):
-        generator.begin_update({n: s for n, s in known.items() if n != "model.norm.weight"})
+    with pytest.raises(KeyError, match=f"weights lack {re.escape(missing)}"):
+        generator.begin_update({n: s for n, s in known.items() if n != missing})
     with pytest.raises(ValueError, match=r"model\.norm\.weight has shape \(3,\)"):
         generator.begin_update(known | {"model.norm.weight": (3,)})
     assert generator.policy_version == 0

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from data.config import OPERATIONAL
+from fp8.config import Fp8Config
 from training.mesh import MeshConfig
 
 
@@ -49,12 +50,13 @@ class TrainerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
         description="how many processes train, and what each holds; one, unless a model needs more. Another mesh "
         "rounds otherwise, so a step agrees to about 1e-5, not bit for bit",
     )
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Literal["float32", "bfloat16", "fp8"] = Field(
         default="float32",
-        description="what weights are multiplied in. bfloat16: half the memory of activations and gathered weights and "
-        "the speed of tensor cores; weights, gradients and moments stay float32. float32 is right for tiny models on "
-        "CPUs, which have no faster bfloat16",
+        description="what is multiplied in; weights, gradients and moments stay float32. bfloat16: half the memory of "
+        "activations and gathered weights, and tensor cores. fp8: linear layers and experts as DeepSeek-V3, the rest "
+        "in bfloat16 on GPUs and float32 on CPUs; fast on Hopper alone. float32 is right for tiny models on CPUs",
     )
+    fp8: Fp8Config = Field(default=Fp8Config(), description="how, where precision is fp8")
     threads: int = Field(default=2, ge=1, description="compute threads on CPU; part of what makes a run reproducible")
     row_tokens: int = Field(
         default=4096,

@@ -3,7 +3,7 @@
     trainer = spawn_trainer("rl.trainer:PolicyTrainer", config.trainer, checkpoint, optimizer, objective=...)
     wait(trainer.refresh_reference.remote(), ...)                  every rank does it; the answer is rank 0's
     wait(trainer.annotate.each(PerRank(shares)), ...)              every rank with its own share; the list of answers
-    trainer.weight_buckets.options(num_returns="streaming").remote(...)     rank 0's stream, in which all take part
+    trainer.next_parcel.options(num_returns=2).remote()            rank 0's two answers; the others take part unseen
 
 With a single rank there is no process group, and calls are those of the one actor.
 """
@@ -45,30 +45,29 @@ class _GroupMethod:
         """The answer of rank 0, which is about all ranks."""
         if len(self.ranks) == 1:
             return self._alone(args, kwargs)
-        if self.settings.get("num_returns") == "streaming":
-            return self._stream(args, kwargs)
-        return Joint(self._on_all("call", args, kwargs))
+        if self.settings:  # several returns: those of rank 0, while the others take part unseen
+            return self._led(args, kwargs)
+        return Joint(self._on_all(args, kwargs))
 
     def each(self, *args: Any, **kwargs: Any) -> Joint:
         """The answers of all ranks, in their order."""
         alone = len(self.ranks) == 1
-        return Joint([self._alone(args, kwargs)] if alone else self._on_all("call", args, kwargs), every=True)
+        return Joint([self._alone(args, kwargs)] if alone else self._on_all(args, kwargs), every=True)
 
     def _alone(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         method = getattr(self.ranks[0], self.name).options(**self.settings)
         return method.remote(*_of_rank(args, 0), **kwargs)
 
-    def _on_all(self, how: str, args: Sequence[Any], kwargs: Mapping[str, Any], first: int = 0) -> list[Any]:
-        """`how`: the method of training.rank.Rank that calls the trainer's."""
+    def _on_all(self, args: Sequence[Any], kwargs: Mapping[str, Any], first: int = 0) -> list[Any]:
         return [
-            getattr(self.ranks[rank], how).remote(self.name, *_of_rank(args, rank), **kwargs)
+            self.ranks[rank].call.remote(self.name, *_of_rank(args, rank), **kwargs)
             for rank in range(first, len(self.ranks))
         ]
 
-    def _stream(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        self._on_all("exhaust", args, kwargs, first=1)
-        items = self.ranks[0].iterate.options(**self.settings)
-        return items.remote(self.name, *_of_rank(args, 0), **kwargs)
+    def _led(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        self._on_all(args, kwargs, first=1)
+        answers = self.ranks[0].call.options(**self.settings)
+        return answers.remote(self.name, *_of_rank(args, 0), **kwargs)
 
 
 class TrainerGroup:
@@ -106,7 +105,7 @@ def spawn_trainer(target: str, settings: TrainerConfig, *args: Any, **kwargs: An
     Nothing is waited for: the first answer comes when all ranks have met and have built their trainer. Raises
     StartFailed when the cluster has GPUs, but fewer than ranks.
     """
-    kwargs |= {"device": settings.device, "mesh": settings.mesh, "precision": settings.precision}
+    kwargs |= {name: getattr(settings, name) for name in ("device", "mesh", "precision", "fp8")}
     size = settings.mesh.ranks
     if size == 1:
         return TrainerGroup([spawn(target, *args, threads=settings.threads, **kwargs)])

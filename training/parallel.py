@@ -22,7 +22,7 @@ from training.mesh import MeshConfig
 from training.policy import Policy
 from training.process_group import join
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "fp8"]
 Value = TypeVar("Value")
 
 
@@ -32,7 +32,7 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
-    precision: Precision = "float32"
+    rounds: bool = False  # whether weights are gathered and multiplied in bfloat16
     data: DeviceMesh | None = None  # all ranks; None: one process that shards nothing
     expert: DeviceMesh | None = None  # those that hold different experts; None: experts are sharded as all weights are
     expert_data: DeviceMesh | None = None  # those that hold pieces of the same experts
@@ -40,7 +40,8 @@ class Ranks:
     @classmethod
     def of(cls, mesh: MeshConfig, device: torch.device, precision: Precision) -> "Ranks":
         """Raises ValueError when this process does not belong to a group of as many ranks as the mesh has."""
-        if mesh.ranks == 1 and precision == "float32":
+        rounds = precision == "bfloat16" or (precision == "fp8" and device.type == "cuda")
+        if mesh.ranks == 1 and not rounds:
             return cls()
         if mesh.ranks == 1 and not dist.is_initialized():
             join(HashStore(), 0, 1, device.type, deadline_s=60)
@@ -51,10 +52,10 @@ class Ranks:
             )
         data = init_device_mesh(device.type, (mesh.ranks,), mesh_dim_names=("data",))
         if mesh.expert == 1:
-            return cls(dist.get_rank(), found, precision, data)
+            return cls(dist.get_rank(), found, rounds, data)
         shape = (mesh.data // mesh.expert, mesh.expert)
         both = init_device_mesh(device.type, shape, mesh_dim_names=("expert_data", "expert"))
-        return cls(dist.get_rank(), found, precision, data, both["expert"], both["expert_data"])
+        return cls(dist.get_rank(), found, rounds, data, both["expert"], both["expert_data"])
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all ranks, in their order, on every rank. Anything that can be pickled."""
@@ -69,14 +70,14 @@ class Ranks:
 
 
 def shard(policy: Policy, ranks: Ranks) -> None:
-    """Leave every rank its piece of each weight, in place. A no-op for a single process in float32.
+    """Leave every rank its piece of each weight, in place. A no-op for a single process that does not round.
 
-    bfloat16: float32 pieces, gathered and multiplied in bfloat16, gradients summed in float32.
+    With rounding: float32 pieces, gathered and multiplied in bfloat16, gradients summed in float32.
     """
     if ranks.data is None:
         return
     rounding = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    policies: dict[str, Any] = {"mp_policy": rounding} if ranks.precision == "bfloat16" else {}
+    policies: dict[str, Any] = {"mp_policy": rounding} if ranks.rounds else {}
     for block in policy.blocks():
         if ranks.expert is not None and (experts := routed_experts(block)) is not None:
             _split_experts(experts, ranks.expert)

@@ -1,6 +1,5 @@
 """What runs in the process of one trainer rank: it meets the others, builds the trainer, and does as it is told."""
 
-import collections
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -52,14 +51,6 @@ class Rank:
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         with self._lost_ranks_named():
             return getattr(self._ready(), method)(*args, **kwargs)
-
-    def iterate(self, method: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
-        with self._lost_ranks_named():
-            yield from getattr(self._ready(), method)(*args, **kwargs)
-
-    def exhaust(self, method: str, *args: Any, **kwargs: Any) -> None:
-        """Take part in a stream whose items come from rank 0."""
-        collections.deque(self.iterate(method, *args, **kwargs), maxlen=0)
 
     def _ready(self) -> Any:
         if self.fault is not None:

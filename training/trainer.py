@@ -12,6 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from data.chat import Template, render_prompt
+from fp8.config import Fp8Config
+from fp8.convert import convert
 from models.checkpoint import (
     hub_pieces,
     load_model,
@@ -33,6 +35,7 @@ from training.policy import PackedRow, Policy, Predictions, RowTensors, SampledR
 from training.state import load_tensors, save_tensors, stored_names
 
 Row = TypeVar("Row", bound=PackedRow)
+DEFAULT_FP8 = Fp8Config()
 
 
 class Trainer:
@@ -51,12 +54,14 @@ class Trainer:
         device: str = "auto",
         mesh: MeshConfig = ONE_RANK,
         precision: Precision = "float32",
+        fp8: Fp8Config = DEFAULT_FP8,
     ):
         torch.use_deterministic_algorithms(True)
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 a debugging aid that costs a tenth of a step
         self.device = resolve_device(device)
         self.ranks = Ranks.of(mesh, self.device, precision)
         self.checkpoint = checkpoint
+        self.fp8 = fp8 if precision == "fp8" else None
         self.tokenizer = load_tokenizer(checkpoint)
         self.model = self._load_model()
         mesh.check_model(self.model.config)
@@ -72,6 +77,8 @@ class Trainer:
         return load_model(self.checkpoint)
 
     def _shard(self, policy: Policy) -> Policy:
+        if self.fp8 is not None:
+            convert(policy, self.fp8, device=self.device, keep_blocks=self.ranks.data is None)
         shard(policy, self.ranks)  # moves a layer at a time to the device
         return policy.to(self.device) if self.ranks.data is None else policy
 
@@ -128,6 +135,11 @@ class Trainer:
             in_one_piece = whole(tensor)
             if self.ranks.rank == 0:
                 yield from hub_pieces(name, in_one_piece)
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Checkpoint name -> shape of everything in `weights`, in one piece."""
+        shapes = ((name, torch.empty(tensor.shape, device="meta")) for name, tensor in stored_weights(self.model))
+        return {name: tuple(piece.shape) for shape in shapes for name, piece in hub_pieces(*shape)}
 
     def save_checkpoint(self, folder: str, dtype: str = "float32") -> None:
         """A Hugging Face checkpoint. Sharded weights are written as they are put together, a bounded file at a time."""
