@@ -108,6 +108,12 @@ def test_policy_steps_are_those_of_one_process(ranks, alone, tiny_checkpoint, si
             assert_same_numbers(one, other)
 
 
+def test_a_mesh_repeats_itself_bit_for_bit(ranks, tiny_checkpoint):
+    one, other = (ranks.run(4, job("steps"), str(tiny_checkpoint), {"data": 4, "expert": 2})[0] for _ in range(2))
+    assert one["metrics"] == other["metrics"]
+    assert all(torch.equal(one["weights"][name], other["weights"][name]) for name in one["weights"])
+
+
 def test_ranks_without_anything_to_train_on_take_part(ranks, alone, tiny_checkpoint):
     expected = alone(job("one_sequence"), str(tiny_checkpoint), {})
     for found in ranks.run(4, job("one_sequence"), str(tiny_checkpoint), {"data": 4, "expert": 2}):
