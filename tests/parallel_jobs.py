@@ -7,6 +7,8 @@ import torch
 import torch.distributed as dist
 
 from data.packing import deal
+from fp8.config import Fp8Config
+from fp8.convert import convert
 from models.routing import routers
 from rl.batch import MissingRoutes, TrainingSequence
 from rl.objective import ObjectiveConfig
@@ -81,6 +83,24 @@ def steps(checkpoint: str, mesh: dict, precision: str = "float32") -> dict[str, 
     biases = {name: router.e_score_correction_bias for name, router in routers(trainer.model)}
     weights = {name: whole(tensor) for name, tensor in trainer.policy.state_dict().items()}
     return {"metrics": metrics, "biases": biases, "weights": weights}
+
+
+class Fp8Trainer(SupervisedTrainer):
+    def _load_model(self):
+        model = super()._load_model()
+        convert(model, Fp8Config(backend="reference"))
+        return model
+
+
+def fp8_losses(checkpoint: str, mesh: dict) -> list[float]:
+    """Of a batch whose experts, some of them without rows, multiply in FP8 where their rows arrive."""
+    trainer = Fp8Trainer(checkpoint, OPTIMIZER, device="cpu", mesh=MeshConfig(**mesh))
+    losses = []
+    for row in trainer.even(rows(0), EMPTY):
+        nll, _ = trainer.next_token_losses(row)
+        nll.backward()
+        losses.append(nll.item())
+    return [sum(share) for share in zip(*trainer.ranks.gather(losses), strict=True)]
 
 
 def policy(checkpoint: str, mesh: dict, **objective: Any) -> PolicyTrainer:

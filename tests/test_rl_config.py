@@ -24,6 +24,13 @@ def test_settings_of_generators_that_are_not_started_are_refused():
         load(ZERO, ["generator.replicas=4"])
 
 
+@pytest.mark.parametrize("setting", ["trainer.mesh.data=2", "trainer.precision=bfloat16"])
+def test_sampling_in_the_trainer_needs_whole_weights(setting):
+    with pytest.raises(RecipeError, match="set sample_in_trainer: false"):
+        load(ZERO, [setting, "sample_in_trainer=true"])
+    assert load(ZERO, [setting, "sample_in_trainer=false"]).stages["zero"].config.trainer
+
+
 @pytest.mark.parametrize("setting", ["top_p=0.9", "top_k=20", "min_p=0.05"])
 def test_truncated_sampling_needs_the_mask_or_a_word(setting):
     with pytest.raises(RecipeError) as refused:

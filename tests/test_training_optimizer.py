@@ -70,6 +70,12 @@ def test_a_fresh_optimizer_can_be_saved_and_loaded(tmp_path):
     assert_equal(one, two)
 
 
+def test_a_state_of_another_kind_is_refused_with_what_to_remove(tmp_path):
+    (tmp_path / "step_00000003").mkdir()
+    with pytest.raises(ValueError, match=f"remove {tmp_path} to start the stage again"):
+        stored_names(tmp_path / "step_00000003")
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_gradient_that_is_not_finite_leaves_everything_as_it_was(bad):
     module = network()

@@ -108,6 +108,12 @@ def test_policy_steps_are_those_of_one_process(ranks, alone, tiny_checkpoint, si
             assert_same_numbers(one, other)
 
 
+def test_a_mesh_repeats_itself_bit_for_bit(ranks, tiny_checkpoint):
+    one, other = (ranks.run(4, job("steps"), str(tiny_checkpoint), {"data": 4, "expert": 2})[0] for _ in range(2))
+    assert one["metrics"] == other["metrics"]
+    assert all(torch.equal(one["weights"][name], other["weights"][name]) for name in one["weights"])
+
+
 def test_ranks_without_anything_to_train_on_take_part(ranks, alone, tiny_checkpoint):
     expected = alone(job("one_sequence"), str(tiny_checkpoint), {})
     for found in ranks.run(4, job("one_sequence"), str(tiny_checkpoint), {"data": 4, "expert": 2}):
@@ -130,6 +136,13 @@ def test_bfloat16_multiplies_coarsely_and_keeps_fine_weights(ranks, alone, tiny_
     for weights in (coarse["weights"], found["weights"]):
         assert all(w.dtype == torch.float32 for w in weights.values())
         assert any((w != w.bfloat16()).any() for w in weights.values())
+
+
+def test_experts_in_fp8_multiply_what_arrives(ranks, tiny_checkpoint):
+    """FP8 scales belong to single tokens in forward, so where a token's expert lives changes nothing."""
+    (expected,) = ranks.run(1, job("fp8_losses"), str(tiny_checkpoint), {})
+    for found in ranks.run(4, job("fp8_losses"), str(tiny_checkpoint), {"data": 4, "expert": 4}):
+        assert sum(found) == pytest.approx(sum(expected), rel=1e-4)
 
 
 # --- on disk -----------------------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
 """What runs in the process of one trainer rank: it meets the others, builds the trainer, and does as it is told."""
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
 from typing import Any
 
+from ray.util import get_node_ip_address
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from cluster.actors import PeerLost, StartFailed
@@ -25,7 +25,7 @@ class Rank:
     def listen(self) -> tuple[str, int]:
         """Where the others find this rank. The port is the system's choice and taken at once: nobody else can be
         there."""
-        host = socket.gethostbyname(socket.gethostname())
+        host = get_node_ip_address()
         self.store = TCPStore(
             host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=self.deadline_s)
         )

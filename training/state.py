@@ -25,6 +25,12 @@ def load_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def stored_names(folder: Path) -> set[str]:
+    """Raises ValueError for a folder that this module has not written."""
+    if not (folder / ".metadata").exists():
+        raise ValueError(
+            f"{folder} holds no state that this version reads (it has no .metadata); remove {folder.parent} to start "
+            "the stage again"
+        )
     return set(FileSystemReader(folder).read_metadata().state_dict_metadata)
 
 
