@@ -13,7 +13,7 @@ from torch import nn
 
 from models.routing_replay import Routes, RoutingReplay
 from rl.batch import MicroBatch, MissingRoutes, NonFiniteLoss, TrainingSequence, pack
-from rl.loss import policy_loss
+from rl.loss import policy_loss, token_weights
 from rl.metrics import combine, mini_batch_metrics
 from rl.mismatch import mismatch_sums, routing_sums
 from rl.objective import Denominators, Objective
@@ -135,15 +135,8 @@ class PolicyTrainer(Trainer, WeightSender):
         for row, routes in self._routed(pack(mini_batch, self.row_tokens), force=self.routing_replay != "off"):
             with self.balance.watch(np.diff(row.cu_seqlens).tolist(), self.balance_weight > 0) as balance:
                 hidden, packing = self.hidden_states(row)
-                policy_T, entropy_T = self.logprobs_from(hidden, row, self.temperature)
+                loss, sums, entropy_T = self._policy_loss(hidden, row, denominators)
                 mtp_nll = self.mtp_nll(hidden, row, packing, alone=True) if self.train_mtp else None
-            assert row.old_logprobs is not None and row.sampling_logprobs is not None  # annotated, and sampled by us
-            old_T, sampling_T = self._tensor(row.old_logprobs), self._tensor(row.sampling_logprobs)
-            ref_T = None if row.ref_logprobs is None else self._tensor(row.ref_logprobs)
-            advantages_N, sequence_T = self._tensor(row.advantages), self._tensor(row.sequence_of_token)
-            loss, sums = policy_loss(
-                policy_T, old_T, ref_T, sampling_T, advantages_N, sequence_T, self.objective, denominators
-            )
             losses += loss.item()
             if balance:
                 imbalance = torch.stack(balance).sum() / tokens
@@ -154,7 +147,7 @@ class PolicyTrainer(Trainer, WeightSender):
                 mtp_losses += mtp_nll.item() / denominators.tokens
             loss.backward()
             entropy += entropy_T.sum().item()
-            parts += [sums, mismatch_sums(old_T, sampling_T), routing_sums(routes, "used")]
+            parts += [sums, routing_sums(routes, "used")]
         metrics = {"loss/policy": losses, "policy/entropy": entropy / denominators.tokens}
         metrics |= mini_batch_metrics(combine(parts))
         if not torch.isfinite(torch.tensor(losses)) or metrics.get("loss/nonfinite_tokens", 0) > 0:
@@ -174,6 +167,35 @@ class PolicyTrainer(Trainer, WeightSender):
         if self.train_mtp:
             metrics["loss/mtp"] = mtp_losses
         return metrics
+
+    def _policy_loss(
+        self, hidden: torch.Tensor, row: MicroBatch, denominators: Denominators
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+        """(loss, sums for metrics, entropies [C]) of a row, from its hidden states [1, T, D]."""
+        assert row.old_logprobs is not None and row.sampling_logprobs is not None  # annotated, and sampled by us
+        old_T, sampling_T = self._tensor(row.old_logprobs), self._tensor(row.sampling_logprobs)
+        ref_T = None if row.ref_logprobs is None else self._tensor(row.ref_logprobs)
+        advantages_N, sequence_T = self._tensor(row.advantages), self._tensor(row.sequence_of_token)
+        weight_T = token_weights(sequence_T, len(advantages_N), self.objective, denominators)
+
+        def loss_of(policy_C: torch.Tensor, part: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            ref_C = None if ref_T is None else ref_T[part]
+            return policy_loss(
+                policy_C, old_T[part], ref_C, sampling_T[part], advantages_N, sequence_T[part], self.objective,
+                denominators, weight_T[part],
+            )  # fmt: skip
+
+        mismatch = mismatch_sums(old_T, sampling_T)
+
+        if not self.objective.sums_over_tokens:
+            policy_T, entropy_T = self.logprobs_from(hidden, row, self.temperature)
+            loss, sums = loss_of(policy_T, slice(None))
+            return loss, sums | mismatch, entropy_T
+        # Its gradient is made while each chunk's logits are there; what is logged is computed again from the values.
+        loss, policy_T, entropy_T = self.token_loss_from(
+            hidden, row, lambda policy_C, part: loss_of(policy_C, part)[0], self.temperature
+        )
+        return loss, loss_of(policy_T, slice(None))[1] | mismatch, entropy_T
 
     def save_state(self, folder: str) -> None:
         super().save_state(folder)

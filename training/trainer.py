@@ -19,7 +19,8 @@ from models.mtp import mtp_hidden
 from models.recompute import Recompute, set_recompute
 from models.routing import LoadCounter, SequenceBalance
 from training.config import OptimizerConfig
-from training.logprobs import summed_nll, token_logprobs
+from training.head_chunks import SupportTensors
+from training.logprobs import LossOf, summed_nll, token_logprobs, token_loss
 from training.optimizer import Optimizer
 
 
@@ -120,18 +121,30 @@ class Trainer:
         self, hidden: torch.Tensor, row: SampledRow, temperature: float, model: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`completion_logprobs`, given the row's hidden states [1, T, D]."""
+        return token_logprobs(*self._head_inputs(hidden, row, model), temperature, self._support(row))
+
+    def token_loss_from(
+        self, hidden: torch.Tensor, row: SampledRow, loss_of: LossOf, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A loss that is a sum over the predicted tokens of a row, with their logprobs and entropies [C]."""
+        return token_loss(*self._head_inputs(hidden, row), loss_of, temperature, self._support(row))
+
+    def _head_inputs(
+        self, hidden: torch.Tensor, row: PackedRow, model: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What predicts, the head, what is predicted."""
         predicting = hidden[0, self._tensor(row.predicting_positions)]
-        head = (model or self.model).lm_head.weight
-        support = None
-        if row.support_ids is not None and row.support_sizes is not None:
-            support = self._tensor(row.support_ids), self._tensor(row.support_sizes)
-        return token_logprobs(predicting, head, self._tensor(row.target_ids), temperature, support)
+        return predicting, (model or self.model).lm_head.weight, self._tensor(row.target_ids)
+
+    def _support(self, row: SampledRow) -> SupportTensors | None:
+        if row.support_ids is None or row.support_sizes is None:
+            return None
+        return self._tensor(row.support_ids), self._tensor(row.support_sizes)
 
     def next_token_losses(self, row: PackedRow) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Summed cross-entropy (nats) of the predicted tokens, and of the tokens after them by the MTP module."""
         hidden, packing = self.hidden_states(row)
-        predicting = hidden[0, self._tensor(row.predicting_positions)]
-        nll = summed_nll(predicting, self.model.lm_head.weight, self._tensor(row.target_ids))
+        nll = summed_nll(*self._head_inputs(hidden, row))
         return nll, self.mtp_nll(hidden, row, packing) if self.train_mtp else None
 
     def mtp_nll(self, hidden: torch.Tensor, row: PackedRow, packing: PackedLayout, alone: bool = False) -> torch.Tensor:
