@@ -33,6 +33,7 @@ def policy_loss(
     sequence_of_token_T: Tensor,
     objective: Objective,
     denominators: Denominators,
+    weight_T: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One micro-batch's share of the mini-batch loss, and sums for its metrics.
 
@@ -43,6 +44,8 @@ def policy_loss(
         sequence_of_token_T: int64 in [0, N): the sequence each token belongs to. Tokens may come in any order.
         denominators: `sequences`, `tokens` and `max_length` of the whole mini-batch, over all micro-batches and ranks.
             (Data-parallel wrappers that average gradients over ranks need the loss times the number of ranks.)
+        weight_T: `token_weights` of these tokens, where they are not the whole of their sequences; only for objectives
+            that sum over tokens.
 
     Returns:
         (loss, sums): a scalar, and detached scalars to be reduced by `rl.metrics.combine`.
@@ -56,7 +59,9 @@ def policy_loss(
     ref_T = None if ref_T is None else ref_T.detach().to(policy_T.dtype)
     sampling_T = None if sampling_T is None else sampling_T.detach().to(policy_T.dtype)
     advantage_T = advantages_N.to(policy_T.dtype)[sequence_of_token_T]
-    weight_T = token_weights(sequence_of_token_T, len(advantages_N), objective, denominators).to(policy_T.dtype)
+    if weight_T is None:
+        weight_T = token_weights(sequence_of_token_T, len(advantages_N), objective, denominators)
+    weight_T = weight_T.to(policy_T.dtype)
 
     log_ratio_T = policy_T - old_T
     if objective.ratio_level == "sequence":

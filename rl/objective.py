@@ -78,6 +78,11 @@ class Objective:
         return self.kl_coef > 0
 
     @property
+    def sums_over_tokens(self) -> bool:
+        """Whether a token's share of the loss depends on no other token's policy logprob."""
+        return self.ratio_level == "token" and self.sequence_mask_delta is None and self.correction == "none"
+
+    @property
     def needs_sampling(self) -> bool:
         """Whether the loss reads the generator's logprobs."""
         return self.sequence_mask_delta is not None or self.correction != "none"

@@ -11,7 +11,7 @@ import torch
 
 from models.routing_replay import Routes, RoutingReplay
 from rl.batch import MicroBatch, MissingRoutes, NonFiniteLoss, TrainingSequence, empty_row, pack
-from rl.loss import policy_loss
+from rl.loss import policy_loss, token_weights
 from rl.metrics import combine, mini_batch_metrics
 from rl.mismatch import mismatch_sums, routing_sums
 from rl.objective import Denominators, Objective
@@ -166,17 +166,8 @@ class PolicyTrainer(Trainer, WeightSender):
         """Add a row's gradient. Returns its share of the losses, and the sum of its entropies; `parts` gets what
         metrics are made of. tokens: of all sequences of the mini-batch."""
         with self.balance.watch(np.diff(row.cu_seqlens).tolist(), self.balance_weight > 0) as imbalances:
-            predictions = self.predict(row, self.temperature, mtp="alone" if self.train_mtp else "off")
-        policy_T, entropy_T, mtp_nll = predictions.logprobs_C, predictions.entropies_C, predictions.mtp_nll
-        assert policy_T is not None and entropy_T is not None
-        assert row.old_logprobs is not None and row.sampling_logprobs is not None  # annotated, and sampled by us
-        old_T, sampling_T = self._tensor(row.old_logprobs), self._tensor(row.sampling_logprobs)
-        ref_T = None if row.ref_logprobs is None else self._tensor(row.ref_logprobs)
-        advantages_N, sequence_T = self._tensor(row.advantages), self._tensor(row.sequence_of_token)
-        loss, sums = policy_loss(
-            policy_T, old_T, ref_T, sampling_T, advantages_N, sequence_T, self.objective, denominators
-        )
-        found = {"loss/policy": loss.item(), "policy/entropy": entropy_T.sum().item()}
+            loss, entropy, mtp_nll, of_row = self._policy_loss(row, denominators)
+        found = {"loss/policy": loss.item(), "policy/entropy": entropy.item()}
         if imbalances:
             imbalance = torch.stack(imbalances).sum() / tokens
             loss = loss + self.balance_weight * imbalance
@@ -187,8 +178,34 @@ class PolicyTrainer(Trainer, WeightSender):
             found["loss/mtp"] = mtp_nll.item()
         loss.backward()
         if len(row.input_ids):
-            parts += [sums, mismatch_sums(old_T, sampling_T)]
+            parts.append(of_row)
         return found
+
+    def _policy_loss(
+        self, row: MicroBatch, denominators: Denominators
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, dict[str, Any]]:
+        """(loss, summed entropy, summed loss of the MTP module, sums for metrics) of a row."""
+        assert row.old_logprobs is not None and row.sampling_logprobs is not None  # annotated, and sampled by us
+        old_T, sampling_T = self._tensor(row.old_logprobs), self._tensor(row.sampling_logprobs)
+        ref_T = None if row.ref_logprobs is None else self._tensor(row.ref_logprobs)
+        advantages_N, sequence_T = self._tensor(row.advantages), self._tensor(row.sequence_of_token)
+        weight_T = token_weights(sequence_T, len(advantages_N), self.objective, denominators)
+
+        def loss_of(policy_C: torch.Tensor, part: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            ref_C = None if ref_T is None else ref_T[part]
+            return policy_loss(
+                policy_C, old_T[part], ref_C, sampling_T[part], advantages_N, sequence_T[part], self.objective,
+                denominators, weight_T[part],
+            )  # fmt: skip
+
+        # The gradient of a sum over tokens is made while each chunk's logits are there; what is logged is computed
+        # again from the values.
+        in_chunks = (lambda policy_C, part: loss_of(policy_C, part)[0]) if self.objective.sums_over_tokens else None
+        predictions = self.predict(row, self.temperature, "alone" if self.train_mtp else "off", in_chunks)
+        assert predictions.logprobs_C is not None and predictions.entropies_C is not None
+        loss, sums = loss_of(predictions.logprobs_C, slice(None))
+        loss = loss if predictions.loss is None else predictions.loss
+        return loss, predictions.entropies_C.sum(), predictions.mtp_nll, sums | mismatch_sums(old_T, sampling_T)
 
     def _step(self, lr: float, metrics: dict[str, float]) -> None:
         """Step on the gradients, unless the loss or their norm is not finite."""

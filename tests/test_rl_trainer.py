@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from rl.batch import MissingRoutes, NonFiniteLoss, TrainingSequence
-from rl.objective import ObjectiveConfig
+from rl.objective import Objective, ObjectiveConfig
 from rl.trainer import PolicyTrainer
 from rollouts.records import Request, SamplingParams, Support
 from rollouts.transformers_generator import TransformersGenerator
+from training import head_chunks
 from training.config import OptimizerConfig
 
 
@@ -254,3 +255,39 @@ def test_a_dense_model_trains_as_without_replay(llama_checkpoint, mode):
         off.annotate(sequences()), lr=1e-3, max_new_tokens=20
     )
     assert same(weights(on), weights(off))
+
+
+@pytest.mark.parametrize("preset", ["r1", "dapo", "dr_grpo"])
+def test_a_loss_made_chunk_by_chunk_is_that_of_the_whole_row(tiny_checkpoint, monkeypatch, preset):
+    """Chunks of 3 tokens cut sequences apart; each token keeps the weight it has in its whole sequence."""
+    assert ObjectiveConfig(preset=preset).resolve().sums_over_tokens
+    outcomes = []
+    for whole in (False, True):
+        if whole:
+            monkeypatch.setattr(Objective, "sums_over_tokens", property(lambda objective: False))
+        else:
+            monkeypatch.setitem(head_chunks.CHUNK_ELEMENTS, "cpu", 3 * 340)
+        trainer = make_trainer(tiny_checkpoint, row_tokens=40, preset=preset)
+        batch = trainer.annotate(sequences())
+        gradients = {}
+        step = trainer.optimizer.step
+
+        def noted(lr, trainer=trainer, gradients=gradients, step=step):
+            gradients |= {n: p.grad.clone() for n, p in trainer.optimizer.parameters.items() if p.grad is not None}
+            return step(lr)
+
+        trainer.optimizer.step = noted
+        outcomes.append((trainer.update(batch, lr=1e-3, max_new_tokens=20), gradients))
+    (metrics, gradients), (expected_metrics, expected) = outcomes
+    assert metrics == pytest.approx(expected_metrics, rel=1e-4, abs=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5 * float(expected[name].abs().max()), rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"preset": "gspo"}, {"preset": "v3_2"}, {"correction": "tis_token"}, {"correction": "mis_sequence"}],
+    ids=str,
+)
+def test_losses_that_look_at_whole_sequences_are_not_cut(settings):
+    assert not ObjectiveConfig(**settings).resolve().sums_over_tokens

@@ -30,9 +30,9 @@ def test_logprobs_of_a_packed_row_are_those_of_each_sequence_alone(policy, tiny_
     """Against transformers' own attention and experts in float64."""
     (row,) = pack_examples([Example(token_ids=s, loss_mask=np.ones(len(s), bool)) for s in sequences()], 64)
     with torch.no_grad():
-        logprobs, entropies, nll, deeper = policy(RowTensors.of(row, CPU), temperature=0.7)
+        logprobs, entropies, loss, deeper = policy(RowTensors.of(row, CPU), temperature=0.7)
         summed = policy(RowTensors.of(row, CPU), temperature=None, mtp="joint")
-    assert nll is None and deeper is None
+    assert loss is None and deeper is None
     assert summed.logprobs_C is None and summed.mtp_nll > 0
     plain = load_model(tiny_checkpoint, attention="eager").double()
     plain.set_experts_implementation("eager")
@@ -45,7 +45,7 @@ def test_logprobs_of_a_packed_row_are_those_of_each_sequence_alone(policy, tiny_
     torch.testing.assert_close(logprobs.double(), torch.cat(expected), atol=2e-5, rtol=0)
     torch.testing.assert_close(entropies.double(), torch.cat(spread), atol=2e-5, rtol=0)
     at_1 = policy(RowTensors.of(row, CPU)).logprobs_C
-    torch.testing.assert_close(summed.nll, -at_1.sum(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(summed.loss, -at_1.sum(), rtol=1e-5, atol=0)
 
 
 def test_a_row_without_sequences_reaches_every_weight_with_zeros(policy):
@@ -59,8 +59,8 @@ def test_a_row_without_sequences_reaches_every_weight_with_zeros(policy):
     assert_zeros(once)
     once.zero_grad()
     losses = once(RowTensors.of(empty, CPU), None, mtp="joint")
-    assert losses.nll == 0
-    (losses.nll + losses.mtp_nll).backward()
+    assert losses.loss == 0
+    (losses.loss + losses.mtp_nll).backward()
     assert_zeros(once)
 
 

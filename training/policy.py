@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from models.attention import PackedLayout
 from models.mtp import MTPModule, mtp_hidden
 from training.head_chunks import SupportTensors
-from training.logprobs import summed_nll, token_logprobs
+from training.logprobs import LossOf, summed_nll, token_logprobs, token_loss
 
 WithMTP = Literal["off", "joint", "alone"]
 
@@ -85,7 +85,7 @@ class Predictions(NamedTuple):
 
     logprobs_C: torch.Tensor | None = None  # float32
     entropies_C: torch.Tensor | None = None  # float32, nats, without gradient
-    nll: torch.Tensor | None = None  # sum of -logprobs, nats
+    loss: torch.Tensor | None = None  # the sum of -logprobs (nats), or that of `loss_of`
     mtp_nll: torch.Tensor | None = None  # the same of the MTP module, of each target that it predicts as well
 
 
@@ -102,19 +102,28 @@ class Policy(nn.Module):
         if self.mtp is not None:
             yield self.mtp.block
 
-    def forward(self, row: RowTensors, temperature: float | None = 1.0, mtp: WithMTP = "off") -> Predictions:
-        """Logprobs and entropies of the row's targets at `temperature` and over the row's support, or, with temperature
-        None, their summed loss alone, which takes fewer products. The MTP module's loss is at 1, over all tokens.
+    def forward(
+        self,
+        row: RowTensors,
+        temperature: float | None = 1.0,
+        mtp: WithMTP = "off",
+        loss_of: LossOf | None = None,
+    ) -> Predictions:
+        """Logprobs and entropies of the row's targets at `temperature` and over the row's support.
 
+        temperature None: their summed loss alone, at 1 and over all tokens, as the MTP module's always is.
         mtp "alone": the MTP module learns, and the main model, whose head and embedding it shares, does not.
+        loss_of: see training.logprobs.token_loss; the gradient then comes by the loss, not by the logprobs.
         """
         hidden = self.hidden_states(row)
-        predicting, head = hidden[0, row.predicting], self.model.lm_head.weight
         deeper = None if mtp == "off" or self.mtp is None else self._mtp_nll(row, hidden, alone=mtp == "alone")
+        predicting = hidden[0, row.predicting], self.model.lm_head.weight, row.targets
         if temperature is None:
-            return Predictions(nll=summed_nll(predicting, head, row.targets), mtp_nll=deeper)
-        logprobs, entropies = token_logprobs(predicting, head, row.targets, temperature, row.support)
-        return Predictions(logprobs, entropies, mtp_nll=deeper)
+            return Predictions(loss=summed_nll(*predicting), mtp_nll=deeper)
+        if loss_of is None:
+            return Predictions(*token_logprobs(*predicting, temperature, row.support), mtp_nll=deeper)
+        loss, logprobs, entropies = token_loss(*predicting, loss_of, temperature, row.support)
+        return Predictions(logprobs, entropies, loss, deeper)
 
     def hidden_states(self, row: RowTensors) -> torch.Tensor:
         """The final hidden states, [1, T, D]."""

@@ -29,6 +29,7 @@ from models.mtp import mtp_state_dict
 from models.recompute import Recompute, set_recompute
 from models.routing import LoadCounter, SequenceBalance
 from training.config import OptimizerConfig
+from training.logprobs import LossOf
 from training.mesh import ONE_RANK, MeshConfig
 from training.optimizer import Optimizer, check_sharded
 from training.parallel import Precision, Ranks, shard, whole
@@ -113,18 +114,23 @@ class Trainer:
     def next_token_losses(self, row: PackedRow) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Summed cross-entropy (nats) of the predicted tokens, and of the tokens after them by the MTP module."""
         predictions = self.predict(row, None, mtp="joint" if self.train_mtp else "off")
-        assert predictions.nll is not None
-        return predictions.nll, predictions.mtp_nll
+        assert predictions.loss is not None
+        return predictions.loss, predictions.mtp_nll
 
     def predict(
-        self, row: PackedRow, temperature: float | None, mtp: WithMTP = "off", policy: Policy | None = None
+        self,
+        row: PackedRow,
+        temperature: float | None,
+        mtp: WithMTP = "off",
+        loss_of: LossOf | None = None,
+        policy: Policy | None = None,
     ) -> Predictions:
         """See training.policy.Policy.forward."""
-        policy = policy or self.policy
+        policy, arguments = policy or self.policy, (RowTensors.of(row, self.device), temperature, mtp, loss_of)
         if len(row.input_ids):
-            return policy(RowTensors.of(row, self.device), temperature, mtp)
+            return policy(*arguments)
         with evaluating(policy):  # the token that stands for an empty row is no load of its experts
-            return policy(RowTensors.of(row, self.device), temperature, mtp)
+            return policy(*arguments)
 
     def render_prompts(
         self, conversations: Sequence[Sequence[Mapping[str, str]]], template: Template
