@@ -201,7 +201,7 @@ def test_the_balance_loss_changes_what_is_learned(tiny_checkpoint):
     gates = [name for name in gradients[0] if "gate.weight" in name]
     assert len(gates) == 3
     assert not any(torch.allclose(gradients[0][name], gradients[1][name]) for name in gates)
-    assert torch.equal(gradients[0]["lm_head.weight"], gradients[1]["lm_head.weight"])
+    assert torch.equal(gradients[0]["model.lm_head.weight"], gradients[1]["model.lm_head.weight"])
 
 
 def test_the_bias_is_no_parameter(tiny_checkpoint):
