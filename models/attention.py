@@ -97,9 +97,9 @@ def _choose_nothing(*args, **kwargs):
     return None
 
 
-def _no_mask(*args, **kwargs):
+def no_mask(*args, **kwargs) -> torch.Tensor:
     return torch.empty(1, 1, 0, 0)  # DeepSeek-V3.2 takes a view of it; nobody reads it
 
 
 AttentionInterface.register(NAME, layout_attention)
-AttentionMaskInterface.register(NAME, _no_mask)
+AttentionMaskInterface.register(NAME, no_mask)

@@ -20,7 +20,7 @@ from models.attention import NAME as LAYOUT_ATTENTION
 from models.attention import attend_to_all
 from models.experts import NAME as EXPERTS
 from models.fp8_checkpoint import TensorFiles, fp8_tensors, is_fp8, quantization_config, read_into
-from models.mtp import MTPModule, load_mtp, mtp_state_dict
+from models.mtp import MTPModule, check_mtp, load_mtp, mtp_layers, mtp_state_dict
 
 WEIGHTS = "model.safetensors"
 _FORMAT = {"format": "pt"}
@@ -88,10 +88,14 @@ def _load_fp8(path: Path | str, config: Any, dtype: torch.dtype, attention: str)
 
 
 def load_mtp_module(path: Path | str, config) -> MTPModule | None:
-    """The MTP layer of a DeepSeek checkpoint folder, or None when it has none."""
+    """The MTP layer of a DeepSeek checkpoint folder, or None when it has none.
+
+    Raises ValueError for MTP layers that cannot be computed here, KeyError when a tensor is missing.
+    """
     folder = Path(path)
-    if getattr(config, "num_mtp_layers", 0) == 0 or not folder.is_dir():
+    if mtp_layers(config) == 0 or not folder.is_dir():
         return None
+    check_mtp(config)
     files = TensorFiles(folder)
     tensors = {name: files.weight(name) for name in files.names(f"model.layers.{config.num_hidden_layers}.")}
     return load_mtp(config, tensors) if tensors else None
@@ -191,7 +195,8 @@ def write_description(
     config["dtype"] = "bfloat16" if dtype == "fp8" else str(dtype).removeprefix("torch.")
     config["architectures"] = [type(model).__name__]
     config.pop("_name_or_path", None)  # where it was loaded from: says nothing about the model
-    if hasattr(model.config, "num_mtp_layers"):
+    if hasattr(model.config, "num_mtp_layers") or hasattr(model.config, "num_nextn_predict_layers"):
+        config.pop("num_mtp_layers", None)
         config["num_nextn_predict_layers"] = int(mtp is not None)
     if quantisation is not None:
         config["quantization_config"] = dict(quantisation)

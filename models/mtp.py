@@ -5,12 +5,37 @@ Embedding and head are the main model's own; the released checkpoints store them
 """
 
 from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import nn
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3RMSNorm
+from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32DecoderLayer
 
-from models.attention import PackedLayout
+from models.attention import PackedLayout, attend_to_all, no_mask
+
+_BLOCKS = {"deepseek_v3": DeepseekV3DecoderLayer, "deepseek_v32": DeepseekV32DecoderLayer}
+
+
+def mtp_layers(config: Any) -> int:
+    """How many MTP layers a checkpoint of this config says it has. Classes that know of none keep the released name."""
+    return int(getattr(config, "num_mtp_layers", None) or getattr(config, "num_nextn_predict_layers", None) or 0)
+
+
+def check_mtp(config: Any) -> None:
+    """Raises ValueError, in one sentence, for MTP layers that cannot be computed here."""
+    layers = mtp_layers(config)
+    if layers and config.model_type not in _BLOCKS:
+        raise ValueError(
+            f"this {config.model_type} checkpoint has MTP layers, which r1 computes for {' and '.join(_BLOCKS)} alone; "
+            "set num_nextn_predict_layers to 0 in its config.json to go on without them"
+        )
+    if layers > 1:
+        raise ValueError(
+            f"this checkpoint has {layers} MTP layers and r1 trains one, as DeepSeek-V3 has; set "
+            "num_nextn_predict_layers to 1 (the first is kept) or 0 in its config.json"
+        )
 
 
 class MTPModule(nn.Module):
@@ -21,8 +46,9 @@ class MTPModule(nn.Module):
         self.enorm = DeepseekV3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.hnorm = DeepseekV3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
-        self.block = DeepseekV3DecoderLayer(config, layer_idx=config.num_hidden_layers)
+        self.block = _BLOCKS[config.model_type](_with_one_more_layer(config), layer_idx=config.num_hidden_layers)
         self.norm = DeepseekV3RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        attend_to_all(self)
 
     def init_weights(self, std: float, generator: torch.Generator) -> None:
         for name, parameter in self.named_parameters():
@@ -34,12 +60,29 @@ class MTPModule(nn.Module):
     def forward(self, hidden_TD, next_embedding_TD, position_embeddings, packing: PackedLayout) -> torch.Tensor:
         """Hidden states [1, T, D] from which the shared head predicts the token after the next one."""
         mixed = self.eh_proj(torch.cat([self.enorm(next_embedding_TD), self.hnorm(hidden_TD)], dim=-1))
-        return self.norm(self.block(mixed, position_embeddings=position_embeddings, layout=packing))
+        block = self.block(mixed, no_mask(), position_embeddings=position_embeddings, layout=packing)
+        return self.norm(block)
 
 
-def mtp_hidden(model, mtp: MTPModule, input_ids, hidden, position_ids, packing: PackedLayout) -> torch.Tensor:
-    """MTP states [1, T, D] of a packed row; the last two positions of every sequence have no target."""
+def _with_one_more_layer(config: Any) -> Any:
+    """V3.2's config lists what each layer's feed-forward part is; the MTP layer, one beyond them, has experts."""
+    if not getattr(config, "mlp_layer_types", None):
+        return config
+    longer = deepcopy(config)
+    longer.mlp_layer_types = [*config.mlp_layer_types, "sparse"]
+    return longer
+
+
+def mtp_hidden(
+    model, mtp: MTPModule, input_ids, hidden, position_ids, packing: PackedLayout, alone: bool = False
+) -> torch.Tensor:
+    """MTP states [1, T, D] of a packed row; the last two positions of every sequence have no target.
+
+    alone: no gradient reaches the main model, neither its hidden states nor its embedding.
+    """
     next_embedding = model.model.embed_tokens(torch.roll(input_ids, -1, dims=1))
+    if alone:
+        hidden, next_embedding = hidden.detach(), next_embedding.detach()
     rotary = model.model.rotary_emb(hidden, position_ids)
     return mtp(hidden, next_embedding, rotary, packing)
 

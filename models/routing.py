@@ -1,33 +1,43 @@
-"""Aux-loss-free load balance of MoE routers (DeepSeek-V3, arXiv:2412.19437, section 2.1.2)."""
+"""Load balance of MoE routers: load metrics, the selection bias and the sequence-wise loss of DeepSeek-V3.
 
-from collections.abc import Iterator
+arXiv:2412.19437, section 2.1.2. Axes: T tokens of a packed row, S its sequences, R routers, E experts, K experts per
+token. All routers of a model have equally many experts.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+
+from models.recompute import recomputing
+from models.routing_replay import FORMS, scores
 
 
-def routers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The routers of a model, in layer order: modules that carry a selection bias."""
-    for name, module in model.named_modules():
-        if hasattr(module, "e_score_correction_bias") and hasattr(module, "top_k"):
-            yield name, module
+def routers(*models: nn.Module | None) -> Iterator[tuple[str, Any]]:
+    """The routers of a model, then of its MTP block (named mtp.*), in layer order."""
+    for prefix, model in zip(("", "mtp."), models, strict=False):
+        for name, module in model.named_modules() if model is not None else ():
+            if type(module).__name__ in FORMS:
+                yield prefix + name, module
 
 
 class LoadCounter:
-    """Counts, per router, the tokens sent to each expert since the last `reset`."""
+    """Counts, per router, the tokens sent to each expert since the last `reset`.
 
-    def __init__(self, model: nn.Module):
-        self._routers = dict(routers(model))
-        self.counts = {
-            name: torch.zeros(len(r.e_score_correction_bias), dtype=torch.int64) for name, r in self._routers.items()
-        }
+    Only passes in training mode count, and an activation that is computed again (models.recompute) counts once.
+    """
+
+    def __init__(self, *models: nn.Module | None):
+        self._routers = dict(routers(*models))
+        self.counts = {name: torch.zeros(r.num_experts, dtype=torch.int64) for name, r in self._routers.items()}
         self._hooks = [r.register_forward_hook(self._hook(name)) for name, r in self._routers.items()]
 
     def _hook(self, name: str):
         def count(module, args, output):
-            if module.training:
+            if module.training and not recomputing():
                 chosen = output[2].detach().flatten().cpu()
                 self.counts[name] += torch.bincount(chosen, minlength=module.num_experts)
 
@@ -45,16 +55,93 @@ class LoadCounter:
 
     def max_violation(self) -> float:
         """max over routers of (largest load / mean load - 1); 0 is perfect balance."""
-        worst = 0.0
-        for counts in self.counts.values():
-            if counts.sum() > 0:
-                worst = max(worst, float(counts.max() / counts.float().mean()) - 1)
-        return worst
+        return max(self._violations().values(), default=0.0)
+
+    def metrics(self) -> dict[str, float]:
+        """Violation by router and overall, experts that no token was sent to, and how far biases have moved apart."""
+        violations = self._violations()
+        if not violations:
+            return {}
+        found = {"moe/max_violation": self.max_violation()}
+        found |= {f"moe/max_violation/{_short(name)}": value for name, value in violations.items()}
+        found["moe/dead_experts"] = float(sum(int((self.counts[name] == 0).sum()) for name in violations))
+        biases = [b for name in violations if (b := _bias(self._routers[name])) is not None]
+        if biases:
+            found["moe/bias_range"] = max(float(bias.max() - bias.min()) for bias in biases)
+        return found
+
+    def _violations(self) -> dict[str, float]:
+        """Of the routers that saw tokens."""
+        used = {name: counts for name, counts in self.counts.items() if counts.any()}
+        return {name: float(counts.max() / counts.double().mean()) - 1 for name, counts in used.items()}
 
     @torch.no_grad()
     def update_bias(self, speed: float) -> None:
         """b_i += speed for experts below the mean load of the whole batch, -= speed above it; counts start anew."""
         for name, router in self._routers.items():
-            load = self.counts[name].float()
-            router.e_score_correction_bias += speed * torch.sign(load.mean() - load).to(router.e_score_correction_bias)
+            load_E, bias_E = self.counts[name].double(), _bias(router)
+            if bias_E is not None and load_E.any():
+                bias_E += speed * torch.sign(load_E.mean() - load_E).to(bias_E)
         self.reset()
+
+
+class SequenceBalance:
+    """The sequence-wise balance loss, V3's eq. 17-20, without its factor alpha:
+
+        sum_i f_i P_i,   f_i = E / (K T_s) * #{t: i among the K experts of highest s},   P_i = mean_t s_it / sum_j s_jt
+
+    per router and sequence of T_s tokens. The gradient reaches the router through P alone. As in the paper, f counts
+    the highest scores themselves: neither the selection bias nor groups nor replayed routes have a part in it.
+    """
+
+    def __init__(self, *models: nn.Module | None):
+        self._seen: list[tuple[Any, Tensor]] | None = None
+        for _, router in routers(*models):
+            router.register_forward_hook(self._note)
+
+    @contextmanager
+    def watch(self, lengths: Sequence[int], wanted: bool = True) -> Iterator[list[Tensor]]:
+        """Over one forward pass of a packed row with gradient; `wanted` false: the list stays empty.
+
+        lengths: tokens of each of its sequences. Yields a list that holds, once this closes, the loss of each router, a
+        scalar: the sum over sequences of T_s times the above. Divided by the tokens of a batch, that is a mean in which
+        a sequence weighs what it has tokens.
+        """
+        losses: list[Tensor] = []
+        self._seen = [] if wanted else None
+        try:
+            yield losses
+            # Only now: what is computed inside a layer would have to be computed again with it (models.recompute).
+            for router, logits_TE in self._seen or ():
+                losses.append(sequence_balance(scores(router, logits_TE), router.top_k, lengths))
+        finally:
+            self._seen = None
+
+    def _note(self, router, args, output) -> None:
+        if self._seen is not None and router.training and not recomputing():
+            self._seen.append((router, output[0]))
+
+
+def sequence_balance(scores_TE: Tensor, top_k: int, lengths: Sequence[int]) -> Tensor:
+    """sum_s T_s sum_i f_i P_i of one router, with gradient through P; scores_TE: positive, float32 [T, E]."""
+    tokens, experts = scores_TE.shape
+    if sum(lengths) != tokens:
+        raise ValueError(f"sequence balance: lengths sum to {sum(lengths)}, and {tokens} tokens were routed")
+    sequence_T = torch.repeat_interleave(torch.tensor(list(lengths), device=scores_TE.device))
+    size_S1 = torch.tensor(list(lengths), dtype=scores_TE.dtype, device=scores_TE.device).clamp(min=1)[:, None]
+    with torch.no_grad():
+        chosen_TE = torch.zeros_like(scores_TE).scatter_(1, scores_TE.topk(top_k, dim=1).indices, 1.0)
+        share_SE = chosen_TE.new_zeros(len(size_S1), experts).index_add_(0, sequence_T, chosen_TE)
+        share_SE *= experts / top_k / size_S1
+    affinity_TE = scores_TE / scores_TE.sum(1, keepdim=True)
+    return (share_SE[sequence_T] * affinity_TE).sum()  # T_s P_i is the sum over the sequence's tokens
+
+
+def _bias(router: Any) -> Tensor | None:
+    return getattr(router, "e_score_correction_bias", None)
+
+
+def _short(name: str) -> str:
+    """model.layers.3.mlp.gate -> layer_3; mtp.block.mlp.gate -> mtp."""
+    parts = name.split(".")
+    return parts[0] if parts[0] == "mtp" else f"layer_{next((p for p in parts if p.isdigit()), '0')}"

@@ -33,7 +33,7 @@ def _configured(router: Any, logits_TE: Tensor) -> Tensor:
 
 
 # Class of the router: its scores, and whether it divides them by their sum when it has no norm_topk_prob to say so.
-_FORMS: dict[str, tuple[Callable[[Any, Tensor], Tensor], bool]] = {
+FORMS: dict[str, tuple[Callable[[Any, Tensor], Tensor], bool]] = {
     "DeepseekV2TopkRouter": (_softmax, False),
     "DeepseekV3TopkRouter": (_sigmoid, True),
     "DeepseekV32TopkRouter": (_sigmoid, True),
@@ -43,11 +43,15 @@ _FORMS: dict[str, tuple[Callable[[Any, Tensor], Tensor], bool]] = {
 }
 
 
+def scores(router: Any, logits_TE: Tensor) -> Tensor:
+    """The affinities [T, E] that `router` derives from its logits, positive; all but the choice depends on them."""
+    return FORMS[type(router).__name__][0](router, logits_TE)
+
+
 def gates(router: Any, logits_TE: Tensor, experts_TK: Tensor) -> Tensor:
     """The weights [T, K] that `router` gives to `experts_TK` (int64); for its own choice, bit for bit its own."""
-    scores, normalised = _FORMS[type(router).__name__]
     gates_TK = scores(router, logits_TE).gather(1, experts_TK)
-    if getattr(router, "norm_topk_prob", normalised):
+    if getattr(router, "norm_topk_prob", FORMS[type(router).__name__][1]):
         gates_TK = gates_TK / (gates_TK.sum(dim=-1, keepdim=True) + 1e-20)
     return (gates_TK * getattr(router, "routed_scaling_factor", 1.0)).to(logits_TE.dtype)
 
@@ -93,11 +97,11 @@ class RoutingReplay:
 
     def check(self) -> None:
         """Raises ValueError when the model has routers of an unknown form."""
-        unknown = sorted({type(router).__name__ for router, _ in self._blocks} - _FORMS.keys())
+        unknown = sorted({type(router).__name__ for router, _ in self._blocks} - FORMS.keys())
         if unknown:
             raise ValueError(
                 f"routing replay does not know how {', '.join(unknown)} weighs its experts; it knows "
-                f"{', '.join(_FORMS)}. Set objective.routing_replay to off for this model"
+                f"{', '.join(FORMS)}. Set objective.routing_replay to off for this model"
             )
 
     @contextmanager

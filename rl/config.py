@@ -66,6 +66,21 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
     optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(), description="constant 3e-6 as the paper; schedule not stated"
     )
+    mtp_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the multi-token-prediction loss on the sampled tokens, whatever their advantage; not "
+        "stated for RL. It trains the MTP module alone, so that drafting keeps up with the policy and the policy "
+        "learns from rewards only; 0 leaves the module as it is",
+    )
+    bias_speed: float = Field(
+        default=0.0,
+        ge=0,
+        description="speed of aux-loss-free balance; not stated for RL: at 0 the routers stay those that sampled",
+    )
+    balance_weight: float = Field(
+        default=0.0, ge=0, description="weight of the sequence-wise balance loss; not stated for RL, 0 is ours"
+    )
     trainer: TrainerConfig = Field(default=TrainerConfig(), description="the training process")
     unscorable_limit: Annotated[float, OPERATIONAL] = Field(
         default=0.2,

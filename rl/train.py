@@ -33,6 +33,7 @@ from training.run_log import METRICS, RunLog, read_log, write_stats
 from training.stage import StageContext, StageError
 
 LENGTHS = "lengths.json"  # in a checkpoint
+AVERAGE = "average"  # folder beside the checkpoint: the average of the weights, with optimizer.ema_decay
 WEIGHTS = ".weights"  # of the last sync, where they travel as files; hidden files are no part of an artifact
 
 
@@ -78,6 +79,9 @@ class Session:
             temperature=config.rollout.temperature,
             row_tokens=config.trainer.row_tokens,
             max_slots=config.generator.max_slots,
+            bias_speed=config.bias_speed,
+            balance_weight=config.balance_weight,
+            mtp_weight=config.mtp_weight,
         )
         self.pool = GeneratorPool(policy, config.generator, shared=self.trainer if config.sample_in_trainer else None)
         self.transport = open_transport(self.trainer, config.generator.sync, context.output / WEIGHTS)
@@ -137,6 +141,7 @@ class Session:
         """A rollout batch. Under dynamic sampling, further questions take the place of groups without signal."""
         started = time.monotonic()
         self._report(step, phase="sampling")
+        self._wait(self.trainer.offload.remote(), "offloading the optimizer")
         self.longest = self.config.max_new_tokens_at(step)
         count = self.config.questions_per_step * self.config.mini_batches
         groups, asked, missing = [], 0, count
@@ -280,6 +285,8 @@ class Session:
 
     def save_policy(self) -> None:
         self._wait(self.trainer.save_checkpoint.remote(str(self.context.output)), "saving the policy")
+        average = str(self.context.output / AVERAGE)
+        self._wait(self.trainer.save_average.remote(average), "saving the average of the weights")
         shutil.rmtree(self.context.output / WEIGHTS, ignore_errors=True)
         stats = counts(read_log(self.context.output / METRICS)) | {"problems_held_out": self.problems.contaminated}
         write_stats(self.context.output, stats)

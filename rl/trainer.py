@@ -30,14 +30,18 @@ class PolicyTrainer(Trainer, WeightSender):
         temperature: float,
         row_tokens: int,
         max_slots: int = 256,
+        bias_speed: float = 0.0,
+        balance_weight: float = 0.0,
+        mtp_weight: float = 0.0,
         **kwargs,
     ):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, mtp=mtp_weight > 0, **kwargs)
         self.leads = self.ranks.rank == 0
         # Sampling needs the weights in one piece.
         self.sampler = ModelSampler(self.model, self.tokenizer, max_slots) if self.ranks.data is None else None
         self.objective, self.temperature = objective, temperature
         self.row_tokens = row_tokens
+        self.bias_speed, self.balance_weight, self.mtp_weight = bias_speed, balance_weight, mtp_weight
         self.reference: Policy | None = None
         if objective.needs_reference:
             self.reference = self.frozen_copy()
@@ -137,35 +141,54 @@ class PolicyTrainer(Trainer, WeightSender):
         self.load.reset()  # old and reference logprobs were routed as well
         lengths = self.ranks.gather([len(sequence.completion_ids) for sequence in mini_batch])
         denominators = Denominators.of([length for share in lengths for length in share], max_new_tokens)
+        tokens = sum(self.ranks.gather(sum(len(sequence) for sequence in mini_batch)))
         parts, self.routing_sums = self.routing_sums, []
-        losses, entropy = 0.0, 0.0
+        sums: dict[str, float] = {"loss/policy": 0.0, "policy/entropy": 0.0}
+        sums |= {"loss/balance": 0.0} if self.balance_weight > 0 and self.load.counts else {}
+        sums |= {"loss/mtp": 0.0} if self.train_mtp else {}
         for row, routes in self._routed(self._rows(mini_batch), force=self.routing_replay != "off"):
-            policy_T, entropy_T = self.completion_logprobs(row, self.temperature)
-            assert row.old_logprobs is not None and row.sampling_logprobs is not None  # annotated, and sampled by us
-            old_T, sampling_T = self._tensor(row.old_logprobs), self._tensor(row.sampling_logprobs)
-            ref_T = None if row.ref_logprobs is None else self._tensor(row.ref_logprobs)
-            advantages_N, sequence_T = self._tensor(row.advantages), self._tensor(row.sequence_of_token)
-            loss, sums = policy_loss(
-                policy_T, old_T, ref_T, sampling_T, advantages_N, sequence_T, self.objective, denominators
-            )
-            loss.backward()
-            losses += loss.item()
-            entropy += entropy_T.sum().item()
+            for name, value in self._backward(row, denominators, tokens, parts).items():
+                sums[name] += value
             if len(row.input_ids):
-                parts += [sums, mismatch_sums(old_T, sampling_T), routing_sums(routes, "used")]
-        losses, entropy, parts = self._over_ranks(losses, entropy, parts)
-        metrics = {"loss/policy": losses, "policy/entropy": entropy / denominators.tokens}
-        metrics |= mini_batch_metrics(combine(parts))
+                parts.append(routing_sums(routes, "used"))
+        metrics = self.ranks.add_up(sums)
+        metrics["policy/entropy"] /= denominators.tokens
+        metrics |= mini_batch_metrics(combine(self.ranks.gather(combine(parts))))
         self._step(lr, metrics)
         self.reference_is_policy = False
         if self.load.counts:
             self.load.sum_over_ranks()
-            metrics["moe/max_violation"] = self.load.max_violation()
+            metrics |= self.load.metrics() | {"moe/bias_speed": self.bias_speed}
+            self.load.update_bias(self.bias_speed)
         return metrics
 
-    def _over_ranks(self, losses: float, entropy: float, parts: list[Any]) -> tuple[float, float, list[Any]]:
-        all_losses, entropies, sums = zip(*self.ranks.gather((losses, entropy, combine(parts))), strict=True)
-        return sum(all_losses), sum(entropies), list(sums)
+    def _backward(self, row: MicroBatch, denominators: Denominators, tokens: int, parts: list[Any]) -> dict[str, float]:
+        """Add a row's gradient. Returns its share of the losses, and the sum of its entropies; `parts` gets what
+        metrics are made of. tokens: of all sequences of the mini-batch."""
+        with self.balance.watch(np.diff(row.cu_seqlens).tolist(), self.balance_weight > 0) as imbalances:
+            predictions = self.predict(row, self.temperature, mtp="alone" if self.train_mtp else "off")
+        policy_T, entropy_T, mtp_nll = predictions.logprobs_C, predictions.entropies_C, predictions.mtp_nll
+        assert policy_T is not None and entropy_T is not None
+        assert row.old_logprobs is not None and row.sampling_logprobs is not None  # annotated, and sampled by us
+        old_T, sampling_T = self._tensor(row.old_logprobs), self._tensor(row.sampling_logprobs)
+        ref_T = None if row.ref_logprobs is None else self._tensor(row.ref_logprobs)
+        advantages_N, sequence_T = self._tensor(row.advantages), self._tensor(row.sequence_of_token)
+        loss, sums = policy_loss(
+            policy_T, old_T, ref_T, sampling_T, advantages_N, sequence_T, self.objective, denominators
+        )
+        found = {"loss/policy": loss.item(), "policy/entropy": entropy_T.sum().item()}
+        if imbalances:
+            imbalance = torch.stack(imbalances).sum() / tokens
+            loss = loss + self.balance_weight * imbalance
+            found["loss/balance"] = imbalance.item()
+        if mtp_nll is not None:
+            mtp_nll = mtp_nll / denominators.tokens
+            loss = loss + self.mtp_weight * mtp_nll
+            found["loss/mtp"] = mtp_nll.item()
+        loss.backward()
+        if len(row.input_ids):
+            parts += [sums, mismatch_sums(old_T, sampling_T)]
+        return found
 
     def _step(self, lr: float, metrics: dict[str, float]) -> None:
         """Step on the gradients, unless the loss or their norm is not finite."""

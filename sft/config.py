@@ -34,6 +34,9 @@ class PretrainConfig(BaseModel, extra="forbid", frozen=True):
         default="bfloat16", description="precision of the checkpoint; bfloat16 halves what is committed or shipped"
     )
     bias_speed: float = Field(default=0.001, ge=0, description="speed of aux-loss-free balance; V3's")
+    balance_weight: float = Field(
+        default=1e-4, ge=0, description="weight of the sequence-wise balance loss; V3's alpha (section 4.2)"
+    )
 
 
 class SFTConfig(BaseModel, extra="forbid", frozen=True):
@@ -52,6 +55,11 @@ class SFTConfig(BaseModel, extra="forbid", frozen=True):
     )
     bias_speed: float = Field(
         default=0.0, ge=0, description="speed of aux-loss-free balance; not stated for SFT, 0 is ours"
+    )
+    balance_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the sequence-wise balance loss; not stated for SFT: 0 leaves the routers to the data",
     )
 
 

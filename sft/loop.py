@@ -13,6 +13,7 @@ from training.group import TrainerGroup, spawn_trainer
 from training.run_log import RunLog
 from training.stage import StageContext
 
+AVERAGE = "average"  # folder beside the checkpoint: the average of the weights, with optimizer.ema_decay
 Batches = Callable[[int], list[Row]]  # optimizer step -> its packed rows; the same rows every time it is asked
 
 
@@ -35,6 +36,8 @@ def train(
         phase = f"{context.name}: saving the checkpoint"
         saved = trainer.save_checkpoint.remote(str(context.output), save_dtype)
         wait(saved, phase=phase, deadline_s=settings.deadline_s)
+        saved = trainer.save_average.remote(str(context.output / AVERAGE), save_dtype)
+        wait(saved, phase=phase, deadline_s=settings.deadline_s)
     finally:
         trainer.stop()
 
@@ -50,7 +53,7 @@ def _take_steps(
         started = time.monotonic()
         shares = trainer.dealt(rows, lambda row: len(row.input_ids))
         lr = config.optimizer.lr_at(step, steps)
-        pending = trainer.step.remote(shares, lr, config.mtp_weight, config.bias_speed)
+        pending = trainer.step.remote(shares, lr, config.mtp_weight, config.bias_speed, config.balance_weight)
         tokens = sum(len(row.input_ids) for row in rows)
         rows = batches(step + 1) if step + 1 < steps else []  # made while the trainer computes
         metrics = wait(pending, phase=f"{context.name}: step {step}", deadline_s=settings.deadline_s)

@@ -1,13 +1,16 @@
 """The MTP layer: its place in the released checkpoints, and its loss in packed rows."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from models.attention import PackedLayout
 from models.checkpoint import load_model, load_mtp_module, load_tokenizer, save_model
-from models.mtp import load_mtp, mtp_state_dict
+from models.mtp import MTPModule, load_mtp, mtp_state_dict
 from sft.batch import Example, pack_examples
+from tests.architectures import make_architecture
 from training.config import OptimizerConfig
 from training.trainer import Trainer
 
@@ -119,3 +122,72 @@ def test_without_mtp_training_its_weights_stay_and_are_saved(tiny_checkpoint, tm
     moved = load_file(tmp_path / "model.safetensors")["lm_head.weight"]
     assert torch.equal(after["shared_head.head.weight"], moved)
     assert not torch.equal(moved, before["shared_head.head.weight"])
+
+
+@pytest.fixture(scope="module")
+def v32_checkpoint(tmp_path_factory):
+    """DeepSeek-V3.2 with an MTP layer in the released layout, its indexer included."""
+    plain = make_architecture(tmp_path_factory.mktemp("v32") / "plain", "deepseek_v32")
+    model = load_model(plain)
+    mtp = MTPModule(model.config)
+    mtp.init_weights(0.1, torch.Generator().manual_seed(0))
+    folder = plain.parent / "with_mtp"
+    model.config.num_nextn_predict_layers = 1
+    save_model(folder, model, load_tokenizer(plain), mtp)
+    return folder
+
+
+def described(folder) -> int:
+    return json.loads((folder / "config.json").read_text())["num_nextn_predict_layers"]
+
+
+def test_v32_is_loaded_trained_and_saved(v32_checkpoint, tmp_path):
+    assert described(v32_checkpoint) == 1
+    before = stored(v32_checkpoint)
+    assert {"self_attn.indexer.wk.weight", "mlp.experts.7.up_proj.weight", "eh_proj.weight"} < before.keys()
+    trainer = Trainer(str(v32_checkpoint), OptimizerConfig(lr=1e-2), mtp=True, device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    sequences = [torch.randint(8, 300, (n,), generator=generator) for n in LENGTHS]
+    masks = [torch.ones(n, dtype=torch.bool) for n in LENGTHS]
+    examples = [Example(token_ids=s.numpy(), loss_mask=m.numpy()) for s, m in zip(sequences, masks, strict=True)]
+    (row,) = pack_examples(examples, capacity=64)
+    nll, mtp_nll = trainer.next_token_losses(row)
+    (nll + mtp_nll).backward()
+    trainer.optimizer.step(1e-2)
+    trainer.save_checkpoint(str(tmp_path))
+    after = stored(tmp_path)
+    assert after.keys() == before.keys() and described(tmp_path) == 1
+    assert not torch.equal(after["eh_proj.weight"], before["eh_proj.weight"])
+    assert torch.equal(after["self_attn.indexer.wk.weight"], before["self_attn.indexer.wk.weight"])
+
+
+@pytest.mark.parametrize("name", ["tiny_checkpoint", "v32_checkpoint"])
+def test_an_unwanted_layer_is_dropped_and_the_config_says_so(name, request, tmp_path):
+    checkpoint = request.getfixturevalue(name)
+    trainer = Trainer(str(checkpoint), OptimizerConfig(), mtp=True, drop_mtp=True, device="cpu")
+    assert trainer.mtp is None and not trainer.train_mtp
+    trainer.save_checkpoint(str(tmp_path))
+    assert described(tmp_path) == 0
+    assert stored(tmp_path) == {}
+    assert load_mtp_module(tmp_path, trainer.model.config) is None
+
+
+def test_layers_that_cannot_be_computed_are_refused(tiny_checkpoint):
+    config = load_model(tiny_checkpoint).config
+    config.num_mtp_layers = 2
+    with pytest.raises(ValueError, match="has 2 MTP layers and r1 trains one"):
+        load_mtp_module(tiny_checkpoint, config)
+    config.num_mtp_layers, config.model_type = 1, "deepseek_v4"
+    with pytest.raises(ValueError, match="this deepseek_v4 checkpoint has MTP layers"):
+        load_mtp_module(tiny_checkpoint, config)
+
+
+def test_alone_it_learns_without_the_model(tiny_checkpoint):
+    trainer = Trainer(str(tiny_checkpoint), OptimizerConfig(), mtp=True, device="cpu")
+    ids = torch.arange(10, 40).numpy()
+    (row,) = pack_examples([Example(token_ids=ids, loss_mask=torch.ones(30).bool().numpy())], 64)
+    joint, alone = (trainer.predict(row, 1.0, mtp=mode).mtp_nll for mode in ("joint", "alone"))
+    assert torch.equal(joint, alone)
+    alone.backward()
+    assert trainer.mtp.eh_proj.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in trainer.model.parameters())

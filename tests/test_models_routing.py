@@ -1,11 +1,13 @@
-"""Load balance without an auxiliary loss: the selection bias follows the load."""
+"""Load balance: the selection bias follows the load, the sequence-wise loss acts on the scores."""
 
+import numpy as np
 import pytest
 import torch
 
 from models.checkpoint import load_model
-from models.routing import LoadCounter, routers
+from models.routing import LoadCounter, SequenceBalance, routers, sequence_balance
 from sft.batch import Example, pack_examples
+from sft.trainer import SupervisedTrainer
 from training.config import OptimizerConfig
 from training.trainer import Trainer
 
@@ -62,18 +64,144 @@ def test_no_speed_no_movement(router):
     assert torch.equal(gate.e_score_correction_bias, before)
 
 
-def test_a_skewed_stream_is_balanced(router):
+def test_a_skewed_stream_is_balanced_and_stays_so(router):
+    """New tokens at every step, whose common direction the router has a preference for."""
     counter, gate = router
-    skewed = torch.randn(400, 64, generator=torch.Generator().manual_seed(1)) + 2 * torch.randn(
-        64, generator=torch.Generator().manual_seed(2)
-    )
+    rng = torch.Generator().manual_seed(1)
+    common = torch.randn(64, generator=rng)
     violations = []
-    for _ in range(150):
-        send(gate, skewed)
+    for _ in range(400):
+        send(gate, torch.randn(8192, 64, generator=rng) + common)
         violations.append(counter.max_violation())
-        counter.update_bias(SPEED)
-    assert violations[0] > 1.5
-    assert violations[-1] < 0.3 * violations[0]
+        counter.update_bias(0.001)
+    reached = next(step for step, violation in enumerate(violations) if violation < 0.1)
+    assert violations[0] > 2 and reached < 320
+    assert max(violations[reached:]) < 0.1
+
+
+def test_metrics_by_hand(router):
+    counter, gate = router
+    first, second = counter.counts
+    counter.counts[first] = torch.tensor([9, 1, 4, 4, 0, 4, 6, 4])
+    counter.counts[second] = torch.tensor([0, 0, 0, 12, 8, 4, 4, 4])
+    gate.e_score_correction_bias.copy_(torch.tensor([0.5, -0.25, 0, 0, 0, 0, 0, 0]))
+    assert counter.metrics() == {
+        "moe/max_violation": 2.0, "moe/max_violation/layer_1": 1.25, "moe/max_violation/layer_2": 2.0,
+        "moe/dead_experts": 4.0, "moe/bias_range": 0.75,
+    }  # fmt: skip
+
+
+def test_a_router_that_saw_nothing_is_left_alone(router):
+    counter, gate = router
+    before = gate.e_score_correction_bias.clone()
+    assert counter.metrics() == {}
+    counter.update_bias(SPEED)
+    assert torch.equal(gate.e_score_correction_bias, before)
+
+
+# --- the sequence-wise loss ---
+
+
+def reference_balance(scores, top_k, lengths):
+    """Eq. 17-20 of V3 in float64, one sequence, expert and token at a time; times the tokens of each sequence."""
+    total = scores.new_zeros(())
+    for part in scores.split(lengths):
+        tokens, experts = part.shape
+        for i in range(experts):
+            chosen = sum(int(i in row.topk(top_k).indices.tolist()) for row in part)
+            share = experts / (top_k * tokens) * chosen
+            total = total + tokens * share * sum(row[i] / row.sum() for row in part) / tokens
+    return total
+
+
+def test_sequence_loss_and_gradient_against_the_formula():
+    lengths, top_k = [7, 1, 12], 2
+    scores = torch.rand(20, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.01
+    ours, theirs = scores.clone().requires_grad_(), scores.clone().requires_grad_()
+    loss, expected = sequence_balance(ours, top_k, lengths), reference_balance(theirs, top_k, lengths)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_perfect_balance_is_the_least():
+    """All experts alike: 1 per token. One expert that takes all: more."""
+    rows = torch.eye(4, dtype=torch.float64).repeat(3, 1) + 0.1
+    assert float(sequence_balance(rows, 1, [12])) == pytest.approx(12)
+    assert float(sequence_balance(rows[:1].repeat(12, 1), 1, [12])) > 12 * 2
+
+
+def test_lengths_must_fit():
+    with pytest.raises(ValueError, match="lengths sum to 5, and 6 tokens were routed"):
+        sequence_balance(torch.rand(6, 4), 2, [2, 3])
+
+
+def test_the_loss_reaches_the_router_and_not_the_bias(tiny_checkpoint):
+    model = load_model(tiny_checkpoint).train()
+    balance, gate = SequenceBalance(model), next(routers(model))[1]
+    hidden = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
+    with balance.watch([20]) as losses:
+        gate(hidden)
+    losses[0].backward()
+    assert gate.weight.grad.abs().sum() > 0
+    assert gate.e_score_correction_bias.grad is None and not gate.e_score_correction_bias.requires_grad
+    with balance.watch([20], wanted=False) as losses:
+        gate(hidden)
+    assert losses == []
+
+
+def test_descending_the_loss_balances_a_router(tiny_checkpoint):
+    model = load_model(tiny_checkpoint).train()
+    counter, balance, gate = LoadCounter(model), SequenceBalance(model), next(routers(model))[1]
+    rng = torch.Generator().manual_seed(1)
+    hidden = torch.randn(400, 64, generator=rng) + 0.5 * torch.randn(64, generator=rng)
+    optimizer, violations = torch.optim.SGD([gate.weight], lr=1.0), []
+    for _ in range(60):
+        counter.reset()
+        with balance.watch([400]) as losses:
+            gate(hidden)
+        violations.append(counter.max_violation())
+        (losses[0] / 400).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert violations[-1] < 0.7 * violations[0]
+
+
+# --- in training ---
+
+
+def example_rows():
+    rng = np.random.default_rng(0)
+    examples = [Example(token_ids=rng.integers(8, 300, n), loss_mask=np.ones(n, bool)) for n in (30, 20, 12)]
+    return pack_examples(examples, 64)
+
+
+def test_a_supervised_step_counts_and_moves_all_routers_the_mtp_block_included(tiny_checkpoint):
+    trainer = SupervisedTrainer(str(tiny_checkpoint), OptimizerConfig(), mtp=True, device="cpu")
+    biases = {name: gate.e_score_correction_bias for name, gate in routers(trainer.model, trainer.mtp)}
+    before = {name: bias.clone() for name, bias in biases.items()}
+    metrics = trainer.step(example_rows(), 1e-4, mtp_weight=0.1, bias_speed=0.25, balance_weight=1e-4)
+    assert len(biases) == 3
+    for name, bias in biases.items():
+        assert (bias - before[name]).abs().max() == 0.25, name
+    assert {"moe/max_violation/layer_1", "moe/max_violation/layer_2", "moe/max_violation/mtp"} < metrics.keys()
+    assert metrics["moe/bias_speed"] == 0.25
+    assert metrics["loss/balance"] > 3 * 0.9  # about 1 per router where the load is even, more where it is not
+
+
+def test_the_balance_loss_changes_what_is_learned(tiny_checkpoint):
+    """Of the routers alone in the first step of plain descent: nothing else depends on it."""
+    gradients = []
+    for weight in (0.0, 10.0):
+        trainer = SupervisedTrainer(str(tiny_checkpoint), OptimizerConfig(), mtp=True, device="cpu")
+        trainer.optimizer.step = lambda lr: 0.0
+        trainer.step(example_rows(), 1e-4, 0.1, 0.0, balance_weight=weight)
+        gradients.append({name: p.grad.clone() for name, p in trainer.optimizer.parameters.items()})
+    gates = [name for name in gradients[0] if "gate.weight" in name]
+    assert len(gates) == 3
+    assert not any(torch.allclose(gradients[0][name], gradients[1][name]) for name in gates)
+    assert torch.equal(gradients[0]["lm_head.weight"], gradients[1]["lm_head.weight"])
 
 
 def test_the_bias_is_no_parameter(tiny_checkpoint):

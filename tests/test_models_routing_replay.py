@@ -101,7 +101,9 @@ def test_gates_are_the_routers_own(name, dtype):
 def test_every_moe_layer_is_found_and_forced(name):
     """The load is balanced by routers with a selection bias alone; replay needs all of them."""
     model, layers, biased = build(name)
-    assert len(list(routers(model))) == biased
+    found = [router for _, router in routers(model)]
+    assert len(found) == layers
+    assert sum(hasattr(router, "e_score_correction_bias") for router in found) == biased
     replay, ids = RoutingReplay(model), torch.arange(20)[None]
     given = others(replay, 20)
     with torch.no_grad(), replay.watch() as free:

@@ -1,13 +1,19 @@
 """Chunked token logprobs against whole float64 logits."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from training import logprobs
-from training.logprobs import token_logprobs
+from training import head_chunks
+from training.logprobs import summed_nll, token_logprobs, token_loss
+
+CHUNKS = pytest.mark.parametrize("rows_per_chunk", [1, 7, 100])  # many, some with a rest, one
 
 
 def inputs(tokens, width=16, vocab=50, scale=1.0, seed=0):
@@ -21,6 +27,14 @@ def inputs(tokens, width=16, vocab=50, scale=1.0, seed=0):
 def reference(hidden, weight, targets, temperature):
     logprobs_TV = torch.log_softmax(hidden.double() @ weight.double().T / temperature, dim=-1)
     return logprobs_TV[torch.arange(len(targets)), targets], -(logprobs_TV.exp() * logprobs_TV).sum(-1)
+
+
+def limit_chunks(monkeypatch, rows, vocab=50):
+    monkeypatch.setitem(head_chunks.CHUNK_ELEMENTS, "cpu", rows * vocab)
+
+
+def leaves(hidden, weight, dtype=torch.float32):
+    return tuple(tensor.detach().clone().to(dtype).requires_grad_() for tensor in (hidden, weight))
 
 
 def random_support(targets, vocab=50, largest=50, seed=0):
@@ -54,30 +68,160 @@ def test_against_float64(tokens, temperature, seed):
     assert got.dtype == entropy.dtype == torch.float32
 
 
-@pytest.mark.parametrize("rows_per_chunk", [1, 7, 32])
-def test_chunks_change_neither_values_nor_gradients(monkeypatch, rows_per_chunk):
+def gradients(case, temperature, support, scale):
+    """(of the hidden states, of the head) by float64 autograd through whole logits, of sum(scale * logprobs)."""
+    hidden, weight = leaves(*case[:2], torch.float64)
+    of = reference if support is None else partial(reference_over, support)
+    (of(hidden, weight, case[2], temperature)[0] * scale).sum().backward()
+    return hidden.grad, weight.grad
+
+
+@CHUNKS
+@pytest.mark.parametrize("supported", [False, True])
+@pytest.mark.parametrize("way", ["values", "loss"])
+def test_gradients_against_float64(monkeypatch, rows_per_chunk, supported, way):
+    limit_chunks(monkeypatch, rows_per_chunk)
+    case = inputs(20)
+    support = random_support(case[2], largest=6) if supported else None
+    assert support is None or (support[1] == 1).any()
+    scale = torch.randn(20, generator=torch.Generator().manual_seed(5))
+    hidden, weight = leaves(*case[:2])
+    if way == "values":
+        values, entropy = token_logprobs(hidden, weight, case[2], 1.3, support)
+        loss = (values * scale).sum()
+    else:
+        loss, values, entropy = token_loss(
+            hidden, weight, case[2], lambda logprobs_C, chunk: (logprobs_C * scale[chunk]).sum(), 1.3, support
+        )
+        assert not values.requires_grad
+    assert not entropy.requires_grad
+    (3 * loss).backward()
+    of = reference if support is None else partial(reference_over, support)
+    for got, expected in zip((values.detach(), entropy), of(*case, 1.3), strict=True):
+        torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-4)
+    for got, expected in zip((hidden.grad, weight.grad), gradients(case, 1.3, support, 3 * scale), strict=True):
+        torch.testing.assert_close(got.double(), expected, atol=3e-5, rtol=1e-4)
+
+
+@CHUNKS
+@pytest.mark.parametrize("supported", [False, True])
+def test_float64_passes_gradcheck(monkeypatch, rows_per_chunk, supported):
+    limit_chunks(monkeypatch, rows_per_chunk, vocab=11)
+    hidden, weight, targets = inputs(8, width=5, vocab=11)
+    support = random_support(targets, vocab=11, largest=6) if supported else None
+    torch.autograd.gradcheck(
+        lambda h, w: token_logprobs(h, w, targets, 0.7, support)[0], leaves(hidden, weight, torch.float64)
+    )
+
+
+@CHUNKS
+def test_a_loss_that_bends_has_its_own_gradient(monkeypatch, rows_per_chunk):
+    """A clipped surrogate, as of GRPO: what a token weighs depends on its logprob."""
+    limit_chunks(monkeypatch, rows_per_chunk)
     hidden, weight, targets = inputs(33)
-    scale = torch.randn(33, generator=torch.Generator().manual_seed(5))
-    results = []
-    for elements in (1 << 24, rows_per_chunk * len(weight)):
-        monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", elements)
-        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-        values, entropy = token_logprobs(h, w, targets, 0.7)
-        (values * scale).sum().backward()
-        assert not entropy.requires_grad
-        results.append((values.detach(), entropy, h.grad, w.grad))
-    for whole, chunked in zip(*results, strict=True):
-        torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-4)
+    old = token_logprobs(hidden, weight, targets)[0] + 0.3 * torch.randn(33, generator=torch.Generator().manual_seed(1))
+    advantage = torch.randn(33, generator=torch.Generator().manual_seed(2))
+
+    def surrogate(logprobs, chunk=slice(None)):
+        ratio = torch.exp(logprobs - old[chunk])
+        clipped = ratio.clamp(0.8, 1.2)
+        return -torch.minimum(ratio * advantage[chunk], clipped * advantage[chunk]).sum()
+
+    grads = []
+    for way in ("loss", "values"):
+        h, w = leaves(hidden, weight)
+        loss = token_loss(h, w, targets, surrogate)[0] if way == "loss" else surrogate(token_logprobs(h, w, targets)[0])
+        loss.backward()
+        grads.append((loss.detach(), h.grad, w.grad))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-def test_gradient_against_float64():
-    hidden, weight, targets = inputs(20)
+@CHUNKS
+@pytest.mark.parametrize("head_dtype", [torch.bfloat16, torch.float32])
+def test_half_precision_is_accumulated_in_float32(monkeypatch, rows_per_chunk, head_dtype):
+    """Against float64 from the same rounded inputs: nothing is rounded on the way but the gradients at the end."""
+    limit_chunks(monkeypatch, rows_per_chunk)
+    hidden, weight, targets = inputs(64)
+    hidden, weight = hidden.bfloat16(), weight.to(head_dtype)
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    token_logprobs(h, w, targets, 1.3)[0].sum().backward()
-    hd, wd = hidden.double().requires_grad_(), weight.double().requires_grad_()
-    reference(hd, wd, targets, 1.3)[0].sum().backward()
-    torch.testing.assert_close(h.grad.double(), hd.grad, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(w.grad.double(), wd.grad, atol=1e-5, rtol=1e-4)
+    values, _ = token_logprobs(h, w, targets, 0.7)
+    values.sum().backward()
+    assert values.dtype == torch.float32 and h.grad.dtype == torch.bfloat16 and w.grad.dtype == head_dtype
+    expected = gradients((hidden, weight, targets), 0.7, None, 1.0)
+    torch.testing.assert_close(values.double(), reference(hidden, weight, targets, 0.7)[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(h.grad.double(), expected[0], atol=1e-5, rtol=2**-8)
+    torch.testing.assert_close(
+        w.grad.double(), expected[1], atol=1e-5, rtol=2**-8 if head_dtype != torch.float32 else 1e-5
+    )
+
+
+@CHUNKS
+def test_backward_twice(monkeypatch, rows_per_chunk):
+    """Values may be used again; a loss has given its gradient away, and says so."""
+    limit_chunks(monkeypatch, rows_per_chunk)
+    hidden, weight, targets = inputs(20)
+    h, w = leaves(hidden, weight)
+    values, _ = token_logprobs(h, w, targets)
+    first = torch.autograd.grad(values.sum(), (h, w), retain_graph=True)
+    second = torch.autograd.grad(values.sum(), (h, w))
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    loss = summed_nll(h, w, targets)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="gives it away once"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("way", ["values", "loss"])
+def test_frozen_parts_and_no_grad(way):
+    hidden, weight, targets = inputs(9)
+
+    def loss():
+        return -token_logprobs(hidden, weight, targets)[0].sum() if way == "values" else summed_nll(*case)
+
+    case = (hidden, weight, targets)
+    expected = gradients(case, 1.0, None, -1.0)
+    hidden.requires_grad_()
+    loss().backward()
+    assert weight.grad is None
+    torch.testing.assert_close(hidden.grad.double(), expected[0], atol=1e-5, rtol=1e-4)
+    hidden.requires_grad_(False), weight.requires_grad_()
+    loss().backward()
+    torch.testing.assert_close(weight.grad.double(), expected[1], atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        assert not loss().requires_grad
+
+
+class _Sizes(TorchDispatchMode):
+    """The most elements of any tensor that an operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        sizes = [out.numel() for out in tree_leaves(result) if isinstance(out, torch.Tensor)]
+        self.largest = max([self.largest, *sizes])
+        return result
+
+
+@pytest.mark.parametrize("supported", [False, True])
+@pytest.mark.parametrize("way", ["values", "loss"])
+@pytest.mark.parametrize("frozen_head", [False, True])
+def test_nothing_as_large_as_the_logits_is_made(monkeypatch, supported, way, frozen_head):
+    """64 tokens of 50 ids in chunks of 4: no tensor exceeds a chunk, but for hidden states and the head."""
+    limit_chunks(monkeypatch, 4)
+    hidden, weight, targets = inputs(64, width=2)
+    support = random_support(targets, largest=3) if supported else None
+    hidden.requires_grad_(), weight.requires_grad_(not frozen_head)
+    with _Sizes() as sizes:
+        if way == "values":
+            token_logprobs(hidden, weight, targets, 0.7, support)[0].sum().backward()
+        else:
+            token_loss(hidden, weight, targets, lambda logprobs_C, _: logprobs_C.sum(), 0.7, support)[0].backward()
+    assert sizes.largest <= max(4 * 50, hidden.numel(), weight.numel())
 
 
 # --- over a support ---
@@ -92,25 +236,6 @@ def test_over_a_support_against_float64(tokens, temperature, seed, largest):
     expected, expected_entropy = reference_over(support, *case, temperature)
     torch.testing.assert_close(got.double(), expected, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(entropy.double(), expected_entropy, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("rows_per_chunk", [1, 7, 100])
-def test_gradient_over_a_support_against_float64(monkeypatch, rows_per_chunk):
-    hidden, weight, targets = inputs(20)
-    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", rows_per_chunk * len(weight))
-    support = random_support(targets, largest=6)
-    assert (support[1] == 1).any()
-    scale = torch.randn(20, generator=torch.Generator().manual_seed(5))
-    h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    values, entropy = token_logprobs(h, w, targets, 1.3, support)
-    (values * scale).sum().backward()
-    hd, wd = hidden.double().requires_grad_(), weight.double().requires_grad_()
-    expected, expected_entropy = reference_over(support, hd, wd, targets, 1.3)
-    (expected * scale).sum().backward()
-    torch.testing.assert_close(values.double(), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(entropy.double(), expected_entropy, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(h.grad.double(), hd.grad, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(w.grad.double(), wd.grad, atol=1e-5, rtol=1e-4)
 
 
 def test_a_token_without_alternative_has_neither_gradient_nor_entropy():
@@ -150,6 +275,26 @@ def test_extreme_logits_stay_finite():
 
 def test_no_tokens():
     hidden, weight, targets = inputs(0)
+    hidden.requires_grad_(), weight.requires_grad_()
     for support in (None, (targets, targets)):
         values, entropy = token_logprobs(hidden, weight, targets, support=support)
         assert values.shape == entropy.shape == (0,)
+    loss = summed_nll(hidden, weight, targets)
+    (loss + values.sum()).backward()
+    assert loss == 0 and hidden.grad.shape == (0, 16) and not weight.grad.any()
+
+
+def test_runs_of_one_kind_are_equal_bit_by_bit():
+    case = inputs(40)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        results = []
+        for _ in range(2):
+            h, w = leaves(*case[:2])
+            loss = summed_nll(h, w, case[2])
+            loss.backward()
+            results.append((loss.detach(), h.grad, w.grad))
+    finally:
+        torch.use_deterministic_algorithms(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

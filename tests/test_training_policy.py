@@ -30,8 +30,10 @@ def test_logprobs_of_a_packed_row_are_those_of_each_sequence_alone(policy, tiny_
     """Against transformers' own attention and experts in float64."""
     (row,) = pack_examples([Example(token_ids=s, loss_mask=np.ones(len(s), bool)) for s in sequences()], 64)
     with torch.no_grad():
-        logprobs, entropies, deeper = policy(RowTensors.of(row, CPU), temperature=0.7)
-    assert deeper is None
+        logprobs, entropies, nll, deeper = policy(RowTensors.of(row, CPU), temperature=0.7)
+        summed = policy(RowTensors.of(row, CPU), temperature=None, mtp="joint")
+    assert nll is None and deeper is None
+    assert summed.logprobs_C is None and summed.mtp_nll > 0
     plain = load_model(tiny_checkpoint, attention="eager").double()
     plain.set_experts_implementation("eager")
     expected, spread = [], []
@@ -42,6 +44,8 @@ def test_logprobs_of_a_packed_row_are_those_of_each_sequence_alone(policy, tiny_
         spread.append(-(all_logprobs.exp() * all_logprobs).sum(-1))
     torch.testing.assert_close(logprobs.double(), torch.cat(expected), atol=2e-5, rtol=0)
     torch.testing.assert_close(entropies.double(), torch.cat(spread), atol=2e-5, rtol=0)
+    at_1 = policy(RowTensors.of(row, CPU)).logprobs_C
+    torch.testing.assert_close(summed.nll, -at_1.sum(), rtol=1e-5, atol=0)
 
 
 def test_a_row_without_sequences_reaches_every_weight_with_zeros(policy):
@@ -49,8 +53,17 @@ def test_a_row_without_sequences_reaches_every_weight_with_zeros(policy):
     one = TrainingSequence(prompt_ids=np.array([9]), completion_ids=np.array([10, 11]), advantage=1.0)
     _, (empty,) = pack_for_ranks([one], 64, ranks=2)
     once = copy.deepcopy(policy)
-    logprobs, entropies, deeper = once(RowTensors.of(empty, CPU), with_mtp=True)
-    assert logprobs.shape == entropies.shape == deeper.shape == (0,)
-    (logprobs.sum() + deeper.sum()).backward()
-    for name, parameter in once.named_parameters():
+    logprobs, entropies, _, deeper = once(RowTensors.of(empty, CPU), mtp="joint")
+    assert logprobs.shape == entropies.shape == (0,) and deeper == 0
+    (logprobs.sum() + deeper).backward()
+    assert_zeros(once)
+    once.zero_grad()
+    losses = once(RowTensors.of(empty, CPU), None, mtp="joint")
+    assert losses.nll == 0
+    (losses.nll + losses.mtp_nll).backward()
+    assert_zeros(once)
+
+
+def assert_zeros(policy: Policy) -> None:
+    for name, parameter in policy.named_parameters():
         assert parameter.grad is not None and not parameter.grad.any(), name

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 
 class Toy:
-    def __init__(self, checkpoint: str, *, device: str, mesh: Any, precision: str, fp8: Any):
+    def __init__(self, checkpoint: str, *, device: str, mesh: Any, **settings: Any):
         if checkpoint == "missing":
             raise ValueError(f"no checkpoint at {checkpoint}")
         if checkpoint == f"kills {dist.get_rank()}":

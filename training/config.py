@@ -1,9 +1,9 @@
 """Settings that every training stage shares."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from data.config import OPERATIONAL
 from fp8.config import Fp8Config
@@ -11,7 +11,13 @@ from training.mesh import MeshConfig
 
 
 class OptimizerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
-    """AdamW. The R1 paper does not state betas, decay or clipping of RL and SFT: these are V3's (section 4.2)."""
+    """AdamW, or Muon beside it. R1 does not state betas, decay or clipping of RL and SFT: these are V3's (4.2)."""
+
+    algorithm: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="adamw for all weights, as R1 and V3; muon: for hidden matrices of two dimensions, with adamw for "
+        "embeddings, head, routers, norms and fused experts",
+    )
 
     lr: float = Field(
         default=3e-6, gt=0, description="peak learning rate; 3e-6 is the paper's for RL, tiny models need ~1e-4"
@@ -29,6 +35,38 @@ class OptimizerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fals
         default=0.0, ge=0, description="decoupled decay of matrices; 0 because fine-tuning is short"
     )
     clip_norm: float = Field(default=1.0, gt=0, description="largest global gradient norm; V3's")
+    muon_lr_factor: float = Field(
+        default=1.0,
+        gt=0,
+        description="muon: its learning rate as a multiple of lr; 1 because its updates are scaled to the size that "
+        "AdamW's have (Moonlight, arXiv:2502.16982)",
+    )
+    moments: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="how AdamW's moments are stored. bfloat16 saves 4 bytes per parameter, as V3 (section 3.3.2), and "
+        "needs beta2 <= 0.996; float32 because small models have the memory and need no second source of rounding",
+    )
+    ema_decay: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="decay of an average of the weights in CPU memory (V3, section 3.2.3, which does not state it); "
+        "0: none, as it takes 4 to 8 bytes per parameter",
+    )
+    offload: Annotated[Literal["none", "moments"], OPERATIONAL] = Field(
+        default="none",
+        description="what leaves the device while others use it, as when a generator samples there: nothing, or the "
+        "optimizer's moments",
+    )
+
+    @model_validator(mode="after")
+    def _moments_can_move(self) -> Self:
+        if self.moments == "bfloat16" and max(self.beta1, self.beta2) > 0.996:
+            raise ValueError(
+                "optimizer: with moments in bfloat16 a beta above 0.996 changes them by less than half a unit in the "
+                "last place per step, so they would stand still; lower it or set moments: float32"
+            )
+        return self
 
     def lr_at(self, step: int, total_steps: int) -> float:
         """Learning rate of optimizer step `step` (0-based) of `total_steps`."""
@@ -62,6 +100,17 @@ class TrainerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
         default=4096,
         ge=64,
         description="tokens of a packed row: one forward pass; bounded by memory. Longer sequences get their own row",
+    )
+    drop_mtp: bool = Field(
+        default=False,
+        description="leave the MTP layer behind: it is not loaded, and checkpoints say num_nextn_predict_layers 0; "
+        "false keeps it, since engines draft with it",
+    )
+    recompute: Literal["none", "norms_and_up_projections", "blocks"] = Field(
+        default="none",
+        description="activations computed again in backward instead of kept: none (fastest); norms_and_up_projections "
+        "keeps only the results of matrix products and attention, as V3 (section 3.2.3); blocks keeps only the input "
+        "of each layer: least memory, a second forward pass. The results are the same to the bit",
     )
     checkpoint_every: Annotated[int, OPERATIONAL] = Field(
         default=50, ge=1, description="optimizer steps between checkpoints; what a kill can cost"

@@ -17,6 +17,7 @@ from data.packing import deal
 from training.config import TrainerConfig
 
 Item = TypeVar("Item")
+_OF_TRAINER = ("device", "mesh", "precision", "fp8", "recompute", "drop_mtp")  # settings that its constructor takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def spawn_trainer(target: str, settings: TrainerConfig, *args: Any, **kwargs: An
     Nothing is waited for: the first answer comes when all ranks have met and have built their trainer. Raises
     StartFailed when the cluster has GPUs, but fewer than ranks.
     """
-    kwargs |= {name: getattr(settings, name) for name in ("device", "mesh", "precision", "fp8")}
+    kwargs |= {name: getattr(settings, name) for name in _OF_TRAINER}
     size = settings.mesh.ranks
     if size == 1:
         return TrainerGroup([spawn(target, *args, threads=settings.threads, **kwargs)])

@@ -1,69 +1,172 @@
-"""Token logprobs and entropy from hidden states and the head's weight, in chunks: the [T, V] logits are never whole."""
+"""Token logprobs, entropy and losses from hidden states and the head's weight: the [T, V] logits are never whole.
 
-import itertools
+Two ways to the same gradient. `token_logprobs` gives values that any loss may use; its backward pass computes the
+logits again, a fourth matrix product beside the naive path's three. `token_loss` is for losses that are sums over
+tokens: it asks for the loss of each chunk while its logits are there, so that three products do, as in Liger Kernel's
+fused linear cross-entropy (arXiv:2410.10989, section 3.2). Both hold one chunk of logits (see training.head_chunks).
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = 1 << 24  # logits held at a time: 64 MiB in float32
+from training.head_chunks import ChunkedHead, SupportTensors, check_support
 
-# Ids int64 [S] of one set after the other, and their sizes int64 [T] (see rollouts.records.Support).
-SupportTensors = tuple[torch.Tensor, torch.Tensor]
-
-
-def _chunk(hidden_TD, weight_VD, targets_T, temperature: float, support: SupportTensors | None = None):
-    logits_TV = F.linear(hidden_TD, weight_VD).float() / temperature
-    if support is not None:
-        ids_S, sizes_T = support
-        outside_TV = torch.ones_like(logits_TV, dtype=torch.bool)
-        outside_TV[_rows(sizes_T), ids_S] = False
-        # Finite, so that probability 0 times it is 0 in the entropy.
-        logits_TV.masked_fill_(outside_TV, torch.finfo(logits_TV.dtype).min)
-    log_normaliser_T = torch.logsumexp(logits_TV, dim=-1)
-    logprobs_T = logits_TV.gather(1, targets_T[:, None]).squeeze(1) - log_normaliser_T
-    with torch.no_grad():
-        entropy_T = log_normaliser_T - (torch.softmax(logits_TV, dim=-1) * logits_TV).sum(-1)
-    return logprobs_T, entropy_T
+# Logprobs of a chunk's tokens, [C] or [C, K], and which tokens they are -> its share of the loss, a scalar.
+LossOf = Callable[[Tensor, slice], Tensor]
 
 
 def token_logprobs(
-    hidden_TD, weight_VD, targets_T, temperature: float = 1.0, support: SupportTensors | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    targets_T: Tensor,
+    temperature: float = 1.0,
+    support: SupportTensors | None = None,
+) -> tuple[Tensor, Tensor]:
     """log p(target) and entropy (nats, no gradient) of softmax(hidden @ weight.T / temperature), both float32 [T].
 
-    hidden_TD: float [T, D]; weight_VD: float [V, D]; targets_T: int64 [T]; temperature > 0.
+    hidden_TD: float [T, D]; weight_VD: float [V, D]; targets_T: int64 [T]; temperature > 0. Float64 stays float64.
     support: the tokens that each target was drawn from; the softmax is then over these alone (DeepSeek-V3.2, section
     3.1: keep sampling mask). Raises ValueError when sizes do not add up or a target is not in its own set.
     """
-    size = max(1, CHUNK_ELEMENTS // weight_VD.shape[0])
-    supports = itertools.repeat(None) if support is None else _cut(*support, targets_T, size)
-    parts = []
-    for start, part in zip(range(0, hidden_TD.shape[0], size), supports, strict=False):
-        piece = (hidden_TD[start : start + size], weight_VD, targets_T[start : start + size], temperature, part)
-        recompute = torch.is_grad_enabled() and hidden_TD.shape[0] > size  # one chunk fits anyway
-        parts.append(checkpoint(_chunk, *piece, use_reentrant=False) if recompute else _chunk(*piece))
-    if not parts:
-        return hidden_TD.new_zeros(0), hidden_TD.new_zeros(0)
-    logprobs, entropies = zip(*parts, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
+    if support is not None:
+        check_support(support, targets_T)
+    keep = torch.is_grad_enabled()
+    logprobs_TK, entropy_T = _Logprobs.apply(hidden_TD, weight_VD, targets_T[:, None], temperature, support, keep)
+    return logprobs_TK.squeeze(1), entropy_T
 
 
-def _cut(ids_S, sizes_T, targets_T, size: int) -> list[SupportTensors]:
-    """The support of every `size` tokens."""
-    if len(sizes_T) != len(targets_T) or int(sizes_T.sum()) != len(ids_S):
-        raise ValueError(f"support: {len(sizes_T)} sets of {len(ids_S)} ids in all do not fit {len(targets_T)} tokens")
-    rows_S = _rows(sizes_T)
-    inside_T = torch.zeros_like(targets_T, dtype=torch.bool)
-    inside_T[rows_S[ids_S == targets_T[rows_S]]] = True
-    if not inside_T.all():
-        raise ValueError(
-            f"support: {int((~inside_T).sum())} of {len(targets_T)} tokens are not in the set they were drawn from"
-        )
-    sizes = sizes_T.split(size)
-    return list(zip(ids_S.split([int(part.sum()) for part in sizes]), sizes, strict=True))
+def token_loss(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    targets_T: Tensor,
+    loss_of: LossOf,
+    temperature: float = 1.0,
+    support: SupportTensors | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A loss that is a sum over tokens, with logprobs and entropy [T] as of `token_logprobs`, but without gradient.
+
+    loss_of: given logprobs [C] of some tokens and which they are (a slice of 0..T), their share of the loss, a scalar.
+    It must not look at other tokens. The gradient is made here, so backward may be called once only.
+    """
+    if support is not None:
+        check_support(support, targets_T)
+
+    def of_tokens(logprobs_CK: Tensor, chunk: slice) -> Tensor:
+        return loss_of(logprobs_CK.squeeze(1), chunk)
+
+    loss, logprobs_TK, entropy_T = selected_loss(
+        hidden_TD, weight_VD, targets_T[:, None], of_tokens, temperature, support, entropy=True
+    )
+    assert entropy_T is not None
+    return loss, logprobs_TK.squeeze(1), entropy_T
 
 
-def _rows(sizes_T: torch.Tensor) -> torch.Tensor:
-    """For each id of a support, the token that it belongs to, int64 [S]."""
-    return torch.arange(len(sizes_T), device=sizes_T.device).repeat_interleave(sizes_T)
+def summed_nll(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -> Tensor:
+    """Sum of -log p(target) over all tokens, nats: a scalar, with gradient."""
+    return selected_loss(hidden_TD, weight_VD, targets_T[:, None], lambda logprobs_CK, _: -logprobs_CK.sum())[0]
+
+
+def selected_loss(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    ids_TK: Tensor,
+    loss_of: LossOf,
+    temperature: float = 1.0,
+    support: SupportTensors | None = None,
+    entropy: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`token_loss` with K ids per token: `loss_of` is given logprobs [C, K]. Entropy is None when not asked for."""
+    keep = torch.is_grad_enabled()
+    return _LossInForward.apply(hidden_TD, weight_VD, ids_TK, loss_of, temperature, support, entropy, keep)
+
+
+class _Logprobs(torch.autograd.Function):
+    """Gradients from logits that are computed again, unless there is one chunk only: its softmax is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_TD, weight_VD, ids_TK, temperature: float, support: SupportTensors | None, keep: bool
+    ) -> tuple[Tensor, Tensor]:
+        head = ChunkedHead(hidden_TD, weight_VD, ids_TK, temperature, support)
+        logprobs_TK, entropy_T = _empty(head)
+        ctx.softmax = None
+        for chunk in head.chunks():
+            softmax = head.softmax(chunk, entropy=True)
+            assert softmax.entropy_C is not None
+            logprobs_TK[chunk], entropy_T[chunk] = softmax.logprobs_CK, softmax.entropy_C
+            if keep and len(ids_TK) <= head.size:
+                ctx.softmax = softmax
+        ctx.save_for_backward(hidden_TD, weight_VD, ids_TK)
+        ctx.temperature, ctx.support = temperature, support
+        ctx.mark_non_differentiable(entropy_T)
+        return logprobs_TK, entropy_T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TK: Tensor, _) -> tuple[Tensor | None, ...]:
+        hidden_TD, weight_VD, ids_TK = ctx.saved_tensors
+        kept, ctx.softmax = ctx.softmax, None  # its buffer becomes the gradient of the logits
+        head = ChunkedHead(hidden_TD, weight_VD, ids_TK, ctx.temperature, ctx.support)
+        grad_TD, grad_VD = head.zero_gradients(weight=ctx.needs_input_grad[1])
+        for chunk in head.chunks():
+            head.add_gradients(chunk, kept or head.softmax(chunk), grad_TK[chunk], grad_TD, grad_VD)
+        return (*_as_given(ctx, hidden_TD, weight_VD, grad_TD, grad_VD), None, None, None, None)
+
+
+class _LossInForward(torch.autograd.Function):
+    """The loss and its gradients in one pass; backward scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_TD, weight_VD, ids_TK, loss_of: LossOf, temperature: float, support, entropy: bool, keep: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        head = ChunkedHead(hidden_TD, weight_VD, ids_TK, temperature, support)
+        logprobs_TK, entropy_T = _empty(head)
+        wanted = keep and any(ctx.needs_input_grad[:2])
+        grad_TD, grad_VD = head.zero_gradients(ctx.needs_input_grad[1]) if wanted else (None, None)
+        total = hidden_TD.new_zeros((), dtype=head.dtype)
+        for chunk in head.chunks():
+            softmax = head.softmax(chunk, entropy)
+            logprobs_TK[chunk] = softmax.logprobs_CK
+            if softmax.entropy_C is not None:
+                entropy_T[chunk] = softmax.entropy_C
+            loss, grad_CK = _loss_and_gradient(loss_of, softmax.logprobs_CK, chunk)
+            total += loss
+            if grad_TD is not None:
+                head.add_gradients(chunk, softmax, grad_CK, grad_TD, grad_VD)
+        if grad_TD is not None:
+            ctx.gradients = _as_given(ctx, hidden_TD, weight_VD, grad_TD, grad_VD)
+        ctx.mark_non_differentiable(logprobs_TK, entropy_T)
+        return total, logprobs_TK, entropy_T if entropy else None
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("this loss made its gradient in the forward pass and gives it away once: call it again")
+        return (*(None if g is None else g.mul_(grad) for g in gradients), *[None] * 6)
+
+
+def _empty(head: ChunkedHead) -> tuple[Tensor, Tensor]:
+    """Room for logprobs [T, K] and entropies [T]."""
+    logprobs_TK = head.hidden_TD.new_empty(head.ids_TK.shape, dtype=head.dtype)
+    return logprobs_TK, logprobs_TK.new_empty(len(logprobs_TK))
+
+
+def _loss_and_gradient(loss_of: LossOf, logprobs_CK: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        logprobs_CK = logprobs_CK.detach().requires_grad_()
+        loss = loss_of(logprobs_CK, chunk)
+        (grad_CK,) = torch.autograd.grad(loss, logprobs_CK)
+    return loss.detach(), grad_CK
+
+
+def _as_given(ctx: Any, hidden_TD, weight_VD, grad_TD, grad_VD) -> tuple[Tensor | None, Tensor | None]:
+    """Summed gradients in the dtypes of what they belong to; None where nobody wants one."""
+    wanted = ctx.needs_input_grad[0]
+    return grad_TD.to(hidden_TD.dtype) if wanted else None, None if grad_VD is None else grad_VD.to(weight_VD.dtype)

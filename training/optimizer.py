@@ -1,28 +1,45 @@
-"""AdamW over named parameters: state by name, gradient clipping, a guard against non-finite steps."""
+"""An optimizer over named parameters: state by name, gradient clipping, a guard against non-finite steps."""
 
 from collections.abc import Container, Iterable
 
 import torch
 from torch import nn
 
+from training.algorithms import first_state, make_algorithms, moments, set_lr
 from training.config import OptimizerConfig
-from training.gradients import by_mesh, clip_gradients
+from training.ema import WeightAverage
+from training.gradients import clip_gradients
+from training.mesh import MeshConfig
 
 OPTIMIZER = "optimizer."  # begins the names of its state
+AVERAGE = "average."  # and of the average's
+
+
+def check_sharded(config: OptimizerConfig, mesh: MeshConfig) -> None:
+    """Raises ValueError for what needs weights in one piece."""
+    whole = {"algorithm muon": config.algorithm == "muon", "ema_decay": config.ema_decay > 0}
+    wanted = [name for name, is_wanted in whole.items() if is_wanted]
+    if wanted and mesh.ranks > 1:
+        raise ValueError(
+            f"optimizer: {wanted[0]} needs every weight in one piece, and a mesh of {mesh.ranks} ranks shards them; "
+            "leave it out, or train on one rank"
+        )
 
 
 class Optimizer:
-    """One AdamW step at a time; matrices decay, norms and biases do not."""
+    """One step at a time, of AdamW or of AdamW and Muon (training.algorithms), and an average of the weights."""
 
     def __init__(self, named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig):
         self.config = config
         self.parameters = {name: p for name, p in named_parameters if p.requires_grad}
-        groups = [
-            {"params": group, "weight_decay": config.weight_decay if is_matrix else 0.0}
-            for is_matrix in (True, False)
-            for group in by_mesh(p for p in self.parameters.values() if (p.ndim > 1) == is_matrix)
-        ]
-        self.adamw = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), foreach=True)
+        self.algorithms = make_algorithms(self.parameters, config)
+        self._owner = {
+            id(p): algorithm
+            for algorithm in self.algorithms
+            for group in algorithm.param_groups
+            for p in group["params"]
+        }
+        self.average = WeightAverage(self.parameters, config.ema_decay) if config.ema_decay > 0 else None
         self.steps = 0
         self._steps = torch.tensor(0)  # the same, where it is saved and loaded
 
@@ -34,32 +51,63 @@ class Optimizer:
         norm = clip_gradients(self.parameters.values(), self.config.clip_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"gradient norm is {norm.item()} at optimizer step {self.steps}")
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
-        self.adamw.step()
+        self.fetch()
+        for algorithm in self.algorithms:
+            set_lr(algorithm, lr, self.config)
+            algorithm.step()
         self.zero_grad()
         self.steps += 1
+        if self.average is not None:
+            self.average.update()
         return float(norm)
 
     def zero_grad(self) -> None:
-        self.adamw.zero_grad(set_to_none=True)
+        for algorithm in self.algorithms:
+            algorithm.zero_grad(set_to_none=True)
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+        """Moments and step count of a parameter: the tensors themselves; empty before its first step."""
+        return self._owner[id(parameter)].state.get(parameter, {})
+
+    # --- between phases: another process may want the device's memory ---
+
+    def offload(self) -> None:
+        """Moments to CPU memory, when the settings say so. `step` brings them back."""
+        if self.config.offload == "moments":
+            for algorithm in self.algorithms:
+                for state, key, value in moments(algorithm):
+                    state[key] = value.to("cpu")
+
+    def fetch(self) -> None:
+        """Moments to where their parameters are."""
+        for parameter in self.parameters.values():
+            state = self.state_of(parameter)
+            for key, value in state.items():
+                if key != "step":  # AdamW counts its steps on the CPU
+                    state[key] = value.to(parameter.device)
+
+    # --- on disk ---
 
     def state(self, stored: Container[str] | None = None) -> dict[str, torch.Tensor]:
-        """Steps and moments by name, the tensors themselves. `stored`: names to be loaded, for which there is room
-        afterwards; call `loaded` when they are."""
+        """Steps, moments and average by name, the tensors themselves. `stored`: names to be loaded, for which there is
+        room afterwards; call `loaded` when they are. Raises ValueError when these are of other settings."""
+        if stored is not None and any(f"{AVERAGE}{name}" in stored for name in self.parameters) != bool(self.average):
+            raise ValueError("the state was written with another optimizer.ema_decay: keep it for the whole stage")
+        self.fetch()
         if stored is not None and any(f"{OPTIMIZER}{name}/step" in stored for name in self.parameters):
             self._make_room()
         tensors = {f"{OPTIMIZER}steps": self._steps.fill_(self.steps)}
         for name, parameter in self.parameters.items():
-            for key, value in self.adamw.state.get(parameter, {}).items():
+            for key, value in self.state_of(parameter).items():
                 tensors[f"{OPTIMIZER}{name}/{key}"] = value
+        if self.average is not None:
+            tensors |= {f"{AVERAGE}{name}": average for name, average in self.average.tensors().items()}
         return tensors
 
     def loaded(self) -> None:
         self.steps = int(self._steps)
 
     def _make_room(self) -> None:
-        """The state that AdamW makes in its first step, of zeros."""
         for parameter in self.parameters.values():
-            moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-            self.adamw.state[parameter] = {"step": torch.zeros(()), **moments}
+            algorithm = self._owner[id(parameter)]
+            algorithm.state[parameter] = first_state(algorithm, parameter)

@@ -65,6 +65,11 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def add_up(self, values: dict[str, float]) -> dict[str, float]:
+        """Sums over all ranks, which have the same keys."""
+        shares = self.gather(values)
+        return {key: sum(share[key] for share in shares) for key in values}
+
     def barrier(self) -> None:
         self.gather(None)
 

@@ -7,17 +7,19 @@ outside, FSDP2's hooks would not see them, and they would find shards in place o
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
 from models.attention import PackedLayout
 from models.mtp import MTPModule, mtp_hidden
-from training.logprobs import SupportTensors, token_logprobs
+from training.head_chunks import SupportTensors
+from training.logprobs import summed_nll, token_logprobs
+
+WithMTP = Literal["off", "joint", "alone"]
 
 
 class PackedRow(Protocol):
@@ -79,11 +81,12 @@ class RowTensors:
 
 
 class Predictions(NamedTuple):
-    """What a pass says of a row's targets. A tuple, because FSDP2 looks for its tensors there."""
+    """What a pass says of a row's targets; None: not asked for. A tuple, because FSDP2 looks for its tensors there."""
 
-    logprobs_C: torch.Tensor  # float32
-    entropies_C: torch.Tensor  # float32, nats, without gradient
-    mtp_logprobs: torch.Tensor | None  # float32: of each target that the MTP module predicts as well
+    logprobs_C: torch.Tensor | None = None  # float32
+    entropies_C: torch.Tensor | None = None  # float32, nats, without gradient
+    nll: torch.Tensor | None = None  # sum of -logprobs, nats
+    mtp_nll: torch.Tensor | None = None  # the same of the MTP module, of each target that it predicts as well
 
 
 class Policy(nn.Module):
@@ -99,14 +102,19 @@ class Policy(nn.Module):
         if self.mtp is not None:
             yield self.mtp.block
 
-    def forward(self, row: RowTensors, temperature: float = 1.0, with_mtp: bool = False) -> Predictions:
-        """Logprobs of the row's targets: at `temperature`, over the row's support; those of the MTP module at 1, over
-        all tokens."""
+    def forward(self, row: RowTensors, temperature: float | None = 1.0, mtp: WithMTP = "off") -> Predictions:
+        """Logprobs and entropies of the row's targets at `temperature` and over the row's support, or, with temperature
+        None, their summed loss alone, which takes fewer products. The MTP module's loss is at 1, over all tokens.
+
+        mtp "alone": the MTP module learns, and the main model, whose head and embedding it shares, does not.
+        """
         hidden = self.hidden_states(row)
-        predicting = hidden[0, row.predicting]
-        logprobs, entropies = self._logprobs(predicting, row.targets, temperature, row.support)
-        deeper = self._two_ahead(row, hidden) if with_mtp and self.mtp is not None else None
-        return Predictions(logprobs, entropies, deeper)
+        predicting, head = hidden[0, row.predicting], self.model.lm_head.weight
+        deeper = None if mtp == "off" or self.mtp is None else self._mtp_nll(row, hidden, alone=mtp == "alone")
+        if temperature is None:
+            return Predictions(nll=summed_nll(predicting, head, row.targets), mtp_nll=deeper)
+        logprobs, entropies = token_logprobs(predicting, head, row.targets, temperature, row.support)
+        return Predictions(logprobs, entropies, mtp_nll=deeper)
 
     def hidden_states(self, row: RowTensors) -> torch.Tensor:
         """The final hidden states, [1, T, D]."""
@@ -115,23 +123,16 @@ class Policy(nn.Module):
         )
         return output.last_hidden_state
 
-    def _two_ahead(self, row: RowTensors, hidden: torch.Tensor) -> torch.Tensor:
-        """Logprobs by the MTP module. The token two ahead of position i is a target when i + 1 predicts one in the
-        same sequence."""
+    def _mtp_nll(self, row: RowTensors, hidden: torch.Tensor, alone: bool) -> torch.Tensor:
+        """The token two ahead of position i is a target when i + 1 predicts one in the same sequence."""
         assert self.mtp is not None
-        deeper = mtp_hidden(self.model, self.mtp, row.input_ids, hidden, row.position_ids, row.layout)
+        deeper = mtp_hidden(self.model, self.mtp, row.input_ids, hidden, row.position_ids, row.layout, alone)
         is_end = torch.zeros(row.input_ids.shape[1], dtype=torch.bool, device=hidden.device)
         is_end[row.ends] = True
         two_ahead = row.predicting - 1
         keep = (two_ahead >= 0) & ~is_end[two_ahead.clamp(min=0)]
-        return self._logprobs(deeper[0, two_ahead[keep]], row.targets[keep])[0]
-
-    def _logprobs(self, hidden_CD: torch.Tensor, targets_C: torch.Tensor, *how: Any):
-        head: Any = self.model.lm_head
-        if len(targets_C) == 0:  # empty, and yet with a gradient of zeros: other ranks wait for it
-            nothing = F.linear(hidden_CD, head.weight).float().sum(-1)
-            return nothing, nothing.detach()
-        return token_logprobs(hidden_CD, head.weight, targets_C, *how)
+        head = self.model.lm_head.weight.detach() if alone else self.model.lm_head.weight
+        return summed_nll(deeper[0, two_ahead[keep]], head, row.targets[keep])
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,12 +26,13 @@ from models.checkpoint import (
     write_sharded,
 )
 from models.mtp import mtp_state_dict
-from models.routing import LoadCounter
+from models.recompute import Recompute, set_recompute
+from models.routing import LoadCounter, SequenceBalance
 from training.config import OptimizerConfig
 from training.mesh import ONE_RANK, MeshConfig
-from training.optimizer import Optimizer
+from training.optimizer import Optimizer, check_sharded
 from training.parallel import Precision, Ranks, shard, whole
-from training.policy import PackedRow, Policy, Predictions, RowTensors, SampledRow, evaluating
+from training.policy import PackedRow, Policy, Predictions, RowTensors, SampledRow, WithMTP, evaluating
 from training.state import load_tensors, save_tensors, stored_names
 
 Row = TypeVar("Row", bound=PackedRow)
@@ -51,8 +52,10 @@ class Trainer:
         optimizer: OptimizerConfig,
         *,
         mtp: bool = False,
+        drop_mtp: bool = False,
         device: str = "auto",
         mesh: MeshConfig = ONE_RANK,
+        recompute: Recompute = "none",
         precision: Precision = "float32",
         fp8: Fp8Config = DEFAULT_FP8,
     ):
@@ -65,13 +68,16 @@ class Trainer:
         self.tokenizer = load_tokenizer(checkpoint)
         self.model = self._load_model()
         mesh.check_model(self.model.config)
-        self.mtp = load_mtp_module(checkpoint, self.model.config)
+        self.mtp = None if drop_mtp else load_mtp_module(checkpoint, self.model.config)
         if self.mtp is not None:
             self.mtp.requires_grad_(mtp)
         self.train_mtp = mtp and self.mtp is not None
         self.policy = self._shard(Policy(self.model, self.mtp)).train()
+        set_recompute(self.policy, recompute)
+        check_sharded(optimizer, mesh)
         self.optimizer = Optimizer(self.policy.named_parameters(), optimizer)
-        self.load = LoadCounter(self.model)
+        self.load = LoadCounter(self.model, self.mtp)
+        self.balance = SequenceBalance(self.model, self.mtp)
 
     def _load_model(self) -> PreTrainedModel:
         return load_model(self.checkpoint)
@@ -100,20 +106,25 @@ class Trainer:
 
         `policy`: another one than that being trained, e.g. the reference.
         """
-        predictions = self._predict(policy or self.policy, row, temperature)
+        predictions = self.predict(row, temperature, policy=policy)
+        assert predictions.logprobs_C is not None and predictions.entropies_C is not None
         return predictions.logprobs_C, predictions.entropies_C
 
     def next_token_losses(self, row: PackedRow) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Summed cross-entropy (nats) of the predicted tokens, and of the tokens after them by the MTP module."""
-        predictions = self._predict(self.policy, row, with_mtp=self.train_mtp)
-        deeper = predictions.mtp_logprobs
-        return -predictions.logprobs_C.sum(), None if deeper is None else -deeper.sum()
+        predictions = self.predict(row, None, mtp="joint" if self.train_mtp else "off")
+        assert predictions.nll is not None
+        return predictions.nll, predictions.mtp_nll
 
-    def _predict(self, policy: Policy, row: PackedRow, *args: Any, **kwargs: Any) -> Predictions:
+    def predict(
+        self, row: PackedRow, temperature: float | None, mtp: WithMTP = "off", policy: Policy | None = None
+    ) -> Predictions:
+        """See training.policy.Policy.forward."""
+        policy = policy or self.policy
         if len(row.input_ids):
-            return policy(RowTensors.of(row, self.device), *args, **kwargs)
+            return policy(RowTensors.of(row, self.device), temperature, mtp)
         with evaluating(policy):  # the token that stands for an empty row is no load of its experts
-            return policy(RowTensors.of(row, self.device), *args, **kwargs)
+            return policy(RowTensors.of(row, self.device), temperature, mtp)
 
     def render_prompts(
         self, conversations: Sequence[Sequence[Mapping[str, str]]], template: Template
@@ -161,6 +172,16 @@ class Trainer:
     def _state(self) -> dict[str, torch.Tensor]:
         """Everything that a resumed run needs to go on bit for bit, by name: the tensors themselves."""
         return {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
+
+    def save_average(self, folder: str, dtype: str = "float32") -> None:
+        """A Hugging Face checkpoint of the average of the weights, if one is kept (optimizer.ema_decay)."""
+        if self.optimizer.average is not None:
+            with self.optimizer.average.in_place_of_weights():
+                self.save_checkpoint(folder, dtype)
+
+    def offload(self) -> None:
+        """Leave the device to others for a while, as far as optimizer.offload says."""
+        self.optimizer.offload()
 
     def save_state(self, folder: str) -> None:
         save_tensors(Path(folder), self._state() | self.optimizer.state())
