@@ -101,8 +101,9 @@ def test_policy_steps_are_those_of_one_process(ranks, alone, tiny_checkpoint, si
     logprobs = {key: value for found in results for key, value in found["logprobs"].items()}
     assert logprobs.keys() == expected["logprobs"].keys()
     for key, (old, ref) in expected["logprobs"].items():
-        np.testing.assert_allclose(logprobs[key][0], old, atol=5e-5)
-        np.testing.assert_allclose(logprobs[key][1], ref, atol=5e-5)
+        # After a step of Adam, which magnifies the roundings of small gradients.
+        np.testing.assert_allclose(logprobs[key][0], old, rtol=1e-5, atol=5e-5)
+        np.testing.assert_allclose(logprobs[key][1], ref, rtol=1e-5, atol=5e-5)
     for found in results:
         for one, other in zip(found["metrics"], expected["metrics"], strict=True):
             assert_same_numbers(one, other)
