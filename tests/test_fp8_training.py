@@ -17,7 +17,8 @@ from models.checkpoint import load_model, load_tokenizer
 from models.routing_replay import RoutingReplay
 from sft.config import PretrainConfig
 from sft.pretrain import corpus_batch
-from training.config import TrainerConfig
+from sft.trainer import SupervisedTrainer
+from training.config import OptimizerConfig, TrainerConfig
 from training.logprobs import token_logprobs
 
 BASE = Path(__file__).parents[1] / "recipes" / "tiny" / "base"
@@ -90,3 +91,13 @@ def test_a_copy_computes_with_its_own_weights(batches):
             parameter *= 0.9
     assert mean_loss(reference, batches[0]).item() == before
     assert mean_loss(policy, batches[0]).item() != before
+
+
+def test_what_is_computed_again_is_computed_alike(batches):
+    steps = []
+    for recompute in ("none", "norms_and_up_projections", "blocks"):
+        trainer = SupervisedTrainer(
+            str(BASE), OptimizerConfig(), mtp=True, device="cpu", precision="fp8", recompute=recompute
+        )
+        steps.append(trainer.step(batches[:1], 1e-4, mtp_weight=0.1, bias_speed=0.0))
+    assert steps[0] == steps[1] == steps[2]
