@@ -7,8 +7,6 @@ import torch
 import torch.distributed as dist
 
 from data.packing import deal
-from fp8.config import Fp8Config
-from fp8.convert import convert
 from models.routing import routers
 from rl.batch import MissingRoutes, TrainingSequence
 from rl.objective import ObjectiveConfig
@@ -85,16 +83,9 @@ def steps(checkpoint: str, mesh: dict, precision: str = "float32") -> dict[str, 
     return {"metrics": metrics, "biases": biases, "weights": weights}
 
 
-class Fp8Trainer(SupervisedTrainer):
-    def _load_model(self):
-        model = super()._load_model()
-        convert(model, Fp8Config(backend="reference"))
-        return model
-
-
 def fp8_losses(checkpoint: str, mesh: dict) -> list[float]:
     """Of a batch whose experts, some of them without rows, multiply in FP8 where their rows arrive."""
-    trainer = Fp8Trainer(checkpoint, OPTIMIZER, device="cpu", mesh=MeshConfig(**mesh))
+    trainer = supervised(checkpoint, mesh, "fp8", mtp=False)
     losses = []
     for row in trainer.even(rows(0), EMPTY):
         nll, _ = trainer.next_token_losses(row)

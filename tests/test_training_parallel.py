@@ -146,6 +146,17 @@ def test_experts_in_fp8_multiply_what_arrives(ranks, tiny_checkpoint):
         assert sum(found) == pytest.approx(sum(expected), rel=1e-4)
 
 
+def test_sharded_weights_in_fp8_give_the_gradients_of_one_process(ranks, alone, tiny_checkpoint):
+    """Each row is multiplied by one rank, so its tiles are the same tiles."""
+    expected = alone(job("gradients"), str(tiny_checkpoint), {}, "fp8")
+    fine = alone(job("gradients"), str(tiny_checkpoint), {})
+    assert expected["losses"] != fine["losses"]
+    for found in ranks.run(2, job("gradients"), str(tiny_checkpoint), {"data": 2}, "fp8"):
+        assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+        for name, gradient in expected["gradients"].items():
+            assert (found["gradients"][name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
 # --- on disk -----------------------------------------------------------------------------------------------------
 
 
