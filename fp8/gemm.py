@@ -34,10 +34,10 @@ def matmul_nt(a_MK: Quantized, b_NK: Quantized, dtype: torch.dtype, backend: Bac
 
 
 def choose(backend: Backend, device: torch.device) -> Backend:
-    """`auto` is the reference on a CPU, on a GPU the fastest there is. Raises RuntimeError with the reason."""
+    """`auto` is the reference on a CPU, on a GPU cuBLASLt or else DeepGEMM. Raises RuntimeError with the reason."""
     missing = backends(device.type)
     if backend == "auto":
-        order: tuple[Backend, ...] = ("reference",) if device.type == "cpu" else ("deepgemm", "cublaslt")
+        order: tuple[Backend, ...] = ("reference",) if device.type == "cpu" else ("cublaslt", "deepgemm")
         possible: list[Backend] = [name for name in order if not missing[name]]
         if not possible:
             reasons = "; ".join(f"{name}: {missing[name]}" for name in order)
@@ -115,15 +115,16 @@ def _padded_column_major(scales_NK: torch.Tensor) -> torch.Tensor:
 
 
 def _deepgemm(a_MK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> torch.Tensor:
+    if b_NK.tile == ROWS:  # its kernel for two sets of 1x128 tiles adds to a float32 matrix; never tried
+        return _cublaslt(a_MK, b_NK, dtype)
     import deep_gemm  # pyright: ignore[reportMissingImports]
 
     out = torch.empty(len(a_MK.values), len(b_NK.values), dtype=dtype, device=a_MK.values.device)
-    recipe = (1, 1 if b_NK.tile == ROWS else 128, 128)
     deep_gemm.fp8_gemm_nt(
         (a_MK.values.contiguous(), a_MK.scales.contiguous()),
         (b_NK.values.contiguous(), b_NK.scales.contiguous()),
         out,
-        recipe=recipe,
+        recipe=(1, 128, 128),
     )
     return out
 

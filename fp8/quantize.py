@@ -56,13 +56,18 @@ class Quantized:
         return self.scales[:, None, :, None]
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether fp8.kernels run there: Triton writes E4M3 from compute capability 8.9 on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def quantize(matrix_RC: torch.Tensor, tile: Tile, *, scales: Scales = "float32", floor: float = 0.0) -> Quantized:
     """E4M3 values of a float matrix and one scale per tile; a tile of zeros has scale 1 when there is no floor.
 
-    A tile with an infinity or a NaN becomes NaN as a whole: a bad value must not be hidden by saturation. On a GPU the
+    A tile with an infinity or a NaN becomes NaN as a whole: a bad value must not be hidden by saturation. On GPUs the
     kernels of fp8.kernels do the same.
     """
-    if matrix_RC.is_cuda:
+    if has_kernels(matrix_RC.device):
         from fp8 import kernels
 
         if tile == SQUARE:
@@ -79,7 +84,7 @@ def quantize_both(
     matrix_RC: torch.Tensor, *, scales: Scales = "float32", floor: float = 0.0
 ) -> tuple[Quantized, Quantized]:
     """In tiles of 1x128 and of 128x1: what the products of a forward and a backward pass need of one matrix."""
-    if matrix_RC.is_cuda:
+    if has_kernels(matrix_RC.device):
         from fp8 import kernels
 
         return kernels.quantize_tiles(matrix_RC.contiguous(), scales, floor)

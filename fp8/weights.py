@@ -18,16 +18,20 @@ class WeightBlocks:
 
     def __init__(self, config: Fp8Config, *, keep: bool = False):
         self.config, self.keep = config, keep
-        self._kept: dict[int, tuple[int, list[Quantized]]] = {}  # id of a tensor: its version, its matrices
+        self._kept: dict[int, tuple[tuple[int, int], list[Quantized]]] = {}  # halves: which numbers, their matrices
 
     def __call__(self, weight: torch.Tensor, halves: int = 1) -> list[Quantized]:
-        """Of a matrix [N, K], or of each in a stack [E, halves * N, K]: expert 0's halves, expert 1's, ..."""
-        version, matrices = self._kept.get(id(weight), (-1, []))
-        if version != weight._version:
+        """Of a matrix [N, K], or of each in a stack [E, halves * N, K]: expert 0's halves, expert 1's, ...
+
+        A module may have one weight for each `halves`.
+        """
+        numbers = weight.data_ptr(), weight._version  # backward may be given another view of the same weight
+        kept, matrices = self._kept.get(halves, (None, []))
+        if kept != numbers:
             stack = weight.detach().reshape(-1, weight.shape[-2] // halves, weight.shape[-1])
             matrices = [self._quantize(matrix) for matrix in stack]
             if self.keep:
-                self._kept[id(weight)] = (weight._version, matrices)
+                self._kept[halves] = (numbers, matrices)
         return matrices
 
     def __deepcopy__(self, memo: dict[int, object]) -> "WeightBlocks":

@@ -84,6 +84,8 @@ def _load_fp8(path: Path | str, config: Any, dtype: torch.dtype, attention: str)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     model.tie_weights()
     read_into(hub_views(model), TensorFiles(folder))
+    if (folder / "generation_config.json").exists():  # where completions end
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
 
 

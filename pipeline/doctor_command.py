@@ -60,7 +60,8 @@ def _training() -> Iterator[Line]:
     slow = "in float32, by the definition: right, and several times slower than precision float32"
     for name, missing in backends("cuda" if cuda else "cpu").items():
         yield Line(f"precision fp8, backend {name}", not missing, missing or (slow if name == "reference" else ""))
-    without = "they need a CUDA device" if not cuda else "" if _version("triton") else "the package triton is missing"
+    able = cuda and torch.cuda.get_device_capability() >= (8, 9)
+    without = "" if able and _version("triton") else "they need a GPU of compute capability 8.9 and the package triton"
     yield Line("FP8 quantisers by Triton", not without, without)
 
 

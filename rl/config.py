@@ -132,10 +132,10 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _sampler_has_whole_weights(self) -> Self:
-        if self.sample_in_trainer and (self.trainer.mesh.ranks > 1 or self.trainer.precision != "float32"):
+        if self.sample_in_trainer and (self.trainer.mesh.ranks > 1 or self.trainer.precision == "bfloat16"):
             raise ValueError(
-                "sample_in_trainer samples with the weights of one process in float32, but trainer.mesh or "
-                "trainer.precision shards them; set sample_in_trainer: false"
+                "sample_in_trainer samples with the whole weights of one process, and trainer.mesh or precision "
+                "bfloat16 shards them; set sample_in_trainer: false"
             )
         return self
 

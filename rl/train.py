@@ -133,7 +133,9 @@ class Session:
         if prompts:
             report = self.context.output / ".weight_sync_failure.json"
             try:
-                self.sync_metrics = check_sync(self.trainer, self.pool, step, prompts, report)
+                self.sync_metrics = check_sync(
+                    self.trainer, self.pool, step, prompts, report, self.config.trainer.precision
+                )
             except SyncFault as error:
                 raise StageError(f"{self.context.name}: {error}") from None
 

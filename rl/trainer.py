@@ -19,6 +19,7 @@ from rollouts.records import Group, Request, SamplingParams
 from rollouts.transformers_generator import ModelSampler
 from rollouts.weight_sender import WeightSender
 from training.policy import Policy, evaluating
+from training.stage import StageError
 from training.trainer import Trainer
 
 
@@ -60,7 +61,11 @@ class PolicyTrainer(Trainer, WeightSender):
 
     def set_version(self, version: int) -> None:
         """Stamp what `stream` samples from now on."""
-        assert self.sampler is not None
+        if self.sampler is None:
+            raise StageError(
+                "sample_in_trainer samples with whole weights, and precision fp8 on a GPU shards them (the rest is "
+                "bfloat16); set sample_in_trainer: false"
+            )
         self.sampler.policy_version = version
 
     def stream(

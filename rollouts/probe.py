@@ -40,15 +40,20 @@ def gap(expected: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> Gap:
     return Gap(mean=float(gaps.mean()), max=float(gaps.max()))
 
 
-def limit(config: GeneratorConfig) -> float:
-    """The largest mean gap that passes: the recipe's, or that of the coarsest precision on the way."""
+def limit(config: GeneratorConfig, trains_in: str = "float32") -> float:
+    """The largest mean gap that passes: the recipe's, or that of the coarsest precision, the trainer's included."""
     if config.sync.probe_limit is not None:
         return config.sync.probe_limit
-    return max(_LIMITS[config.dtype], _LIMITS[config.sync.wire])
+    return max(_LIMITS[kind] for kind in (config.dtype, config.sync.wire, trains_in))
 
 
 def check_sync(
-    trainer: Any, pool: GeneratorPool, version: int, prompts: Sequence[list[int]], report: Path
+    trainer: Any,
+    pool: GeneratorPool,
+    version: int,
+    prompts: Sequence[list[int]],
+    report: Path,
+    trains_in: str = "float32",
 ) -> dict[str, float]:
     """Compare trainer and replicas on `prompts`, each of at least two tokens; returns metrics.
 
@@ -58,11 +63,12 @@ def check_sync(
     expected = wait(trainer.score.remote(prompts), phase="scoring the probe", deadline_s=config.deadline_s)
     gaps = [gap(expected, scores) for scores in pool.score(prompts)]
     worst = max(gaps, key=lambda g: g.mean if g.mean == g.mean else float("inf"))
-    if not worst.mean <= limit(config):  # NaN does not pass either
+    allowed = limit(config, trains_in)
+    if not worst.mean <= allowed:  # NaN does not pass either
         found = _explain(trainer, pool, version, gaps, report)
         raise SyncFault(
             f"after the weight sync to version {version} a generator's logprobs differ from the trainer's by "
-            f"{worst.mean:.3g} nats per token, more than {limit(config):g}; {found} (see {report})"
+            f"{worst.mean:.3g} nats per token, more than {allowed:g}; {found} (see {report})"
         )
     return {"sync/probe_abs_mean": worst.mean, "sync/probe_abs_max": max(g.max for g in gaps)}
 

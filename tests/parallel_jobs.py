@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from data.packing import deal
+from models.recompute import set_recompute
 from models.routing import routers
 from rl.batch import MissingRoutes, TrainingSequence
 from rl.objective import ObjectiveConfig
@@ -111,9 +112,10 @@ def policy_steps(checkpoint: str, mesh: dict, routing_replay: str) -> dict[str, 
     return {"metrics": [first, second], "logprobs": logprobs}
 
 
-def one_sequence(checkpoint: str, mesh: dict) -> dict[str, float]:
+def one_sequence(checkpoint: str, mesh: dict, recompute: str = "none") -> dict[str, float]:
     """A GRPO step on a single completion: all ranks but one have nothing."""
     trainer = policy(checkpoint, mesh, preset="dapo")
+    set_recompute(trainer.policy, recompute)
     return trainer.update(trainer.annotate(sequences(3, count=1)), 1e-3, 20)
 
 

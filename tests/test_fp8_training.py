@@ -4,6 +4,7 @@ Separate runs drift apart by more than FP8 costs (benchmarks/fp8_training.py mea
 """
 
 import copy
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from fp8.config import Fp8Config
 from fp8.convert import convert
+from fp8.weights import WeightBlocks
 from models.attention import PackedLayout
 from models.checkpoint import load_model, load_tokenizer
 from models.routing_replay import RoutingReplay
@@ -99,5 +101,7 @@ def test_what_is_computed_again_is_computed_alike(batches):
         trainer = SupervisedTrainer(
             str(BASE), OptimizerConfig(), mtp=True, device="cpu", precision="fp8", recompute=recompute
         )
-        steps.append(trainer.step(batches[:1], 1e-4, mtp_weight=0.1, bias_speed=0.0))
+        steps.append([trainer.step(batches[:1], 1e-4, mtp_weight=0.1, bias_speed=0.0) for _ in range(2)])
+        kept = [blocks for blocks in gc.get_objects() if isinstance(blocks, WeightBlocks)]
+        assert kept and all(len(blocks._kept) <= 2 for blocks in kept)  # of the weights themselves, not of views
     assert steps[0] == steps[1] == steps[2]

@@ -145,6 +145,13 @@ def test_a_model_that_never_was_fp8_is_saved_as_such(tmp_path, tiny_checkpoint):
         assert error < 0.04, name
 
 
+def test_where_completions_end_is_read_too(fp8_checkpoint, tmp_path):
+    for file in fp8_checkpoint.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 2, 7]}')
+    assert load_model(tmp_path).generation_config.eos_token_id == [1, 2, 7]
+
+
 def test_another_quantisation_is_refused_with_what_to_do(fp8_checkpoint, tmp_path):
     config = json.loads((fp8_checkpoint / "config.json").read_text())
     config["quantization_config"]["weight_block_size"] = [1, 32]

@@ -73,3 +73,18 @@ def test_grpo_trains_the_mtp_module_beside_the_policy(tiny_checkpoint):
     assert {name for name in weights[0] if not name.startswith("mtp.")} <= same
     assert "mtp.eh_proj.weight" in moved
     assert "loss/mtp" not in metrics[0] and metrics[1]["loss/mtp"] > 0
+
+
+def test_a_saved_state_goes_on_bit_for_bit(checkpoint, tmp_path):
+    """Also where parameters never get a gradient, as V3.2's resting indexers."""
+    rows = pack_examples(EXAMPLES, 32)
+
+    def trainer():
+        return SupervisedTrainer(str(checkpoint), OptimizerConfig(lr=1e-3), device="cpu")
+
+    one, other = trainer(), trainer()
+    one.step(rows, 1e-3, mtp_weight=0.0, bias_speed=0.001)
+    one.save_state(str(tmp_path))
+    other.load_state(str(tmp_path))
+    again = [t.step(rows, 1e-3, mtp_weight=0.0, bias_speed=0.001) for t in (one, other)]
+    assert again[0] == again[1]

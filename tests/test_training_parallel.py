@@ -115,9 +115,11 @@ def test_a_mesh_repeats_itself_bit_for_bit(ranks, tiny_checkpoint):
     assert all(torch.equal(one["weights"][name], other["weights"][name]) for name in one["weights"])
 
 
-def test_ranks_without_anything_to_train_on_take_part(ranks, alone, tiny_checkpoint):
+@pytest.mark.parametrize("recompute", ["none", "blocks"])
+def test_ranks_without_anything_to_train_on_take_part(ranks, alone, tiny_checkpoint, recompute):
+    """In the collectives of layers that are computed again as well."""
     expected = alone(job("one_sequence"), str(tiny_checkpoint), {})
-    for found in ranks.run(4, job("one_sequence"), str(tiny_checkpoint), {"data": 4, "expert": 2}):
+    for found in ranks.run(4, job("one_sequence"), str(tiny_checkpoint), {"data": 4, "expert": 2}, recompute):
         assert_same_numbers(found, expected)
 
 

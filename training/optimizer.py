@@ -94,8 +94,8 @@ class Optimizer:
         if stored is not None and any(f"{AVERAGE}{name}" in stored for name in self.parameters) != bool(self.average):
             raise ValueError("the state was written with another optimizer.ema_decay: keep it for the whole stage")
         self.fetch()
-        if stored is not None and any(f"{OPTIMIZER}{name}/step" in stored for name in self.parameters):
-            self._make_room()
+        if stored is not None:
+            self._make_room(stored)
         tensors = {f"{OPTIMIZER}steps": self._steps.fill_(self.steps)}
         for name, parameter in self.parameters.items():
             for key, value in self.state_of(parameter).items():
@@ -107,7 +107,10 @@ class Optimizer:
     def loaded(self) -> None:
         self.steps = int(self._steps)
 
-    def _make_room(self) -> None:
-        for parameter in self.parameters.values():
+    def _make_room(self, stored: Container[str]) -> None:
+        """For the parameters that have had a gradient: those of resting modules have no state."""
+        for name, parameter in self.parameters.items():
             algorithm = self._owner[id(parameter)]
-            algorithm.state[parameter] = first_state(algorithm, parameter)
+            first = first_state(algorithm, parameter)
+            if all(f"{OPTIMIZER}{name}/{key}" in stored for key in first):
+                algorithm.state[parameter] = first

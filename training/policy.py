@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from models.attention import PackedLayout
 from models.mtp import MTPModule, mtp_hidden
+from models.routing import routers
 from training.head_chunks import SupportTensors
 from training.logprobs import LossOf, summed_nll, token_logprobs, token_loss
 
@@ -145,8 +146,22 @@ class Policy(nn.Module):
 
 
 @contextmanager
+def uncounted(policy: Policy) -> Iterator[None]:
+    """Within, routers do not count the load of their experts, while all else is as in training: ranks that recompute
+    must do so alike, since layers hold collectives."""
+    found = [router for _, router in routers(policy.model, policy.mtp) if router.training]
+    for router in found:
+        router.training = False
+    try:
+        yield
+    finally:
+        for router in found:
+            router.training = True
+
+
+@contextmanager
 def evaluating(policy: Policy) -> Iterator[None]:
-    """Within, routers do not count the load of their experts (models.routing)."""
+    """Within, nothing is counted or recomputed."""
     training = policy.training
     policy.eval()
     try:

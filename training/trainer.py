@@ -33,7 +33,7 @@ from training.logprobs import LossOf
 from training.mesh import ONE_RANK, MeshConfig
 from training.optimizer import Optimizer, check_sharded
 from training.parallel import Precision, Ranks, shard, whole
-from training.policy import PackedRow, Policy, Predictions, RowTensors, SampledRow, WithMTP, evaluating
+from training.policy import PackedRow, Policy, Predictions, RowTensors, SampledRow, WithMTP, uncounted
 from training.state import load_tensors, save_tensors, stored_names
 
 Row = TypeVar("Row", bound=PackedRow)
@@ -60,6 +60,7 @@ class Trainer:
         precision: Precision = "float32",
         fp8: Fp8Config = DEFAULT_FP8,
     ):
+        check_sharded(optimizer, mesh)
         torch.use_deterministic_algorithms(True)
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 a debugging aid that costs a tenth of a step
         self.device = resolve_device(device)
@@ -75,7 +76,6 @@ class Trainer:
         self.train_mtp = mtp and self.mtp is not None
         self.policy = self._shard(Policy(self.model, self.mtp)).train()
         set_recompute(self.policy, recompute)
-        check_sharded(optimizer, mesh)
         self.optimizer = Optimizer(self.policy.named_parameters(), optimizer)
         self.load = LoadCounter(self.model, self.mtp)
         self.balance = SequenceBalance(self.model, self.mtp)
@@ -129,7 +129,7 @@ class Trainer:
         policy, arguments = policy or self.policy, (RowTensors.of(row, self.device), temperature, mtp, loss_of)
         if len(row.input_ids):
             return policy(*arguments)
-        with evaluating(policy):  # the token that stands for an empty row is no load of its experts
+        with uncounted(policy):  # the token that stands for an empty row is no load of its experts
             return policy(*arguments)
 
     def render_prompts(
