@@ -30,7 +30,7 @@ def is_quantised(name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Precision:
+class LayerPrecision:
     """One line of the audit: a module that owns weights, and what its products are computed in."""
 
     module: str
@@ -41,7 +41,7 @@ class Precision:
 
 def convert(
     model: nn.Module, config: Fp8Config, *, device: torch.device | None = None, keep_blocks: bool = False
-) -> list[Precision]:
+) -> list[LayerPrecision]:
     """Make the listed layers of `model` compute in FP8, in place, and return the audit of all its weights.
 
     device: where it will compute, if not where its weights are now.
@@ -63,7 +63,7 @@ def convert(
     return audit(model)
 
 
-def audit(model: nn.Module) -> list[Precision]:
+def audit(model: nn.Module) -> list[LayerPrecision]:
     """What every module with weights of its own computes in, in the order of the model."""
     lines = []
     for name, module in model.named_modules():
@@ -71,7 +71,9 @@ def audit(model: nn.Module) -> list[Precision]:
         if own:
             fp8 = isinstance(module, Fp8Linear) or hasattr(module, "grouped_mlp")
             dtype = str(own[0].dtype).removeprefix("torch.")
-            lines.append(Precision(name, type(module).__name__, sum(p.numel() for p in own), "fp8" if fp8 else dtype))
+            lines.append(
+                LayerPrecision(name, type(module).__name__, sum(p.numel() for p in own), "fp8" if fp8 else dtype)
+            )
     return lines
 
 

@@ -5,6 +5,7 @@ Separate runs drift apart by more than FP8 costs (benchmarks/fp8_training.py mea
 
 import copy
 import gc
+import json
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +106,12 @@ def test_what_is_computed_again_is_computed_alike(batches):
         kept = [blocks for blocks in gc.get_objects() if isinstance(blocks, WeightBlocks)]
         assert kept and all(len(blocks._kept) <= 2 for blocks in kept)  # of the weights themselves, not of views
     assert steps[0] == steps[1] == steps[2]
+
+
+def test_a_checkpoint_says_what_its_layers_were_computed_in(tmp_path):
+    trainer = SupervisedTrainer(str(BASE), OptimizerConfig(), device="cpu", precision="fp8")
+    trainer.save_checkpoint(str(tmp_path))
+    lines = {line["module"]: line for line in json.loads((tmp_path / "precision.json").read_text())}
+    assert lines["model.model.layers.1.mlp.experts"]["computes_in"] == "fp8"
+    assert lines["model.lm_head"]["computes_in"] == "float32"
+    load_model(tmp_path)

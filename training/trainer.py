@@ -2,8 +2,10 @@
 
 import collections
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +15,7 @@ from transformers import PreTrainedModel
 
 from data.chat import Template, render_prompt
 from fp8.config import Fp8Config
-from fp8.convert import convert
+from fp8.convert import LayerPrecision, convert
 from models.checkpoint import (
     hub_pieces,
     load_model,
@@ -38,6 +40,7 @@ from training.state import load_tensors, save_tensors, stored_names
 
 Row = TypeVar("Row", bound=PackedRow)
 DEFAULT_FP8 = Fp8Config()
+AUDIT = "precision.json"
 
 
 class Trainer:
@@ -67,6 +70,7 @@ class Trainer:
         self.ranks = Ranks.of(mesh, self.device, precision)
         self.checkpoint = checkpoint
         self.fp8 = fp8 if precision == "fp8" else None
+        self.audit: list[LayerPrecision] = []  # what every layer computes in, where some compute in FP8
         self.tokenizer = load_tokenizer(checkpoint)
         self.model = self._load_model()
         mesh.check_model(self.model.config)
@@ -85,7 +89,7 @@ class Trainer:
 
     def _shard(self, policy: Policy) -> Policy:
         if self.fp8 is not None:
-            convert(policy, self.fp8, device=self.device, keep_blocks=self.ranks.data is None)
+            self.audit = convert(policy, self.fp8, device=self.device, keep_blocks=self.ranks.data is None)
         shard(policy, self.ranks)  # moves a layer at a time to the device
         return policy.to(self.device) if self.ranks.data is None else policy
 
@@ -159,7 +163,14 @@ class Trainer:
         return {name: tuple(piece.shape) for shape in shapes for name, piece in hub_pieces(*shape)}
 
     def save_checkpoint(self, folder: str, dtype: str = "float32") -> None:
-        """A Hugging Face checkpoint. Sharded weights are written as they are put together, a bounded file at a time."""
+        """A Hugging Face checkpoint. Sharded weights are written as they are put together, a bounded file at a time.
+
+        Beside one that was trained in FP8, precision.json says what each layer computed in.
+        """
+        if self.audit and self.ranks.rank == 0:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            lines = ",\n ".join(json.dumps(asdict(line)) for line in self.audit)
+            (Path(folder) / AUDIT).write_text(f"[{lines}]\n")
         if self.ranks.data is None:
             return save_model(Path(folder), self.model, self.tokenizer, self.mtp, getattr(torch, dtype))
         tensors = itertools.chain(self.weights(), self._mtp_weights())
