@@ -56,6 +56,7 @@ def main() -> None:
     result["settings"] = {k: v for k, v in vars(arguments).items() if k != "out"}
     bench = Bench(arguments)
     result["matched"] = bench.matched()
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     result["separate"] = bench.separate()
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     _print(result)
