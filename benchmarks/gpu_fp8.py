@@ -1,7 +1,7 @@
 """FP8 against BF16 on one GPU, at DeepSeek-V3's shapes: quantisers, GEMMs, experts, an MoE layer, MLA, a training step.
 
     python benchmarks/gpu_fp8.py                                       # a Hopper GPU; prints tables, writes JSON
-    python benchmarks/gpu_fp8.py --device cpu --small --out /tmp/x     # tries the script itself, by the reference
+    python benchmarks/gpu_fp8.py --device cpu --small --out out.json   # tries the script itself, by the reference
 
 One process, random data, median over rounds of CUDA-event times; the subjects of a table take turns in every round.
 TFLOP/s count the products alone (2 M N K); errors are relative, in the Frobenius norm: against float64, and of a kernel
