@@ -14,6 +14,12 @@ from sft.trainer import SupervisedTrainer
 from tests.architectures import make_architecture
 from training.config import OptimizerConfig
 
+
+def stacked(counter) -> torch.Tensor:
+    """[R, E] of a LoadCounter."""
+    return torch.stack(list(counter.counts.values())) if counter.counts else torch.zeros(0, 0)
+
+
 POLICIES = ("norms_and_up_projections", "blocks")
 LENGTHS = [15, 25, 8]
 RNG = np.random.default_rng(0)
@@ -41,7 +47,7 @@ def outcome(checkpoint, policy):
         hidden = hidden_states(model)
     loss = (hidden**2).sum() + sum(losses, torch.zeros(()))
     loss.backward()
-    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, counter.loads()
+    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, stacked(counter)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +97,7 @@ def test_replayed_routes_are_followed_when_layers_run_again(tiny_checkpoint, pol
         with replay.watch(given.view(48, 2, 2), force=True) as routes:
             (hidden_states(model) ** 2).sum().backward()
         assert torch.equal(routes.experts().long(), given.view(48, 2, 2))
-        results.append(({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, counter.loads()))
+        results.append(({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, stacked(counter)))
     assert all(torch.equal(results[0][0][name], results[1][0][name]) for name in results[0][0])
     assert torch.equal(results[0][1], results[1][1])
 
