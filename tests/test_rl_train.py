@@ -184,12 +184,12 @@ def test_a_killed_driver_resumes_bit_for_bit(undisturbed, tiny_checkpoint, tmp_p
 
 @pytest.mark.slow
 def test_a_killed_trainer_stops_the_stage_which_then_resumes_bit_for_bit(undisturbed, tiny_checkpoint, tmp_path):
-    from cluster.actors import ActorDied, kill
+    from cluster.actors import ActorDied
     from rl.train import Session, run, train
 
     def kill_at_step_7(event):
         if event["step"] == 7:
-            kill(session.trainer)
+            session.trainer.stop()
 
     session = Session(CONFIG, context_for(tiny_checkpoint, tmp_path, report=kill_at_step_7))
     try:
