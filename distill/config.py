@@ -1,12 +1,12 @@
 """Settings of distillation. Free of torch, so that recipes load fast."""
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from data.chat import Template
-from training.config import OptimizerConfig, TrainerConfig
+from training.config import OptimizerConfig, TrainingConfig
 
 
-class DistillConfig(BaseModel, extra="forbid", frozen=True):
+class DistillConfig(TrainingConfig, extra="forbid", frozen=True):
     """SFT of a dense student on the curated set, no RL (DeepSeek-R1, arXiv:2501.12948v2, B.4.3)."""
 
     template: Template = Field(default="chat", description="how prompts are rendered, by the student's own tokenizer")
@@ -17,4 +17,3 @@ class DistillConfig(BaseModel, extra="forbid", frozen=True):
         description="cosine to 10 %; lr by student (Table 6): Qwen 1.5B 1e-4, 7B 8e-5, 14B 7e-5, 32B 6e-5, "
         "Llama 8B 5e-5, 70B 2e-5; tiny models need ~1e-3",
     )
-    trainer: TrainerConfig = Field(default=TrainerConfig(), description="the training process")

@@ -2,17 +2,17 @@
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from data.config import OPERATIONAL, ProblemSource
 from data.problem_pool import ProblemsConfig
 from rewards.config import RewardSpec, RewardWorkersConfig
 from rl.objective import ObjectiveConfig
 from rollouts.config import GeneratorConfig, RolloutConfig
-from training.config import OptimizerConfig, TrainerConfig
+from training.config import OptimizerConfig, TrainingConfig
 
 
-class GRPOConfig(BaseModel, extra="forbid", frozen=True):
+class GRPOConfig(TrainingConfig, extra="forbid", frozen=True):
     """GRPO as DeepSeek-R1 runs it (section 2.1): sample a rollout batch, split it into mini-batches, one step each."""
 
     problems: ProblemsConfig = Field(default=ProblemsConfig(), description="prompts to sample on")
@@ -81,7 +81,6 @@ class GRPOConfig(BaseModel, extra="forbid", frozen=True):
     balance_weight: float = Field(
         default=0.0, ge=0, description="weight of the sequence-wise balance loss; not stated for RL, 0 is ours"
     )
-    trainer: TrainerConfig = Field(default=TrainerConfig(), description="the training process")
     unscorable_limit: Annotated[float, OPERATIONAL] = Field(
         default=0.2,
         ge=0,

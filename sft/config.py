@@ -11,10 +11,10 @@ from models.config import TinyModelConfig
 from rewards.config import RewardSpec, RewardWorkersConfig
 from rollouts.config import GeneratorConfig, RolloutConfig
 from sft.filters import FilterConfig
-from training.config import OptimizerConfig, TrainerConfig
+from training.config import OptimizerConfig, TrainingConfig
 
 
-class PretrainConfig(BaseModel, extra="forbid", frozen=True):
+class PretrainConfig(TrainingConfig, extra="forbid", frozen=True):
     """A tiny base model from scratch, on procedural text of uneven quality."""
 
     model: TinyModelConfig = Field(default=TinyModelConfig(), description="shape of the model")
@@ -26,7 +26,6 @@ class PretrainConfig(BaseModel, extra="forbid", frozen=True):
         default=OptimizerConfig(lr=2e-3, schedule="cosine", warmup_steps=50, weight_decay=0.1),
         description="from-scratch training of a small model wants a high rate and decay",
     )
-    trainer: TrainerConfig = Field(default=TrainerConfig(), description="the training process")
     mtp_weight: float = Field(
         default=0.1, ge=0, description="weight of the multi-token-prediction loss; V3's late value"
     )
@@ -39,7 +38,7 @@ class PretrainConfig(BaseModel, extra="forbid", frozen=True):
     )
 
 
-class SFTConfig(BaseModel, extra="forbid", frozen=True):
+class SFTConfig(TrainingConfig, extra="forbid", frozen=True):
     """Supervised fine-tuning on conversations; loss on assistant tokens only."""
 
     template: Template = Field(default="chat", description="how prompts are rendered; R1's chat template from Dev1 on")
@@ -49,7 +48,6 @@ class SFTConfig(BaseModel, extra="forbid", frozen=True):
         default=OptimizerConfig(lr=5e-5, schedule="cosine"),
         description="cosine from 5e-5 to 10 %, as the paper (B.4.2)",
     )
-    trainer: TrainerConfig = Field(default=TrainerConfig(), description="the training process")
     mtp_weight: float = Field(
         default=0.1, ge=0, description="weight of the multi-token-prediction loss; not stated for SFT"
     )

@@ -94,7 +94,7 @@ class TrainerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
         "activations and gathered weights, and tensor cores. fp8: linear layers and experts as DeepSeek-V3, the rest "
         "in bfloat16 on GPUs and float32 on CPUs; fast on Hopper alone. float32 is right for tiny models on CPUs",
     )
-    fp8: Fp8Config = Field(default=Fp8Config(), description="how, where precision is fp8")
+    fp8: Fp8Config = Field(default=Fp8Config(), description="how it is done where precision is fp8")
     threads: int = Field(default=2, ge=1, description="compute threads on CPU; part of what makes a run reproducible")
     row_tokens: int = Field(
         default=4096,
@@ -118,3 +118,38 @@ class TrainerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
     deadline_s: Annotated[float, OPERATIONAL] = Field(
         default=1800.0, gt=0, description="seconds one call to the trainer may take before the run stops"
     )
+
+    @model_validator(mode="after")
+    def _fp8_is_used(self) -> Self:
+        if self.fp8 != Fp8Config() and self.precision != "fp8":
+            raise ValueError(f"trainer: fp8 is set while precision is {self.precision}, so it would be ignored")
+        return self
+
+
+class TrainingConfig(BaseModel, extra="forbid", frozen=True):
+    """What every stage that trains a policy has; stages set defaults of their own."""
+
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="learning rate, schedule, moments")
+    trainer: TrainerConfig = Field(default=TrainerConfig(), description="the training process")
+
+    @model_validator(mode="after")
+    def _weights_are_in_one_piece(self) -> Self:
+        check_sharded(self.optimizer, self.trainer.mesh)
+        return self
+
+    @model_validator(mode="after")
+    def _mtp_layer_is_there(self) -> Self:
+        if self.trainer.drop_mtp and "mtp_weight" in self.model_fields_set and getattr(self, "mtp_weight", 0):
+            raise ValueError("mtp_weight is set while trainer.drop_mtp leaves no layer to train; drop one of the two")
+        return self
+
+
+def check_sharded(config: OptimizerConfig, mesh: MeshConfig) -> None:
+    """Raises ValueError for what needs weights in one piece on a mesh that shards them."""
+    whole = {"algorithm muon": config.algorithm == "muon", "ema_decay": config.ema_decay > 0}
+    wanted = [name for name, is_wanted in whole.items() if is_wanted]
+    if wanted and mesh.ranks > 1:
+        raise ValueError(
+            f"optimizer: {wanted[0]} needs every weight in one piece, and a mesh of {mesh.ranks} ranks shards them; "
+            "leave it out, or train on one rank"
+        )

@@ -9,21 +9,9 @@ from training.algorithms import first_state, make_algorithms, moments, set_lr
 from training.config import OptimizerConfig
 from training.ema import WeightAverage
 from training.gradients import clip_gradients
-from training.mesh import MeshConfig
 
 OPTIMIZER = "optimizer."  # begins the names of its state
 AVERAGE = "average."  # and of the average's
-
-
-def check_sharded(config: OptimizerConfig, mesh: MeshConfig) -> None:
-    """Raises ValueError for what needs weights in one piece."""
-    whole = {"algorithm muon": config.algorithm == "muon", "ema_decay": config.ema_decay > 0}
-    wanted = [name for name, is_wanted in whole.items() if is_wanted]
-    if wanted and mesh.ranks > 1:
-        raise ValueError(
-            f"optimizer: {wanted[0]} needs every weight in one piece, and a mesh of {mesh.ranks} ranks shards them; "
-            "leave it out, or train on one rank"
-        )
 
 
 class Optimizer:

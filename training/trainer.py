@@ -30,10 +30,10 @@ from models.checkpoint import (
 from models.mtp import mtp_state_dict
 from models.recompute import Recompute, set_recompute
 from models.routing import LoadCounter, SequenceBalance
-from training.config import OptimizerConfig
+from training.config import OptimizerConfig, check_sharded
 from training.logprobs import LossOf
 from training.mesh import ONE_RANK, MeshConfig
-from training.optimizer import Optimizer, check_sharded
+from training.optimizer import Optimizer
 from training.parallel import Precision, Ranks, shard, whole
 from training.policy import PackedRow, Policy, Predictions, RowTensors, SampledRow, WithMTP, uncounted
 from training.state import load_tensors, save_tensors, stored_names

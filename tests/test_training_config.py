@@ -1,0 +1,33 @@
+"""Settings that would be ignored, or that fail only when ranks start, are refused when a recipe is read."""
+
+import pytest
+from pydantic import ValidationError
+
+from distill.config import DistillConfig
+from rl.config import GRPOConfig
+from sft.config import PretrainConfig, SFTConfig
+
+STAGES = [PretrainConfig, SFTConfig, GRPOConfig, DistillConfig]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("optimizer", [{"algorithm": "muon"}, {"ema_decay": 0.9}])
+def test_what_needs_whole_weights_is_refused_on_a_mesh(stage, optimizer):
+    with pytest.raises(ValidationError, match="needs every weight in one piece, and a mesh of 2 ranks"):
+        stage.model_validate({"optimizer": optimizer, "trainer": {"mesh": {"data": 2}}})
+    stage.model_validate({"optimizer": optimizer})
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_fp8_settings_need_fp8(stage):
+    fp8 = {"scales": "power_of_two"}
+    with pytest.raises(ValidationError, match="fp8 is set while precision is bfloat16"):
+        stage.model_validate({"trainer": {"fp8": fp8, "precision": "bfloat16"}})
+    stage.model_validate({"trainer": {"fp8": fp8, "precision": "fp8"}})
+
+
+@pytest.mark.parametrize("stage", [PretrainConfig, SFTConfig, GRPOConfig])
+def test_a_weight_for_a_dropped_mtp_layer_is_refused(stage):
+    with pytest.raises(ValidationError, match=r"trainer\.drop_mtp leaves no layer to train"):
+        stage.model_validate({"mtp_weight": 0.3, "trainer": {"drop_mtp": True}})
+    stage.model_validate({"trainer": {"drop_mtp": True}})  # the default weight is nobody's wish
