@@ -20,3 +20,8 @@ class Fp8Config(BaseModel, extra="forbid", frozen=True):
         default="float32",
         description="of activations, gradients and weights: float32 as V3, power_of_two as V3.1 and later (ue8m0)",
     )
+    dispatch: bool = Field(
+        default=False,
+        description="expert parallel: tokens travel to their experts in FP8, and so do the gradients of what comes "
+        "back (V3, section 3.3.3): half the bytes of bfloat16, but weight gradients are of tokens rounded twice",
+    )

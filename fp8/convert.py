@@ -60,6 +60,7 @@ def convert(
     for _, module in experts:
         blocks = WeightBlocks(config, keep=keep_blocks)
         module.grouped_mlp = partial(grouped_mlp, blocks=blocks)  # pyright: ignore[reportArgumentType]
+        module.fp8_dispatch = config.scales if config.dispatch else None  # pyright: ignore[reportArgumentType]
     return audit(model)
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from data.packing import deal
+from fp8.config import Fp8Config
 from models.recompute import set_recompute
 from models.routing import routers
 from rl.batch import MissingRoutes, TrainingSequence
@@ -95,6 +96,31 @@ def fp8_losses(checkpoint: str, mesh: dict) -> list[float]:
     return [sum(share) for share in zip(*trainer.ranks.gather(losses), strict=True)]
 
 
+def fp8_dispatch(checkpoint: str, mesh: dict, dispatch: bool) -> dict[str, Any]:
+    """Loss and gradients of one batch, and the bytes that all-to-all moved."""
+    trainer = SupervisedTrainer(
+        checkpoint, OPTIMIZER, device="cpu", mesh=MeshConfig(**mesh), precision="fp8",
+        fp8=Fp8Config(scales="power_of_two", dispatch=dispatch),
+    )  # fmt: skip
+    sent, original = [0], dist.all_to_all_single
+
+    def counted(output, rows, *args, **kwargs):
+        sent[0] += rows.nbytes
+        return original(output, rows, *args, **kwargs)
+
+    dist.all_to_all_single = counted
+    try:
+        losses = []
+        for row in trainer.even(rows(0), EMPTY):
+            nll, _ = trainer.next_token_losses(row)
+            nll.backward()
+            losses.append(nll.item())
+    finally:
+        dist.all_to_all_single = original
+    found = {n: whole(p.grad) for n, p in trainer.policy.named_parameters() if p.grad is not None}
+    return {"losses": losses, "gradients": found, "bytes": sum(trainer.ranks.gather(sent[0]))}
+
+
 def policy(checkpoint: str, mesh: dict, **objective: Any) -> PolicyTrainer:
     return PolicyTrainer(
         checkpoint, OPTIMIZER, objective=ObjectiveConfig(**objective).resolve(), temperature=0.8, row_tokens=48,
@@ -124,9 +150,12 @@ def train_and_save(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
     trainer = supervised(checkpoint, mesh)
     for seed in range(2):
         trainer.step(rows(seed), 1e-3, 0.1, 0.01)
-    trainer.save_state(folder)
+    trainer.begin_save(folder)
     trainer.save_checkpoint(f"{folder}/hub")
-    return trainer.step(rows(2), 1e-3, 0.1, 0.01)
+    third = trainer.step(rows(2), 1e-3, 0.1, 0.01)  # while the state is being written
+    trainer.finish_save()
+    assert not trainer.is_saving()
+    return third
 
 
 def resume(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
@@ -139,8 +168,10 @@ def resume(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
 def policy_save(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
     trainer = policy(checkpoint, mesh)
     trainer.update(trainer.annotate(sequences(1)), 1e-3, 20)
-    trainer.save_state(folder)
-    return trainer.update(trainer.annotate(sequences(2)), 1e-3, 20)
+    trainer.begin_save(folder)
+    metrics = trainer.update(trainer.annotate(sequences(2)), 1e-3, 20)
+    trainer.finish_save()
+    return metrics
 
 
 def policy_resume(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:

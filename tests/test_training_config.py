@@ -31,3 +31,10 @@ def test_a_weight_for_a_dropped_mtp_layer_is_refused(stage):
     with pytest.raises(ValidationError, match=r"trainer\.drop_mtp leaves no layer to train"):
         stage.model_validate({"mtp_weight": 0.3, "trainer": {"drop_mtp": True}})
     stage.model_validate({"trainer": {"drop_mtp": True}})  # the default weight is nobody's wish
+
+
+def test_fp8_dispatch_needs_experts_on_several_ranks():
+    trainer = {"precision": "fp8", "fp8": {"dispatch": True}}
+    with pytest.raises(ValidationError, match=r"with mesh\.expert 1 none does"):
+        SFTConfig.model_validate({"trainer": trainer})
+    SFTConfig.model_validate({"trainer": trainer | {"mesh": {"data": 2, "expert": 2}}})

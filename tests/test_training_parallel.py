@@ -148,6 +148,19 @@ def test_experts_in_fp8_multiply_what_arrives(ranks, tiny_checkpoint):
         assert sum(found) == pytest.approx(sum(expected), rel=1e-4)
 
 
+def test_tokens_that_travel_in_fp8_arrive_as_their_experts_would_have_rounded_them(ranks, tiny_checkpoint):
+    """With powers of two, rounding again changes nothing: the loss is the same bit for bit. Gradients of what comes
+    back are rounded on the way instead of after it, and weights' gradients are of tokens rounded twice."""
+    mesh = {"data": 2, "expert": 2}
+    plain, *_ = ranks.run(2, job("fp8_dispatch"), str(tiny_checkpoint), mesh, False)
+    found, *_ = ranks.run(2, job("fp8_dispatch"), str(tiny_checkpoint), mesh, True)
+    assert found["losses"] == plain["losses"]
+    assert 0.6 < found["bytes"] / plain["bytes"] < 0.7  # one direction of two: 1 + 4 / 64 bytes in place of 4
+    for name, gradient in plain["gradients"].items():
+        assert (found["gradients"][name] - gradient).norm() <= 0.05 * gradient.norm(), name
+    assert any((found["gradients"][n] != g).any() for n, g in plain["gradients"].items())
+
+
 def test_sharded_weights_in_fp8_give_the_gradients_of_one_process(ranks, alone, tiny_checkpoint):
     """Each row is multiplied by one rank, so its tiles are the same tiles."""
     expected = alone(job("gradients"), str(tiny_checkpoint), {}, "fp8")

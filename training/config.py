@@ -123,6 +123,8 @@ class TrainerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
     def _fp8_is_used(self) -> Self:
         if self.fp8 != Fp8Config() and self.precision != "fp8":
             raise ValueError(f"trainer: fp8 is set while precision is {self.precision}, so it would be ignored")
+        if self.fp8.dispatch and self.mesh.expert == 1:
+            raise ValueError("trainer: fp8.dispatch is about tokens that travel, and with mesh.expert 1 none does")
         return self
 
 
