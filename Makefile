@@ -17,11 +17,14 @@ run: $(READY)  ## the whole chain on the tiny model; resumes, and skips what is 
 	$(BIN)/r1 run recipes/tiny/pipeline.yaml
 endif
 
+# Two files at a time, with one thread each: most of a test's time is one process starting or waiting for another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(READY) $(VLLM)  ## all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 fast: $(READY)  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 check: $(READY) $(VLLM)  ## lint, types, import rules
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
+LONGEST = ("test_recipes_smoke.py", "test_rl_train.py", "test_recipes_vllm.py", "test_rl_vllm.py")
 
 
 def make_checkpoint(folder: Path, **shape) -> Path:
@@ -32,6 +33,12 @@ def make_checkpoint(folder: Path, **shape) -> Path:
                     parameter *= 25 if ".q_" in name else 5
     save_model(folder, model, tokenizer, mtp)
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take minutes first: with two workers, one would else be left with them at the end."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from training.run_log import read_log
-
 ROOT = Path(__file__).parents[1]
 R1 = [sys.executable, "-m", "pipeline.cli", "run", str(ROOT / "recipes/tiny/smoke.yaml")]
-RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 STAGES = ("zero", "cold_start_data", "cold_start_sft", "reasoning_rl", "rejection_sampling", "curated_sft")
 STAGES += ("general_rl", "distill", "student_rl", "evaluate")
 
@@ -45,21 +42,6 @@ def test_the_chain_leaves_every_artifact_and_a_report(finished):
 
 
 @pytest.mark.slow
-def test_the_chain_on_vllm(tmp_path):
-    """Every completion from vLLM on CPU, and the policy that trains is the one that sampled, in every step."""
-    pytest.importorskip("vllm")
-    recipe = str(ROOT / "recipes/tiny/smoke_vllm.yaml")
-    command = [*R1[:-1], recipe, f"output={tmp_path / 'run'}"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
-    assert result.returncode == 0, result.stderr
-    assert set(content_hashes(tmp_path / "run")) == set(STAGES)
-    for stage in ("zero", "reasoning_rl", "general_rl", "student_rl"):
-        rows = read_log(tmp_path / "run" / stage / "metrics.jsonl")
-        assert max(row["mismatch/abs_mean"] for row in rows if "mismatch/abs_mean" in row) < 1e-5, stage
-        assert max(row["sync/probe_abs_max"] for row in rows if "sync/probe_abs_max" in row) < 1e-4, stage
-
-
-@pytest.mark.slow
 def test_a_second_run_makes_nothing(finished):
     before = content_hashes(finished)
     stamps = {stage: (finished / stage / "manifest.json").stat().st_mtime_ns for stage in STAGES}
@@ -82,15 +64,3 @@ def test_a_chain_killed_several_times_ends_bit_identical(finished, tmp_path):
     result = run_chain(output)
     assert result.returncode == 0, result.stderr
     assert content_hashes(output) == content_hashes(finished)
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
-def test_every_recipe_is_valid(recipe, tmp_path):
-    command = [sys.executable, "-m", "pipeline.cli", "run", str(recipe), "--dry-run"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-
-
-def test_recipes_are_short():
-    for recipe in RECIPES:
-        assert len(recipe.read_text(encoding="utf-8").splitlines()) <= 40, recipe
