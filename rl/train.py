@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from rl.lengths import LengthHistory
 from rollouts.pool import GeneratorPool
 from rollouts.probe import SyncFault, check_sync
 from rollouts.transport import open_transport
+from training.background_save import BackgroundSave
 from training.checkpoint import CheckpointStore
 from training.group import put_back, spawn_trainer
 from training.run_log import METRICS, RunLog, read_log, write_stats
@@ -88,6 +88,7 @@ class Session:
         self.lengths = LengthHistory()
         self.log = RunLog(context.output)
         self.store = CheckpointStore(context.output / "checkpoints", log=self.log)
+        self.saving = BackgroundSave(self.trainer, self.store, self._wait)
         self.pending_metrics: dict[str, float] = {}  # of the rollout batch; logged with its first step
         self.sync_metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
@@ -245,6 +246,7 @@ class Session:
         try:
             shares = self.trainer.dealt(mini_batch, len)
             metrics = self._wait(self.trainer.update.remote(shares, lr, self.longest), f"step {step + 1}")
+            self.saving.poll()
         except NonFiniteLoss as error:
             dump = self._dump(mini_batch, step)
             sentence = f"{self.context.name}: step {step + 1}: {error}; the batch is in {dump}"
@@ -278,13 +280,10 @@ class Session:
         self._report(step, tokens_per_s=self.tokens / seconds)
         every, last = self.config.trainer.checkpoint_every, step - self.config.mini_batches
         if step // every > last // every and step < self.config.steps:
-            self.store.save(step, self._save_state)
-
-    def _save_state(self, folder: Path) -> None:
-        self._wait(self.trainer.save_state.remote(str(folder)), "checkpoint")
-        self.lengths.save(folder / LENGTHS)
+            self.saving.begin(step, beside=lambda folder: self.lengths.save(folder / LENGTHS))
 
     def save_policy(self) -> None:
+        self.saving.finish()
         self._wait(self.trainer.save_checkpoint.remote(str(self.context.output)), "saving the policy")
         average = str(self.context.output / AVERAGE)
         self._wait(self.trainer.save_average.remote(average), "saving the average of the weights")

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cluster.actors import start_ray, wait
 from sft.batch import Row
 from sft.config import PretrainConfig, SFTConfig
+from training.background_save import BackgroundSave, Wait
 from training.checkpoint import CheckpointStore
-from training.config import TrainerConfig
 from training.group import TrainerGroup, spawn_trainer
 from training.run_log import RunLog
 from training.stage import StageContext
@@ -45,9 +46,13 @@ def train(
 def _take_steps(
     trainer: TrainerGroup, batches: Batches, steps: int, config: SFTConfig | PretrainConfig, context: StageContext
 ) -> None:
-    settings, log = config.trainer, RunLog(context.output)
+    def waits(ref: Any, phase: str) -> Any:
+        return wait(ref, phase=f"{context.name}: {phase}", deadline_s=config.trainer.deadline_s)
+
+    log = RunLog(context.output)
     store = CheckpointStore(context.output / "checkpoints", log=log)
-    first = resume(trainer, store, log, settings)
+    saving = BackgroundSave(trainer, store, waits)
+    first = resume(trainer, store, log, waits)
     rows = batches(first) if first < steps else []
     for step in range(first, steps):
         started = time.monotonic()
@@ -56,30 +61,25 @@ def _take_steps(
         pending = trainer.step.remote(shares, lr, config.mtp_weight, config.bias_speed, config.balance_weight)
         tokens = sum(len(row.input_ids) for row in rows)
         rows = batches(step + 1) if step + 1 < steps else []  # made while the trainer computes
-        metrics = wait(pending, phase=f"{context.name}: step {step}", deadline_s=settings.deadline_s)
+        metrics = waits(pending, f"step {step}")
         seconds = time.monotonic() - started
+        saving.poll()
         log.log(step + 1, metrics)
         log.log_timing(step + 1, {"time/step_s": seconds, "throughput/tokens_per_s": tokens / seconds})
         context.report(
             {"step": step + 1, "total_steps": steps, "loss": metrics["loss/nll"], "tokens_per_s": tokens / seconds}
         )
-        if (step + 1) % settings.checkpoint_every == 0 and step + 1 < steps:
-            save_state(trainer, store, step + 1, settings)
+        if (step + 1) % config.trainer.checkpoint_every == 0 and step + 1 < steps:
+            saving.begin(step + 1)
+    saving.finish()
 
 
-def resume(trainer: TrainerGroup, store: CheckpointStore, log: RunLog, settings: TrainerConfig) -> int:
+def resume(trainer: TrainerGroup, store: CheckpointStore, log: RunLog, waits: Wait) -> int:
     """Load the last whole checkpoint, if any, and cut the logs back to it. Returns the optimizer steps taken."""
     found = store.latest()
     step = 0
     if found:
         step, folder = found
-        wait(trainer.load_state.remote(str(folder)), phase="loading a checkpoint", deadline_s=settings.deadline_s)
+        waits(trainer.load_state.remote(str(folder)), "loading a checkpoint")
     log.truncate_after(step)
     return step
-
-
-def save_state(trainer: TrainerGroup, store: CheckpointStore, step: int, settings: TrainerConfig) -> None:
-    def write(folder) -> None:
-        wait(trainer.save_state.remote(str(folder)), phase="saving a checkpoint", deadline_s=settings.deadline_s)
-
-    store.save(step, write)

@@ -131,7 +131,8 @@ def test_a_resumed_trainer_goes_on_bit_for_bit(tiny_checkpoint, tmp_path):
     whole = make_trainer(tiny_checkpoint)
     for _ in range(2):
         whole.update(whole.annotate(sequences()), lr=1e-3, max_new_tokens=20)
-    whole.save_state(str(tmp_path))
+    whole.begin_save(str(tmp_path))
+    whole.finish_save()
     whole.update(whole.annotate(sequences()), lr=1e-3, max_new_tokens=20)
     resumed = make_trainer(tiny_checkpoint)
     resumed.load_state(str(tmp_path))

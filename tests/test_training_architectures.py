@@ -84,7 +84,8 @@ def test_a_saved_state_goes_on_bit_for_bit(checkpoint, tmp_path):
 
     one, other = trainer(), trainer()
     one.step(rows, 1e-3, mtp_weight=0.0, bias_speed=0.001)
-    one.save_state(str(tmp_path))
+    one.begin_save(str(tmp_path))
+    one.finish_save()
     other.load_state(str(tmp_path))
     again = [t.step(rows, 1e-3, mtp_weight=0.0, bias_speed=0.001) for t in (one, other)]
     assert again[0] == again[1]

@@ -1,6 +1,7 @@
 """AdamW by name: a resumed one goes on bit for bit, and garbage never reaches the weights."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from training.config import OptimizerConfig
 from training.optimizer import Optimizer
-from training.state import load_tensors, save_tensors, stored_names
+from training.state import StateWriter, load_tensors, stored_names
 
 
 def network() -> nn.Module:
@@ -37,6 +38,12 @@ def assert_equal(a: nn.Module, b: nn.Module) -> None:
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
+def save(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    writer = StateWriter()
+    writer.begin(folder, tensors)
+    writer.finish()
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"moments": "bfloat16"}, {"algorithm": "muon"}, {"ema_decay": 0.9, "offload": "moments"}], ids=str
 )
@@ -47,7 +54,7 @@ def test_resumed_equals_undisturbed(tmp_path, settings):
     take_steps(whole, optimizer, range(8))
     before = Optimizer(first.named_parameters(), config)
     take_steps(first, before, range(5))
-    save_tensors(tmp_path / "o", before.state())
+    save(tmp_path / "o", before.state())
     second = network()
     second.load_state_dict(first.state_dict())
     after = Optimizer(second.named_parameters(), config)
@@ -61,7 +68,7 @@ def test_resumed_equals_undisturbed(tmp_path, settings):
 
 def test_a_fresh_optimizer_can_be_saved_and_loaded(tmp_path):
     one, two = network(), network()
-    save_tensors(tmp_path, Optimizer(one.named_parameters(), OptimizerConfig()).state())
+    save(tmp_path, Optimizer(one.named_parameters(), OptimizerConfig()).state())
     optimizer = Optimizer(two.named_parameters(), OptimizerConfig())
     load(optimizer, tmp_path)
     expected = Optimizer(one.named_parameters(), OptimizerConfig())
@@ -219,7 +226,7 @@ def test_the_average_has_its_closed_form_and_is_saved(tmp_path):
         for parameter, value in zip(module.parameters(), expected, strict=True):
             torch.testing.assert_close(parameter.detach().double(), value, atol=1e-6, rtol=1e-6)
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), trained, strict=True))
-    save_tensors(tmp_path, optimizer.state())
+    save(tmp_path, optimizer.state())
     with pytest.raises(ValueError, match=r"another optimizer\.ema_decay"):
         load(Optimizer(network().named_parameters(), OptimizerConfig()), tmp_path)
 

@@ -34,16 +34,24 @@ class CheckpointStore:
         self.folder, self.keep, self.log = folder, keep, log
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Call `write` with an empty folder to fill, then make it the newest checkpoint and drop all but `keep`.
+        """`begin`, let `write` fill the folder, `commit`."""
+        write(self.begin(step))
+        return self.commit(step)
+
+    def begin(self, step: int) -> Path:
+        """An empty folder to fill; it is no checkpoint before `commit`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._drop_leftovers()
+        temporary = self._temporary(step)
+        temporary.mkdir()
+        return temporary
+
+    def commit(self, step: int) -> Path:
+        """Make what is in the folder that was begun the newest checkpoint and drop all but `keep`.
 
         A checkpoint of the same step is replaced.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._drop_leftovers()
-        final = self.folder / f"step_{step:08d}"
-        temporary = self.folder / f".{final.name}.tmp"
-        temporary.mkdir()
-        write(temporary)
+        temporary, final = self._temporary(step), self.folder / f"step_{step:08d}"
         if not _files(temporary):
             raise ValueError(f"the checkpoint of step {step} is empty: nothing was written to {temporary}")
         if self.log is not None:
@@ -94,6 +102,9 @@ class CheckpointStore:
         now = self.log.sizes(step)
         short = [name for name, size in json.loads(path.read_bytes()).items() if now[name] < size]
         return f"{', '.join(short)} ends before it" if short else None
+
+    def _temporary(self, step: int) -> Path:
+        return self.folder / f".step_{step:08d}.tmp"
 
     def _found(self) -> list[tuple[int, Path]]:
         """(step, folder) of every checkpoint, newest first."""

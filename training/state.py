@@ -3,24 +3,54 @@ number of ranks reads those that it needs."""
 
 import warnings
 from collections.abc import Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_saver import async_save
+
+# A single process is told that it is one, and every save that tensors will be gathered in another version.
+warnings.filterwarnings("ignore", module=r"torch\.distributed.*")
 
 
-def save_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """All ranks call it with the same names and a `folder` that all of them see."""
-    with _quiet():
-        save(dict(tensors), checkpoint_id=folder)
+class StateWriter:
+    """Writes a state while training goes on: from a copy in CPU memory, in a thread. All ranks make and use one."""
+
+    def __init__(self) -> None:
+        # The thread's collectives need a group of their own, or they would mix with those of training.
+        self._group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._written: Future | None = None
+
+    def begin(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Returns when the copy is made. All ranks give the same names and a `folder` that all of them see."""
+        self.finish()
+        written = async_save(dict(tensors), checkpoint_id=folder, process_group=self._group)
+        assert isinstance(written, Future)
+        self._written = written
+
+    def writes(self) -> bool:
+        """Whether this rank is still at it."""
+        return self._written is not None and not self._written.done()
+
+    def finish(self) -> None:
+        """Wait until the state is on disk, if one was begun. Raises OSError, once, when it could not be written."""
+        written, self._written = self._written, None
+        try:
+            if written is not None:
+                written.result()
+        except CheckpointException as error:
+            faults = {f"rank {rank}: {type(fault).__name__}: {fault}" for rank, (fault, _) in error.failures.items()}
+            raise OSError(f"the state could not be written: {'; '.join(sorted(faults))}") from error
 
 
 def load_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Copy into `tensors`, sharded in any way. Raises RuntimeError or CheckpointException when a name is not there."""
-    with _quiet(), torch.no_grad():
+    with torch.no_grad():
         load(dict(tensors), checkpoint_id=folder)
 
 
@@ -32,11 +62,3 @@ def stored_names(folder: Path) -> set[str]:
             "the stage again"
         )
     return set(FileSystemReader(folder).read_metadata().state_dict_metadata)
-
-
-@contextmanager
-def _quiet():
-    with warnings.catch_warnings():
-        # A single process is told that it is one, and every save that tensors will be gathered in another version.
-        warnings.filterwarnings("ignore", module=r"torch\.distributed.*")
-        yield

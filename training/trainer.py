@@ -36,7 +36,7 @@ from training.mesh import ONE_RANK, MeshConfig
 from training.optimizer import Optimizer
 from training.parallel import Precision, Ranks, shard, whole
 from training.policy import PackedRow, Policy, Predictions, RowTensors, SampledRow, WithMTP, uncounted
-from training.state import load_tensors, save_tensors, stored_names
+from training.state import StateWriter, load_tensors, stored_names
 
 Row = TypeVar("Row", bound=PackedRow)
 DEFAULT_FP8 = Fp8Config()
@@ -83,6 +83,7 @@ class Trainer:
         self.optimizer = Optimizer(self.policy.named_parameters(), optimizer)
         self.load = LoadCounter(self.model, self.mtp)
         self.balance = SequenceBalance(self.model, self.mtp)
+        self.state_writer = StateWriter()
 
     def _load_model(self) -> PreTrainedModel:
         return load_model(self.checkpoint)
@@ -200,8 +201,17 @@ class Trainer:
         """Leave the device to others for a while, as far as optimizer.offload says."""
         self.optimizer.offload()
 
-    def save_state(self, folder: str) -> None:
-        save_tensors(Path(folder), self._state() | self.optimizer.state())
+    def begin_save(self, folder: str) -> None:
+        """Copy the state, and write the copy to `folder` while training goes on."""
+        self.state_writer.begin(Path(folder), self._state() | self.optimizer.state())
+
+    def is_saving(self) -> bool:
+        return any(self.ranks.gather(self.state_writer.writes()))
+
+    def finish_save(self) -> None:
+        """Wait until what was begun is on disk. Raises OSError when it could not be written."""
+        self.state_writer.finish()
+        self.ranks.barrier()
 
     def load_state(self, folder: str) -> None:
         """What any number of ranks has saved."""
