@@ -124,10 +124,11 @@ def spawn(target: type | str, *args: Any, threads: int = 1, gpus: float = 0, **k
 
 @dataclass(frozen=True, slots=True)
 class Joint:
-    """One call that several actors carry out together, and its value: the first actor's, or the list of `every` one."""
+    """One call that several actors carry out together, and its value: the first actor's, or the list of those of the
+    first `listed` ones."""
 
     refs: Sequence[Any]
-    every: bool = False
+    listed: int | None = None
 
 
 def wait(refs: Any, *, phase: str, deadline_s: float) -> Any:
@@ -163,7 +164,7 @@ def _wait_for_all(joint: Joint, phase: str, deadline_s: float) -> Any:
                 _raise_if_died(pending, phase)
             raise
     values = wait(list(joint.refs), phase=phase, deadline_s=deadline_s)
-    return values if joint.every else values[0]
+    return values[0] if joint.listed is None else values[: joint.listed]
 
 
 def _raise_if_died(refs: Sequence[Any], phase: str) -> None:

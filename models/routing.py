@@ -4,9 +4,9 @@ arXiv:2412.19437, section 2.1.2. Axes: T tokens of a packed row, S its sequences
 token. All routers of a model have equally many experts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,32 @@ def routers(*models: nn.Module | None) -> Iterator[tuple[str, Any]]:
         for name, module in model.named_modules() if model is not None else ():
             if type(module).__name__ in FORMS:
                 yield prefix + name, module
+
+
+class RouterLoad(NamedTuple):
+    """How evenly a router has spread its tokens."""
+
+    violation: float  # largest load over mean load, minus 1
+    dead_experts: int  # without a token
+    bias_range: float | None  # largest selection bias minus smallest; None: the router has none
+
+    @classmethod
+    def of(cls, counts_E: Tensor, bias_E: Tensor | None) -> "RouterLoad":
+        violation = float(counts_E.max() / counts_E.double().mean()) - 1
+        apart = None if bias_E is None else float(bias_E.max() - bias_E.min())
+        return cls(violation, int((counts_E == 0).sum()), apart)
+
+
+def load_metrics(loads: Mapping[str, RouterLoad]) -> dict[str, float]:
+    """Violation by router and overall, experts that no token was sent to, and how far biases have moved apart. By the
+    routers' names; none for a model without any."""
+    if not loads:
+        return {}
+    found = {"moe/max_violation": max(load.violation for load in loads.values())}
+    found |= {f"moe/max_violation/{_short(name)}": load.violation for name, load in loads.items()}
+    found["moe/dead_experts"] = float(sum(load.dead_experts for load in loads.values()))
+    ranges = [load.bias_range for load in loads.values() if load.bias_range is not None]
+    return found | ({"moe/bias_range": max(ranges)} if ranges else {})
 
 
 class LoadCounter:
@@ -47,33 +73,24 @@ class LoadCounter:
         for counts in self.counts.values():
             counts.zero_()
 
-    def sum_over_ranks(self) -> None:
-        """Make the counts those of the whole batch, equal on all ranks. Once per step, before they are read."""
-        if dist.is_initialized():
-            for counts in self.counts.values():
-                dist.all_reduce(counts)
+    def sum_over_ranks(self, group: dist.ProcessGroup) -> None:
+        """Make the counts those of all rows of these ranks, which have the same routers. Once per step, before they are
+        read."""
+        for counts in self.counts.values():
+            dist.all_reduce(counts, group=group)
+
+    def loads(self) -> dict[str, "RouterLoad"]:
+        """Of the routers that saw tokens, by name."""
+        used = {name: counts for name, counts in self.counts.items() if counts.any()}
+        return {name: RouterLoad.of(counts, _bias(self._routers[name])) for name, counts in used.items()}
+
+    def metrics(self) -> dict[str, float]:
+        """`load_metrics` of these routers."""
+        return load_metrics(self.loads())
 
     def max_violation(self) -> float:
         """max over routers of (largest load / mean load - 1); 0 is perfect balance."""
-        return max(self._violations().values(), default=0.0)
-
-    def metrics(self) -> dict[str, float]:
-        """Violation by router and overall, experts that no token was sent to, and how far biases have moved apart."""
-        violations = self._violations()
-        if not violations:
-            return {}
-        found = {"moe/max_violation": self.max_violation()}
-        found |= {f"moe/max_violation/{_short(name)}": value for name, value in violations.items()}
-        found["moe/dead_experts"] = float(sum(int((self.counts[name] == 0).sum()) for name in violations))
-        biases = [b for name in violations if (b := _bias(self._routers[name])) is not None]
-        if biases:
-            found["moe/bias_range"] = max(float(bias.max() - bias.min()) for bias in biases)
-        return found
-
-    def _violations(self) -> dict[str, float]:
-        """Of the routers that saw tokens."""
-        used = {name: counts for name, counts in self.counts.items() if counts.any()}
-        return {name: float(counts.max() / counts.double().mean()) - 1 for name, counts in used.items()}
+        return max((load.violation for load in self.loads().values()), default=0.0)
 
     @torch.no_grad()
     def update_bias(self, speed: float) -> None:

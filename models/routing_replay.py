@@ -105,16 +105,19 @@ class RoutingReplay:
             )
 
     @contextmanager
-    def watch(self, given: np.ndarray | Tensor | None = None, *, force: bool = False) -> Iterator[Routes]:
+    def watch(
+        self, given: np.ndarray | Tensor | None = None, *, force: bool = False, routes: Routes | None = None
+    ) -> Iterator[Routes]:
         """Note the experts of the one forward pass made while this is open.
 
         given: [T, L, K] integers in [0, E), different within a token and layer, or all -1 where a token routes itself.
         The pass is compared with it and, with `force`, follows it until this closes: leave it open through backward,
         since recomputed activations ask the routers again.
+        routes: what was noted while this was open before, to go on with, when a pass is not made in one go.
         Raises ValueError for unknown routers and for a `given` that does not fit the model or the pass.
         """
         self.check()
-        routes = Routes(self._checked(given))
+        routes = Routes(self._checked(given)) if routes is None else routes
         hooks = []
         try:
             for layer, (router, experts) in enumerate(self._blocks):

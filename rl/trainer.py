@@ -1,26 +1,31 @@
 """The GRPO trainer rank: old and reference logprobs, then one optimizer step per mini-batch."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from models.routing_replay import Routes, RoutingReplay
+from models.routing import routers
+from models.routing_replay import RoutingReplay
 from rl.batch import MicroBatch, MissingRoutes, NonFiniteLoss, TrainingSequence, empty_row, pack
 from rl.loss import policy_loss, token_weights
 from rl.metrics import combine, mini_batch_metrics
-from rl.mismatch import mismatch_sums, routing_sums
+from rl.mismatch import mismatch_sums
 from rl.objective import Denominators, Objective
+from rl.replay import ReplayedRows
 from rollouts.records import Group, Request, SamplingParams
 from rollouts.transformers_generator import ModelSampler
 from rollouts.weight_sender import WeightSender
+from training.passes import Balance, Found, Predict
 from training.policy import Policy, evaluating
 from training.stage import StageError
 from training.trainer import Trainer
+
+LOSSES = ("loss/policy", "loss/balance", "loss/mtp")
 
 
 class PolicyTrainer(Trainer, WeightSender):
@@ -39,7 +44,7 @@ class PolicyTrainer(Trainer, WeightSender):
         super().__init__(*args, mtp=mtp_weight > 0, **kwargs)
         self.leads = self.ranks.rank == 0
         # Sampling needs the weights in one piece.
-        self.sampler = ModelSampler(self.model, self.tokenizer, max_slots) if self.ranks.data is None else None
+        self.sampler = ModelSampler(self.model, self.tokenizer, max_slots) if not self.ranks.in_pieces else None
         self.objective, self.temperature = objective, temperature
         self.row_tokens = row_tokens
         self.bias_speed, self.balance_weight, self.mtp_weight = bias_speed, balance_weight, mtp_weight
@@ -48,10 +53,12 @@ class PolicyTrainer(Trainer, WeightSender):
             self.reference = self.frozen_copy()
         self.reference_is_policy = True  # until the first step: then its logprobs need no second pass
         self.replay = RoutingReplay(self.model)
-        self.routing_replay = objective.routing_replay if self.replay.layers else "off"  # dense models have no routes
+        moe_layers = [name for name in self.router_names if not name.startswith("mtp.")]
+        self.replayed_layers = [moe_layers.index(name) for name, _ in routers(self.model)]
+        self.routing_replay = objective.routing_replay if moe_layers else "off"  # dense models have no routes
         if self.routing_replay != "off":
             self.replay.check()
-        self.routing_sums: list[dict[str, int]] = []  # of `annotate`; logged with the next step
+        self.routing_sums: dict[str, float] = {}  # of `annotate`; logged with the next step
 
     def refresh_reference(self) -> None:
         """pi_ref <- pi_theta."""
@@ -86,11 +93,12 @@ class PolicyTrainer(Trainer, WeightSender):
         ids = [np.array(sequence) for sequence in sequences]
         texts = [TrainingSequence(prompt_ids=s[:1], completion_ids=s[1:], advantage=0.0) for s in ids]
         scores: list[np.ndarray] = [np.zeros(0, np.float32)] * len(ids)
+        rows = self._rows(texts)
         with evaluating(self.policy):
-            for row in pack(texts, self.row_tokens):
-                found = row.split(self.completion_logprobs(row)[0].cpu().numpy())
-                for index, logprobs in zip(row.sequence_indices, found, strict=True):
-                    scores[index] = logprobs
+            found = self.read(rows, partial(_logprobs, temperature=1.0))
+        for row, logprobs in zip(rows, found, strict=True):
+            for index, of_sequence in zip(row.sequence_indices, row.split(logprobs), strict=True):
+                scores[index] = of_sequence
         return scores
 
     @torch.no_grad()
@@ -103,39 +111,36 @@ class PolicyTrainer(Trainer, WeightSender):
         force = self.routing_replay == "rollout"
         if force:
             self._check_routes(sequences)
-        annotated, self.routing_sums = list(sequences), []
-        for row, routes in self._routed(self._rows(sequences), force):
-            old = row.split(self.completion_logprobs(row, self.temperature)[0].cpu().numpy())
-            ref = [None] * len(old)
-            if self.reference is not None:
-                # It routes by itself: where experts are forced, the same weights are another function.
-                shared = self.reference_is_policy and not force
-                ref = old if shared else row.split(self._reference_logprobs(row))
-            for index, old_logprobs, ref_logprobs in zip(row.sequence_indices, old, ref, strict=True):
-                annotated[index] = replace(annotated[index], old_logprobs=old_logprobs, ref_logprobs=ref_logprobs)
-            self.routing_sums.append(routing_sums(routes, "own"))
-            if self.routing_replay != "trainer":  # there the experts to be used are those of this pass
-                self.routing_sums.append(routing_sums(routes, "used"))
-            else:
-                experts = row.split_routes(self.replay.compact(routes.experts()))
-                for index, routed_experts in zip(row.sequence_indices, experts, strict=True):
-                    annotated[index] = replace(annotated[index], routed_experts=routed_experts)
+        rows, replayed = self._rows(sequences), self._replayed(force)
+        reading = partial(_logprobs, temperature=self.temperature)
+        olds = self.read(rows, reading, around=replayed.around)
+        refs: list[Any] = [None] * len(rows)
+        if self.reference is not None:
+            # It routes by itself: where experts are forced, the same weights are another function.
+            shared = self.reference_is_policy and not force
+            refs = olds if shared else self.read(rows, reading, policy=self.reference)
+        annotated = list(sequences)
+        for row, old, ref in zip(rows, olds, refs, strict=True):
+            for index, fields in zip(row.sequence_indices, _by_sequence(row, old, ref), strict=True):
+                annotated[index] = replace(annotated[index], **fields)
+        self.routing_sums = replayed.sums("own")
+        if self.routing_replay != "trainer":
+            self.routing_sums |= replayed.sums("used")
+            return annotated
+        # The experts to be used are those of this pass.
+        filled = [row for row in rows if len(row.input_ids)]
+        for row, experts in zip(filled, replayed.experts(filled), strict=True):
+            for index, of_sequence in zip(row.sequence_indices, row.split_routes(experts), strict=True):
+                annotated[index] = replace(annotated[index], routed_experts=of_sequence)
         return annotated
 
     def _rows(self, sequences: Sequence[TrainingSequence]) -> list[MicroBatch]:
         """This rank's sequences in as many rows as the other ranks have."""
         return self.even(pack(sequences, self.row_tokens), empty_row())
 
-    def _routed(self, rows: Iterable[MicroBatch], force: bool) -> Iterator[tuple[MicroBatch, Routes]]:
-        """Each row, and the experts of the pass that the caller makes over it. With `force` that pass follows the
-        row's experts, until the next row is asked for: backward included."""
-        for row in rows:
-            idle = self.routing_replay == "off" and row.routed_experts is None
-            with nullcontext(Routes()) if idle else self.replay.watch(row.routed_experts, force=force) as routes:
-                yield row, routes
-
-    def _reference_logprobs(self, row: MicroBatch):
-        return self.completion_logprobs(row, self.temperature, policy=self.reference)[0].cpu().numpy()
+    def _replayed(self, force: bool) -> ReplayedRows:
+        idle = self.routing_replay == "off"
+        return ReplayedRows(self.replay, self.replayed_layers, self.ranks, force=force, idle=idle)
 
     def update(self, mini_batch: Sequence[TrainingSequence], lr: float, max_new_tokens: int) -> dict[str, float]:
         """One optimizer step on the sequences of all ranks, of which `mini_batch` are this one's. `max_new_tokens`: the
@@ -147,47 +152,31 @@ class PolicyTrainer(Trainer, WeightSender):
         lengths = self.ranks.gather([len(sequence.completion_ids) for sequence in mini_batch])
         denominators = Denominators.of([length for share in lengths for length in share], max_new_tokens)
         tokens = sum(self.ranks.gather(sum(len(sequence) for sequence in mini_batch)))
-        parts, self.routing_sums = self.routing_sums, []
-        sums: dict[str, float] = {"loss/policy": 0.0, "policy/entropy": 0.0}
-        sums |= {"loss/balance": 0.0} if self.balance_weight > 0 and self.load.counts else {}
-        sums |= {"loss/mtp": 0.0} if self.train_mtp else {}
-        for row, routes in self._routed(self._rows(mini_batch), force=self.routing_replay != "off"):
-            for name, value in self._backward(row, denominators, tokens, parts).items():
-                sums[name] += value
-            if len(row.input_ids):
-                parts.append(routing_sums(routes, "used"))
-        metrics = self.ranks.add_up(sums)
-        metrics["policy/entropy"] /= denominators.tokens
-        metrics |= mini_batch_metrics(combine(self.ranks.gather(combine(parts))))
+        replayed = self._replayed(force=self.routing_replay != "off")
+        balance = Balance(self.balance_weight, tokens) if self.balance_weight > 0 and self.router_names else None
+        lesson = partial(self._lesson, denominators=denominators)
+        found = self.learn(self._rows(mini_batch), lesson, balance, replayed.around)
+        routing, self.routing_sums = [self.routing_sums, replayed.sums("used")], {}
+        sums = combine(self.ranks.gather(combine([*found, *routing])))
+        metrics = {name: sums[name] for name in LOSSES if name in sums}
+        metrics["policy/entropy"] = sums["policy/entropy"] / denominators.tokens
+        metrics |= mini_batch_metrics(sums)
         self._step(lr, metrics)
         self.reference_is_policy = False
-        if self.load.counts:
-            self.load.sum_over_ranks()
-            metrics |= self.load.metrics() | {"moe/bias_speed": self.bias_speed}
-            self.load.update_bias(self.bias_speed)
-        return metrics
+        return metrics | self.move_biases(self.bias_speed)
 
-    def _backward(self, row: MicroBatch, denominators: Denominators, tokens: int, parts: list[Any]) -> dict[str, float]:
-        """Add a row's gradient. Returns its share of the losses, and the sum of its entropies; `parts` gets what
-        metrics are made of. tokens: of all sequences of the mini-batch."""
-        with self.balance.watch(np.diff(row.cu_seqlens).tolist(), self.balance_weight > 0) as imbalances:
-            loss, entropy, mtp_nll, of_row = self._policy_loss(row, denominators)
+    def _lesson(self, row: MicroBatch, predict: Predict, denominators: Denominators) -> tuple[torch.Tensor, Found]:
+        """The loss of a row, and its share of the losses, of the entropy and of what metrics are made of."""
+        loss, entropy, mtp_nll, sums = self._policy_loss(row, predict, denominators)
         found = {"loss/policy": loss.item(), "policy/entropy": entropy.item()}
-        if imbalances:
-            imbalance = torch.stack(imbalances).sum() / tokens
-            loss = loss + self.balance_weight * imbalance
-            found["loss/balance"] = imbalance.item()
         if mtp_nll is not None:
             mtp_nll = mtp_nll / denominators.tokens
             loss = loss + self.mtp_weight * mtp_nll
             found["loss/mtp"] = mtp_nll.item()
-        loss.backward()
-        if len(row.input_ids):
-            parts.append(of_row)
-        return found
+        return loss, found | (combine([sums]) if len(row.input_ids) else {})
 
     def _policy_loss(
-        self, row: MicroBatch, denominators: Denominators
+        self, row: MicroBatch, predict: Predict, denominators: Denominators
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, dict[str, Any]]:
         """(loss, summed entropy, summed loss of the MTP module, sums for metrics) of a row."""
         assert row.old_logprobs is not None and row.sampling_logprobs is not None  # annotated, and sampled by us
@@ -206,7 +195,7 @@ class PolicyTrainer(Trainer, WeightSender):
         # The gradient of a sum over tokens is made while each chunk's logits are there; what is logged is computed
         # again from the values.
         in_chunks = (lambda policy_C, part: loss_of(policy_C, part)[0]) if self.objective.sums_over_tokens else None
-        predictions = self.predict(row, self.temperature, "alone" if self.train_mtp else "off", in_chunks)
+        predictions = predict(self.temperature, "alone" if self.train_mtp else "off", in_chunks)
         assert predictions.logprobs_C is not None and predictions.entropies_C is not None
         loss, sums = loss_of(predictions.logprobs_C, slice(None))
         loss = loss if predictions.loss is None else predictions.loss
@@ -241,3 +230,17 @@ class PolicyTrainer(Trainer, WeightSender):
                 "routing_replay 'rollout' forces in training; sample with a generator that returns them, or set it to "
                 "'trainer' or 'off'"
             )
+
+
+def _logprobs(row: MicroBatch, predict: Predict, temperature: float) -> np.ndarray:
+    """[C] float32."""
+    logprobs_C = predict(temperature).logprobs_C
+    assert logprobs_C is not None
+    return logprobs_C.cpu().numpy()
+
+
+def _by_sequence(row: MicroBatch, old: np.ndarray, ref: np.ndarray | None) -> Iterator[dict[str, np.ndarray]]:
+    """Old and, if there are any, reference logprobs of each sequence of a row."""
+    names = ("old_logprobs", "ref_logprobs") if ref is not None else ("old_logprobs",)
+    for values in zip(*(row.split(values) for values in (old, ref) if values is not None), strict=True):
+        yield dict(zip(names, values, strict=True))

@@ -1,9 +1,9 @@
 """The supervised trainer rank: mean cross-entropy over a batch of packed rows, plus weighted MTP and balance losses."""
 
-import numpy as np
 import torch
 
 from sft.batch import EMPTY, Row
+from training.passes import Balance, Found, Predict, total
 from training.trainer import Trainer
 
 
@@ -20,26 +20,19 @@ class SupervisedTrainer(Trainer):
         targets, tokens = (sum(column) for column in zip(*(row for share in counts for row in share), strict=True))
         if targets == 0:
             raise ValueError("a batch without target tokens: every sample's loss mask is empty")
-        sums = {"loss/nll": 0.0, "loss/mtp": 0.0}
-        sums |= {"loss/balance": 0.0} if balance_weight > 0 and self.load.counts else {}
-        for row in self.even(rows, EMPTY):
-            with self.balance.watch(np.diff(row.cu_seqlens).tolist(), balance_weight > 0) as imbalances:
-                nll, mtp_nll = self.next_token_losses(row)
-            loss = nll / targets
-            sums["loss/nll"] += nll.item() / targets
+
+        def lesson(row: Row, predict: Predict) -> tuple[torch.Tensor, Found]:
+            predictions = predict(None, mtp="joint" if self.train_mtp else "off")
+            assert predictions.loss is not None
+            loss, mtp_nll = predictions.loss / targets, predictions.mtp_nll
+            found = {"loss/nll": predictions.loss.item() / targets, "loss/mtp": 0.0}
             if mtp_nll is not None:
                 loss = loss + mtp_weight * mtp_nll / targets
-                sums["loss/mtp"] += mtp_nll.item() / targets
-            if imbalances:
-                imbalance = torch.stack(imbalances).sum() / tokens
-                loss = loss + balance_weight * imbalance
-                sums["loss/balance"] += imbalance.item()
-            loss.backward()
-        metrics = self.ranks.add_up(sums)
+                found["loss/mtp"] = mtp_nll.item() / targets
+            return loss, found
+
+        balance = Balance(balance_weight, tokens) if balance_weight > 0 and self.router_names else None
+        metrics = self.ranks.add_up(total(self.learn(self.even(rows, EMPTY), lesson, balance)))
         metrics["optimizer/grad_norm"] = self.optimizer.step(lr)
         metrics["optimizer/lr"] = lr
-        if self.load.counts:
-            self.load.sum_over_ranks()
-            metrics |= self.load.metrics() | {"moe/bias_speed": bias_speed}
-            self.load.update_bias(bias_speed)
-        return metrics
+        return metrics | self.move_biases(bias_speed)

@@ -20,9 +20,11 @@ def make_checkpoint(folder: Path, **shape) -> Path:
     from models.config import TinyModelConfig
     from models.tiny import build_model, build_tokenizer
 
-    config = TinyModelConfig(
-        vocab_size=340, hidden_size=64, num_layers=3, intermediate_size=96, expert_size=16, max_length=128, **shape
-    )
+    small = {
+        "vocab_size": 340, "hidden_size": 64, "num_layers": 3, "intermediate_size": 96, "expert_size": 16,
+        "max_length": 128,
+    }  # fmt: skip
+    config = TinyModelConfig(**small | shape)
     texts = [document.text for document in islice(documents("tests"), 60)]
     tokenizer = build_tokenizer(texts, config)
     model, mtp = build_model(config, tokenizer, seed=0)

@@ -18,20 +18,20 @@ from sft.trainer import SupervisedTrainer
 from training.config import OptimizerConfig
 from training.mesh import MeshConfig
 from training.parallel import whole
+from training.passes import Balance, Found, Predict, total
+from training.trainer import Trainer
 
 OPTIMIZER = OptimizerConfig(lr=1e-3, weight_decay=0.1, clip_norm=0.5)
 
 
-def place() -> tuple[int, int]:
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def share(items: list[Any], length) -> list[Any]:
-    rank, size = place()
+def share(items: list[Any], length, trainer: Trainer) -> list[Any]:
+    """Those of this rank; ranks of one pipeline have the same."""
+    data = trainer.ranks.data
+    rank, size = (0, 1) if data is None else (data.get_local_rank(), data.size())
     return [items[i] for i in sorted(deal([length(item) for item in items], size)[rank])]
 
 
-def rows(seed: int, count: int = 5) -> list[Row]:
+def rows(trainer: Trainer, seed: int, count: int = 5) -> list[Row]:
     """Rows of this rank: `count` in all, which no number of ranks divides."""
     rng = np.random.default_rng(seed)
     examples = [
@@ -39,10 +39,10 @@ def rows(seed: int, count: int = 5) -> list[Row]:
         for length in rng.integers(2, 40, 3 * count)
     ]
     packed = [row for i in range(count) for row in pack_examples(examples[3 * i : 3 * i + 3], 256)]
-    return share(packed, lambda row: len(row.input_ids))
+    return share(packed, lambda row: len(row.input_ids), trainer)
 
 
-def sequences(seed: int, count: int = 7) -> list[TrainingSequence]:
+def sequences(trainer: Trainer, seed: int, count: int = 7) -> list[TrainingSequence]:
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(count):
@@ -53,7 +53,7 @@ def sequences(seed: int, count: int = 7) -> list[TrainingSequence]:
                 sampling_logprobs=np.full(len(completion), -5.8, dtype=np.float32),
             )
         )  # fmt: skip
-    return share(made, len)
+    return share(made, len, trainer)
 
 
 def supervised(checkpoint: str, mesh: dict, precision: str = "float32", mtp: bool = True) -> SupervisedTrainer:
@@ -66,34 +66,40 @@ def supervised(checkpoint: str, mesh: dict, precision: str = "float32", mtp: boo
 def gradients(checkpoint: str, mesh: dict, precision: str = "float32", mtp: bool = True) -> dict[str, Any]:
     """Losses and every gradient of one batch, in one piece."""
     trainer = supervised(checkpoint, mesh, precision, mtp)
-    total = torch.zeros(2, dtype=torch.float64)
-    for row in trainer.even(rows(0), EMPTY):
-        nll, deeper = trainer.next_token_losses(row)
-        loss = nll if deeper is None else nll + 0.3 * deeper
-        loss.backward()
-        total += torch.tensor([nll.item(), 0.0 if deeper is None else deeper.item()])
+
+    def lesson(row: Row, predict: Predict) -> tuple[torch.Tensor, Found]:
+        predictions = predict(None, mtp="joint" if trainer.train_mtp else "off")
+        assert predictions.loss is not None
+        if predictions.mtp_nll is None:
+            return predictions.loss, {"nll": predictions.loss.item()}
+        found = {"nll": predictions.loss.item(), "mtp": predictions.mtp_nll.item()}
+        return predictions.loss + 0.3 * predictions.mtp_nll, found
+
+    balance = Balance(0.1, 100) if trainer.router_names else None
+    losses = trainer.ranks.add_up(total(trainer.learn(trainer.even(rows(trainer, 0), EMPTY), lesson, balance)))
     found = {n: whole(p.grad) for n, p in trainer.policy.named_parameters() if p.grad is not None}
-    return {"losses": sum(trainer.ranks.gather(total)).tolist(), "gradients": found}
+    return {"losses": losses, "gradients": found}
 
 
 def steps(checkpoint: str, mesh: dict, precision: str = "float32") -> dict[str, Any]:
     """Metrics of three steps, and what the weights are after them."""
     trainer = supervised(checkpoint, mesh, precision)
-    metrics = [trainer.step(rows(seed), 1e-3, 0.1, 0.01) for seed in range(3)]
+    metrics = [trainer.step(rows(trainer, seed), 1e-3, 0.1, 0.01) for seed in range(3)]
     biases = {name: router.e_score_correction_bias for name, router in routers(trainer.model)}
     weights = {name: whole(tensor) for name, tensor in trainer.policy.state_dict().items()}
     return {"metrics": metrics, "biases": biases, "weights": weights}
 
 
-def fp8_losses(checkpoint: str, mesh: dict) -> list[float]:
+def fp8_loss(checkpoint: str, mesh: dict) -> float:
     """Of a batch whose experts, some of them without rows, multiply in FP8 where their rows arrive."""
     trainer = supervised(checkpoint, mesh, "fp8", mtp=False)
-    losses = []
-    for row in trainer.even(rows(0), EMPTY):
-        nll, _ = trainer.next_token_losses(row)
-        nll.backward()
-        losses.append(nll.item())
-    return [sum(share) for share in zip(*trainer.ranks.gather(losses), strict=True)]
+
+    def lesson(row: Row, predict: Predict) -> tuple[torch.Tensor, Found]:
+        loss = predict(None).loss
+        assert loss is not None
+        return loss, {"nll": loss.item()}
+
+    return trainer.ranks.add_up(total(trainer.learn(trainer.even(rows(trainer, 0), EMPTY), lesson)))["nll"]
 
 
 def fp8_dispatch(checkpoint: str, mesh: dict, dispatch: bool) -> dict[str, Any]:
@@ -111,7 +117,7 @@ def fp8_dispatch(checkpoint: str, mesh: dict, dispatch: bool) -> dict[str, Any]:
     dist.all_to_all_single = counted
     try:
         losses = []
-        for row in trainer.even(rows(0), EMPTY):
+        for row in trainer.even(rows(trainer, 0), EMPTY):
             nll, _ = trainer.next_token_losses(row)
             nll.backward()
             losses.append(nll.item())
@@ -131,8 +137,8 @@ def policy(checkpoint: str, mesh: dict, **objective: Any) -> PolicyTrainer:
 def policy_steps(checkpoint: str, mesh: dict, routing_replay: str) -> dict[str, Any]:
     """Metrics of two GRPO steps, and the logprobs before the second, by the tokens of each completion."""
     trainer = policy(checkpoint, mesh, routing_replay=routing_replay)
-    first = trainer.update(trainer.annotate(sequences(1)), 1e-3, 20)
-    annotated = trainer.annotate(sequences(2))
+    first = trainer.update(trainer.annotate(sequences(trainer, 1)), 1e-3, 20)
+    annotated = trainer.annotate(sequences(trainer, 2))
     second = trainer.update(annotated, 1e-3, 20)
     logprobs = {tuple(s.completion_ids): (s.old_logprobs, s.ref_logprobs) for s in annotated}
     return {"metrics": [first, second], "logprobs": logprobs}
@@ -142,17 +148,17 @@ def one_sequence(checkpoint: str, mesh: dict, recompute: str = "none") -> dict[s
     """A GRPO step on a single completion: all ranks but one have nothing."""
     trainer = policy(checkpoint, mesh, preset="dapo")
     set_recompute(trainer.policy, recompute)
-    return trainer.update(trainer.annotate(sequences(3, count=1)), 1e-3, 20)
+    return trainer.update(trainer.annotate(sequences(trainer, 3, count=1)), 1e-3, 20)
 
 
 def train_and_save(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
     """Two steps, all that is saved in any form, and then a third step."""
     trainer = supervised(checkpoint, mesh)
     for seed in range(2):
-        trainer.step(rows(seed), 1e-3, 0.1, 0.01)
+        trainer.step(rows(trainer, seed), 1e-3, 0.1, 0.01)
     trainer.begin_save(folder)
     trainer.save_checkpoint(f"{folder}/hub")
-    third = trainer.step(rows(2), 1e-3, 0.1, 0.01)  # while the state is being written
+    third = trainer.step(rows(trainer, 2), 1e-3, 0.1, 0.01)  # while the state is being written
     trainer.finish_save()
     assert not trainer.is_saving()
     return third
@@ -162,14 +168,14 @@ def resume(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
     """The third step, from what `train_and_save` has left."""
     trainer = supervised(checkpoint, mesh)
     trainer.load_state(folder)
-    return trainer.step(rows(2), 1e-3, 0.1, 0.01)
+    return trainer.step(rows(trainer, 2), 1e-3, 0.1, 0.01)
 
 
 def policy_save(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
     trainer = policy(checkpoint, mesh)
-    trainer.update(trainer.annotate(sequences(1)), 1e-3, 20)
+    trainer.update(trainer.annotate(sequences(trainer, 1)), 1e-3, 20)
     trainer.begin_save(folder)
-    metrics = trainer.update(trainer.annotate(sequences(2)), 1e-3, 20)
+    metrics = trainer.update(trainer.annotate(sequences(trainer, 2)), 1e-3, 20)
     trainer.finish_save()
     return metrics
 
@@ -177,7 +183,7 @@ def policy_save(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
 def policy_resume(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
     trainer = policy(checkpoint, mesh)
     trainer.load_state(folder)
-    return trainer.update(trainer.annotate(sequences(2)), 1e-3, 20)
+    return trainer.update(trainer.annotate(sequences(trainer, 2)), 1e-3, 20)
 
 
 def sent_weights(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
@@ -202,7 +208,7 @@ def missing_routes(checkpoint: str, mesh: dict) -> str:
     """What every rank is told when completions of one rank lack what routing replay needs."""
     trainer = policy(checkpoint, mesh, preset="v3_2")
     try:
-        trainer.annotate(sequences(1) if place()[0] else [])
+        trainer.annotate(sequences(trainer, 1) if trainer.ranks.rank else [])
     except MissingRoutes as error:
         return str(error)
     return ""

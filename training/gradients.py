@@ -13,7 +13,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> torch.Te
     """Scale gradients so that their common norm is at most `limit`; returns the norm from before, the same on all
     ranks. torch's own function refuses gradients that lie on different meshes, as those of experts do."""
     parameters = [p for p in parameters if p.grad is not None]
-    if not any(isinstance(p.grad, DTensor) for p in parameters):
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    if not several and not any(isinstance(p.grad, DTensor) for p in parameters):
         return torch.nn.utils.clip_grad_norm_(parameters, limit)
     pieces = [_piece(p.grad) for p in parameters]
     norm = _over_ranks(torch.nn.utils.get_total_norm(pieces))

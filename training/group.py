@@ -5,7 +5,8 @@
     wait(trainer.annotate.each(PerRank(shares)), ...)              every rank with its own share; the list of answers
     trainer.next_parcel.options(num_returns=2).remote()            rank 0's two answers; the others take part unseen
 
-With a single rank there is no process group, and calls are those of the one actor.
+With a single rank there is no process group, and calls are those of the one actor. The ranks of a pipeline have the
+same rows and give the same answers; the first of each, one for every data rank, come first and speak for the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,13 +23,13 @@ _OF_TRAINER = ("device", "mesh", "precision", "fp8", "recompute", "drop_mtp")  #
 
 @dataclass(frozen=True, slots=True)
 class PerRank:
-    """An argument that differs from rank to rank."""
+    """An argument that differs from rank to rank, or from pipeline to pipeline."""
 
     values: Sequence[Any]
 
 
 def _of_rank(args: Sequence[Any], rank: int) -> list[Any]:
-    return [arg.values[rank] if isinstance(arg, PerRank) else arg for arg in args]
+    return [arg.values[rank % len(arg.values)] if isinstance(arg, PerRank) else arg for arg in args]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class _GroupMethod:
     """`group.method`, to be called with `remote(...)` as on Ray's handles, or with `each(...)`."""
 
     ranks: Sequence[Handle]
+    answers: int  # of the first so many ranks, by `each`
     name: str
     settings: Mapping[str, Any]
 
@@ -51,9 +53,9 @@ class _GroupMethod:
         return Joint(self._on_all(args, kwargs))
 
     def each(self, *args: Any, **kwargs: Any) -> Joint:
-        """The answers of all ranks, in their order."""
+        """The answers of all ranks with rows of their own, in their order."""
         alone = len(self.ranks) == 1
-        return Joint([self._alone(args, kwargs)] if alone else self._on_all(args, kwargs), every=True)
+        return Joint([self._alone(args, kwargs)] if alone else self._on_all(args, kwargs), listed=self.answers)
 
     def _alone(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         method = getattr(self.ranks[0], self.name).options(**self.settings)
@@ -74,17 +76,18 @@ class _GroupMethod:
 class TrainerGroup:
     """A handle to all ranks: methods of the trainer are its attributes."""
 
-    def __init__(self, ranks: Sequence[Handle]):
-        self._ranks = ranks
+    def __init__(self, ranks: Sequence[Handle], pipeline: int = 1):
+        self._ranks, self._data = ranks, len(ranks) // pipeline
 
     def __getattr__(self, method: str) -> _GroupMethod:
         if method.startswith("_"):
             raise AttributeError(method)
-        return _GroupMethod(self._ranks, method, {})
+        return _GroupMethod(self._ranks, self._data, method, {})
 
     def shares(self, items: Sequence[Item], length: Callable[[Item], int]) -> list[list[int]]:
-        """Which of `items` each rank gets: about as many, about as long in all (data.packing.deal), in their order."""
-        return [sorted(share) for share in deal([length(item) for item in items], len(self._ranks))]
+        """Which of `items` each data rank gets: about as many, about as long in all (data.packing.deal), in their
+        order."""
+        return [sorted(share) for share in deal([length(item) for item in items], self._data)]
 
     def dealt(self, items: Sequence[Item], length: Callable[[Item], int]) -> PerRank:
         return PerRank([[items[i] for i in share] for share in self.shares(items, length)])
@@ -118,7 +121,7 @@ def spawn_trainer(target: str, settings: TrainerConfig, *args: Any, **kwargs: An
     address = ranks[0].listen.remote()
     for rank in ranks:
         rank.build.remote(address, target, args, kwargs)
-    return TrainerGroup(ranks)
+    return TrainerGroup(ranks, settings.mesh.pipeline)
 
 
 def _gpus_per_rank(device: str, ranks: int) -> int:

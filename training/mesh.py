@@ -21,10 +21,17 @@ class MeshConfig(BaseModel, extra="forbid", frozen=True):
         "and back (all-to-all). Divides data and the number of experts. 1: every rank computes all experts, "
         "gathered when their layer's turn comes, which is best while a layer's experts fit in memory",
     )
+    pipeline: int = Field(
+        default=1,
+        ge=1,
+        description="ranks that a row travels through, each with two chunks of the decoder layers: rank i has chunks i "
+        "and 2 * pipeline - 1 - i (DualPipeV). There are pipeline * data ranks. 1: every rank has all layers, which is "
+        "best while the gathered weights of a layer and the activations of a row fit in memory",
+    )
 
     @property
     def ranks(self) -> int:
-        return self.data
+        return self.pipeline * self.data
 
     @model_validator(mode="after")
     def _experts_borrow_data_ranks(self) -> Self:
@@ -37,6 +44,12 @@ class MeshConfig(BaseModel, extra="forbid", frozen=True):
 
     def check_model(self, config: Any) -> None:
         """`config`: of a transformers model. Raises ValueError for a model that cannot be laid out over this mesh."""
+        layers, chunks = config.num_hidden_layers, 2 * self.pipeline
+        if self.pipeline > 1 and layers < chunks:
+            raise ValueError(
+                f"mesh: pipeline {self.pipeline} cuts the decoder layers into {chunks} chunks, and this model has "
+                f"{layers} layers; set pipeline to {max(1, layers // 2)} or less"
+            )
         if self.expert == 1:
             return
         experts = getattr(config, "n_routed_experts", None) or getattr(config, "num_experts", None)

@@ -1,13 +1,14 @@
 """The ranks of one policy: process groups, sharded weights (FSDP2), and what they tell each other.
 
-Every rank runs its own rows through all layers. Weights, gradients and optimizer state are sharded over all ranks; a
-layer is gathered when its turn comes and given back after it. Losses carry the denominators of the whole batch, so
-gradients are *summed* over ranks, never averaged. With expert parallel the experts of a layer stay where they are and
-tokens travel (models.experts); these ranks are the same ones, as in torchtitan. Dense and expert weights then live on
-different meshes, and yet every rank holds a piece of its own of every weight: training.gradients rests on that.
+Every data rank runs its own rows through all layers. Weights, gradients and optimizer state are sharded over these; a
+layer is gathered when its turn comes and given back after it. With a pipeline (training.pipeline) several ranks stand
+in place of each: they share its rows, and each has layers of its own. Losses carry the denominators of the whole batch,
+so gradients are *summed* over ranks, never averaged. With expert parallel the experts of a layer stay where they are
+and tokens travel (models.experts); these ranks are the data ranks, as in torchtitan. Dense and expert weights then live
+on different meshes, and yet no two ranks hold the same piece of a weight: training.gradients rests on that.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -33,9 +34,10 @@ class Ranks:
     rank: int = 0
     size: int = 1
     rounds: bool = False  # whether weights are gathered and multiplied in bfloat16
-    data: DeviceMesh | None = None  # all ranks; None: one process that shards nothing
+    data: DeviceMesh | None = None  # those with the same layers and other rows; None: weights are not sharded
     expert: DeviceMesh | None = None  # those that hold different experts; None: experts are sharded as all weights are
     expert_data: DeviceMesh | None = None  # those that hold pieces of the same experts
+    pipeline: DeviceMesh | None = None  # those with the same rows and other layers; None: all layers are here
 
     @classmethod
     def of(cls, mesh: MeshConfig, device: torch.device, precision: Precision) -> "Ranks":
@@ -50,28 +52,66 @@ class Ranks:
             raise ValueError(
                 f"a mesh of {mesh.ranks} ranks in a group of {found}: start ranks with training.group.spawn_trainer"
             )
-        data = init_device_mesh(device.type, (mesh.ranks,), mesh_dim_names=("data",))
+        places = init_device_mesh(device.type, (mesh.pipeline, mesh.data), mesh_dim_names=("pipeline", "data"))
+        ranks = cls(
+            dist.get_rank(),
+            found,
+            rounds,
+            data=places["data"] if mesh.data > 1 or rounds else None,
+            pipeline=places["pipeline"] if mesh.pipeline > 1 else None,
+        )
         if mesh.expert == 1:
-            return cls(dist.get_rank(), found, rounds, data)
-        shape = (mesh.data // mesh.expert, mesh.expert)
-        both = init_device_mesh(device.type, shape, mesh_dim_names=("expert_data", "expert"))
-        return cls(dist.get_rank(), found, rounds, data, both["expert"], both["expert_data"])
+            return ranks
+        shape = (mesh.pipeline, mesh.data // mesh.expert, mesh.expert)
+        places = init_device_mesh(device.type, shape, mesh_dim_names=("pipeline", "expert_data", "expert"))
+        return replace(ranks, expert=places["expert"], expert_data=places["expert_data"])
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether this process lacks some of the weights, or has them in the form that FSDP2 gives them."""
+        return self.data is not None or self.pipeline is not None
 
     def gather(self, value: Value) -> list[Value]:
-        """The values of all ranks, in their order, on every rank. Anything that can be pickled."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
+        """The values of all ranks that have rows of their own, in their order, on every rank. Anything that can be
+        pickled. Ranks of one pipeline share their rows, and should have the same value."""
+        return _gather(value, self.data)
+
+    def along_pipeline(self, value: Value) -> list[Value]:
+        """The values of the ranks that this one shares its rows with, in the order of the pipeline, on each of them."""
+        return _gather(value, self.pipeline)
 
     def add_up(self, values: dict[str, float]) -> dict[str, float]:
-        """Sums over all ranks, which have the same keys."""
+        """Sums over `gather`; the ranks have the same keys."""
         shares = self.gather(values)
         return {key: sum(share[key] for share in shares) for key in values}
 
+    def bring(self, tensor: torch.Tensor | None, like: torch.Tensor, source: int) -> torch.Tensor | None:
+        """To the first rank of a pipeline, from the one at `source`, where it is whole. Of several pipelines the first
+        alone brings it. like: what shape and dtype it has, on every rank."""
+        assert self.pipeline is not None
+        if source == 0 or (self.data is not None and self.data.get_local_rank() > 0):
+            return tensor
+        group, place = self.pipeline.get_group(), self.pipeline.get_local_rank()
+        if place == source:
+            assert tensor is not None
+            dist.send(tensor.contiguous(), group=group, group_dst=0)
+        if place == 0:
+            tensor = torch.empty_like(like, device=self.pipeline.device_type)
+            dist.recv(tensor, group=group, group_src=source)
+        return tensor
+
     def barrier(self) -> None:
-        self.gather(None)
+        """Of all ranks."""
+        if self.size > 1:
+            dist.all_gather_object([None] * self.size, None)
+
+
+def _gather(value: Value, mesh: DeviceMesh | None) -> list[Value]:
+    if mesh is None or mesh.size() == 1:
+        return [value]
+    values: list[Any] = [None] * mesh.size()
+    dist.all_gather_object(values, value, group=mesh.get_group())
+    return values
 
 
 def shard(policy: Policy, ranks: Ranks) -> None:
@@ -90,6 +130,8 @@ def shard(policy: Policy, ranks: Ranks) -> None:
         fully_shard(block, mesh=ranks.data, **policies)
     # The root's weights are given back after forward, too: an optimizer step would leave gathered ones behind.
     fully_shard(policy, mesh=ranks.data, reshard_after_forward=True, **policies)
+    if ranks.pipeline is not None:  # training.pipeline gives them back
+        policy.set_reshard_after_forward(False)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

@@ -116,7 +116,12 @@ class Policy(nn.Module):
         mtp "alone": the MTP module learns, and the main model, whose head and embedding it shares, does not.
         loss_of: see training.logprobs.token_loss; the gradient then comes by the loss, not by the logprobs.
         """
-        hidden = self.hidden_states(row)
+        return self.predictions(row, self.hidden_states(row), temperature, mtp, loss_of)
+
+    def predictions(
+        self, row: RowTensors, hidden: torch.Tensor, temperature: float | None, mtp: WithMTP, loss_of: LossOf | None
+    ) -> Predictions:
+        """What `forward` returns, from the final hidden states, [1, T, D]."""
         deeper = None if mtp == "off" or self.mtp is None else self._mtp_nll(row, hidden, alone=mtp == "alone")
         predicting = hidden[0, row.predicting], self.model.lm_head.weight, row.targets
         if temperature is None:

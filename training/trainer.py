@@ -6,8 +6,8 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,18 +27,20 @@ from models.checkpoint import (
     write_description,
     write_sharded,
 )
-from models.mtp import mtp_state_dict
+from models.mtp import MTPModule, mtp_state_dict
 from models.recompute import Recompute, set_recompute
-from models.routing import LoadCounter, SequenceBalance
+from models.routing import LoadCounter, SequenceBalance, load_metrics, routers
 from training.config import OptimizerConfig, check_sharded
+from training.layers import PolicyPart, rank_of_weight
 from training.logprobs import LossOf
 from training.mesh import ONE_RANK, MeshConfig
 from training.optimizer import Optimizer
 from training.parallel import Precision, Ranks, shard, whole
-from training.policy import PackedRow, Policy, Predictions, RowTensors, SampledRow, WithMTP, uncounted
+from training.passes import Answer, Around, Balance, Found, Lesson, Passes, Reading, Row, nothing_around
+from training.pipeline import Pipeline
+from training.policy import PackedRow, Policy, Predictions, SampledRow, WithMTP
 from training.state import StateWriter, load_tensors, stored_names
 
-Row = TypeVar("Row", bound=PackedRow)
 DEFAULT_FP8 = Fp8Config()
 AUDIT = "precision.json"
 
@@ -74,19 +76,30 @@ class Trainer:
         self.tokenizer = load_tokenizer(checkpoint)
         self.model = self._load_model()
         mesh.check_model(self.model.config)
-        self.mtp = None if drop_mtp else load_mtp_module(checkpoint, self.model.config)
-        if self.mtp is not None:
-            self.mtp.requires_grad_(mtp)
-        self.train_mtp = mtp and self.mtp is not None
-        self.policy = self._shard(Policy(self.model, self.mtp)).train()
+        mtp_module = None if drop_mtp else load_mtp_module(checkpoint, self.model.config)
+        if mtp_module is not None:
+            mtp_module.requires_grad_(mtp)
+        self.train_mtp = mtp and mtp_module is not None
+        self.outline = {name: weight.to("meta") for name, weight in stored_weights(self.model)}  # of the whole model
+        self.router_names = [name for name, _ in routers(self.model, mtp_module)]  # likewise
+        self.policy = self._shard(self._held_here(self.model, mtp_module)).train()
+        self.mtp = self.policy.mtp
         set_recompute(self.policy, recompute)
         self.optimizer = Optimizer(self.policy.named_parameters(), optimizer)
         self.load = LoadCounter(self.model, self.mtp)
-        self.balance = SequenceBalance(self.model, self.mtp)
+        balance = SequenceBalance(self.model, self.mtp)
+        passes = Passes if self.ranks.pipeline is None else partial(Pipeline, self.ranks)
+        self.passes: Passes | Pipeline = passes(self.device, balance)
         self.state_writer = StateWriter()
 
     def _load_model(self) -> PreTrainedModel:
         return load_model(self.checkpoint)
+
+    def _held_here(self, model: PreTrainedModel, mtp: MTPModule | None = None) -> Policy:
+        """The layers of this rank; the others are taken out of `model`."""
+        if (pipeline := self.ranks.pipeline) is None:
+            return Policy(model, mtp)
+        return PolicyPart(model, mtp, pipeline.get_local_rank(), pipeline.size())
 
     def _shard(self, policy: Policy) -> Policy:
         if self.fp8 is not None:
@@ -96,14 +109,54 @@ class Trainer:
 
     def frozen_copy(self) -> Policy:
         """The model of the checkpoint that training started from, sharded as the policy is, without gradient."""
-        return self._shard(Policy(self._load_model().requires_grad_(False)))
+        return self._shard(self._held_here(self._load_model().requires_grad_(False)))
 
     def even(self, rows: Sequence[Row], empty: Row) -> list[Row]:
-        """The rows of this rank, and empty ones until it runs as many passes as the others."""
-        passes = max(self.ranks.gather(len(rows)))
+        """The rows of this rank, and empty ones until it runs as many passes as the others, and as a pipeline needs."""
+        passes = max(self.passes.least, *self.ranks.gather(len(rows)))
         return [*rows, *[empty] * (passes - len(rows))]
 
-    # --- forward ---
+    # --- passes over the rows of all ranks ---
+
+    def learn(
+        self,
+        rows: Sequence[Row],
+        lesson: Lesson[Row],
+        balance: Balance | None = None,
+        around: Around[Row] = nothing_around,
+    ) -> list[Found]:
+        """Add the gradients of the losses that `lesson` makes of this rank's rows, as many as the other ranks have (see
+        `even`). Returns what it found in each; ranks of one pipeline, which share their rows, get the same.
+
+        balance: add the sequence-wise balance loss, and loss/balance to what was found.
+        around: opened around the computation of a row, forward and backward.
+        """
+        return self.passes.learn(self.policy, rows, lesson, balance, around)
+
+    def read(
+        self,
+        rows: Sequence[Row],
+        reading: Reading[Row, Answer],
+        policy: Policy | None = None,
+        around: Around[Row] = nothing_around,
+    ) -> list[Answer]:
+        """What `reading` finds in each row, without gradient; otherwise as `learn`.
+
+        policy: another one than that being trained, e.g. the reference.
+        """
+        return self.passes.read(policy or self.policy, rows, reading, around)
+
+    def move_biases(self, speed: float) -> dict[str, float]:
+        """After a step: metrics of the load of all experts in it, and then the selection biases move by it."""
+        if not self.router_names:
+            return {}
+        if self.ranks.data is not None:
+            self.load.sum_over_ranks(self.ranks.data.get_group())
+        loads = [load for part in self.ranks.along_pipeline(self.load.loads()) for load in part.items()]
+        self.load.update_bias(speed)
+        return load_metrics(dict(loads)) | {"moe/bias_speed": speed}
+
+    # --- one row, where all layers are here ---
 
     def completion_logprobs(
         self, row: SampledRow, temperature: float = 1.0, policy: Policy | None = None
@@ -130,12 +183,10 @@ class Trainer:
         loss_of: LossOf | None = None,
         policy: Policy | None = None,
     ) -> Predictions:
-        """See training.policy.Policy.forward."""
-        policy, arguments = policy or self.policy, (RowTensors.of(row, self.device), temperature, mtp, loss_of)
-        if len(row.input_ids):
-            return policy(*arguments)
-        with uncounted(policy):  # the token that stands for an empty row is no load of its experts
-            return policy(*arguments)
+        """See training.policy.Policy.forward. Raises ValueError in a pipeline, which takes the rows of a step alone."""
+        if not isinstance(self.passes, Passes):
+            raise ValueError("a single row does not go through a pipeline: use Trainer.learn or Trainer.read")
+        return self.passes.predict(policy or self.policy, row)(temperature, mtp, loss_of)
 
     def render_prompts(
         self, conversations: Sequence[Sequence[Mapping[str, str]]], template: Template
@@ -153,26 +204,31 @@ class Trainer:
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(checkpoint name, weight) of the policy: where they are, not to be written to. Sharded ones are put together
         one at a time, and only rank 0 is given them; the others must ask as well."""
-        for name, tensor in stored_weights(self.model):
-            in_one_piece = whole(tensor)
-            if self.ranks.rank == 0:
+        held = dict(stored_weights(self.model))
+        for name, like in self.outline.items():
+            in_one_piece = whole(held[name]) if name in held else None
+            if self.ranks.pipeline is not None:
+                source = rank_of_weight(name, self.model.config.num_hidden_layers, self.ranks.pipeline.size())
+                in_one_piece = self.ranks.bring(in_one_piece, like, source)
+            if self.ranks.rank == 0 and in_one_piece is not None:
                 yield from hub_pieces(name, in_one_piece)
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Checkpoint name -> shape of everything in `weights`, in one piece."""
-        shapes = ((name, torch.empty(tensor.shape, device="meta")) for name, tensor in stored_weights(self.model))
-        return {name: tuple(piece.shape) for shape in shapes for name, piece in hub_pieces(*shape)}
+        return {name: tuple(piece.shape) for weight in self.outline.items() for name, piece in hub_pieces(*weight)}
 
     def save_checkpoint(self, folder: str, dtype: str = "float32") -> None:
         """A Hugging Face checkpoint. Sharded weights are written as they are put together, a bounded file at a time.
 
         Beside one that was trained in FP8, precision.json says what each layer computed in.
         """
-        if self.audit and self.ranks.rank == 0:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            lines = ",\n ".join(json.dumps(asdict(line)) for line in self.audit)
-            (Path(folder) / AUDIT).write_text(f"[{lines}]\n")
-        if self.ranks.data is None:
+        if self.fp8 is not None:
+            audit = self._whole_audit()
+            if self.ranks.rank == 0:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                lines = ",\n ".join(json.dumps(asdict(line)) for line in audit)
+                (Path(folder) / AUDIT).write_text(f"[{lines}]\n")
+        if not self.ranks.in_pieces:
             return save_model(Path(folder), self.model, self.tokenizer, self.mtp, getattr(torch, dtype))
         tensors = itertools.chain(self.weights(), self._mtp_weights())
         if self.ranks.rank == 0:
@@ -181,6 +237,12 @@ class Trainer:
         else:
             collections.deque(tensors, maxlen=0)
         self.ranks.barrier()
+
+    def _whole_audit(self) -> list[LayerPrecision]:
+        """That of all ranks' layers, in the order of the model."""
+        lines = [line for part in self.ranks.along_pipeline(self.audit) for line in part]
+        places = {f"model.{name.rpartition('.')[0]}": place for place, name in enumerate(self.outline)}
+        return sorted(lines, key=lambda line: places.get(line.module, len(places)))
 
     def _mtp_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         if self.mtp is not None:
@@ -206,7 +268,8 @@ class Trainer:
         self.state_writer.begin(Path(folder), self._state() | self.optimizer.state())
 
     def is_saving(self) -> bool:
-        return any(self.ranks.gather(self.state_writer.writes()))
+        here = any(self.ranks.along_pipeline(self.state_writer.writes()))
+        return any(self.ranks.gather(here))
 
     def finish_save(self) -> None:
         """Wait until what was begun is on disk. Raises OSError when it could not be written."""
