@@ -212,3 +212,13 @@ def missing_routes(checkpoint: str, mesh: dict) -> str:
     except MissingRoutes as error:
         return str(error)
     return ""
+
+
+def one_row(checkpoint: str, mesh: dict) -> str:
+    """What a rank of a pipeline says when it is asked about a single row."""
+    trainer = supervised(checkpoint, mesh)
+    try:
+        trainer.next_token_losses(rows(trainer, 0)[0])
+    except ValueError as error:
+        return str(error)
+    return ""

@@ -1,6 +1,7 @@
 """Ranks of a trainer in Ray actors: they meet, share work, and fail together, at once and with a name."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,6 +43,21 @@ def test_every_rank_has_its_share_and_answers_go_back_to_their_places(group):
     assert all(share == sorted(share) for share in shares)
     assert put_back(shares, [[items[i].upper() for i in share] for share in shares]) == ["A", "BBBB", "CC", "DDD", "E"]
     assert group.dealt(items, len).values == [[items[i] for i in share] for share in shares]
+
+
+def test_the_ranks_of_a_pipeline_have_the_same_share_and_one_answer():
+    """Two pipelines of two: ranks 0 and 2 are one, 1 and 3 the other."""
+    asked: list[tuple[int, str]] = []
+
+    class Process:
+        def __init__(self, rank: int):
+            self.call = SimpleNamespace(remote=lambda method, share: asked.append((rank, share)) or f"from {rank}")
+
+    group = TrainerGroup([Process(rank) for rank in range(4)], pipeline=2)
+    assert sorted(index for share in group.shares(["a", "bb", "ccc"], len) for index in share) == [0, 1, 2]
+    joint = group.train.each(PerRank(["even", "odd"]))
+    assert asked == [(0, "even"), (1, "odd"), (2, "even"), (3, "odd")]
+    assert joint.listed == 2 and list(joint.refs) == ["from 0", "from 1", "from 2", "from 3"]
 
 
 def test_several_answers_come_from_rank_0_and_take_all(group):

@@ -8,11 +8,13 @@ from pydantic import ValidationError
 from training.mesh import MeshConfig
 
 MOE = SimpleNamespace(model_type="deepseek_v3", n_routed_experts=8, hidden_size=64, moe_intermediate_size=24)
+DEEP = SimpleNamespace(model_type="llama", num_hidden_layers=7)
 
 
 def test_ranks_are_counted_once():
     assert MeshConfig().ranks == 1
     assert MeshConfig(data=8, expert=4).ranks == 8  # expert groups are made of the data ranks
+    assert MeshConfig(data=8, expert=4, pipeline=3).ranks == 24
 
 
 def test_expert_groups_fill_the_data_ranks():
@@ -27,6 +29,7 @@ def test_expert_groups_fill_the_data_ranks():
         (MeshConfig(data=20, expert=2), MOE, r"data / expert = 10 ranks along the model's hidden_size \(64\)"),
         (MeshConfig(data=64, expert=2), MOE, r"2 \* moe_intermediate_size \(48\)"),
         (MeshConfig(data=2, expert=2), SimpleNamespace(model_type="llama"), "llama has none here; set expert to 1"),
+        (MeshConfig(pipeline=4), DEEP, "into 8 chunks, and this model has 7 layers; set pipeline to 3 or less"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(mesh, model, said):
@@ -37,3 +40,4 @@ def test_a_model_that_does_not_fit_is_refused(mesh, model, said):
 def test_a_model_that_fits_is_not():
     for mesh in (MeshConfig(), MeshConfig(data=5), MeshConfig(data=16, expert=8), MeshConfig(data=8, expert=8)):
         mesh.check_model(MOE)
+    MeshConfig(pipeline=3).check_model(DEEP)

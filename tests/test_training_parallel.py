@@ -34,15 +34,7 @@ def ranks():
 @pytest.fixture(scope="module")
 def alone(ranks):
     """Results of a single process, each computed once."""
-    known: dict = {}
-
-    def compute(job: str, *args):
-        key = (job, *map(str, args))
-        if key not in known:
-            (known[key],) = ranks.run(1, job, *args)
-        return known[key]
-
-    return compute
+    return ranks.alone
 
 
 def job(name: str) -> str:

@@ -44,8 +44,8 @@ class MeshConfig(BaseModel, extra="forbid", frozen=True):
 
     def check_model(self, config: Any) -> None:
         """`config`: of a transformers model. Raises ValueError for a model that cannot be laid out over this mesh."""
-        layers, chunks = config.num_hidden_layers, 2 * self.pipeline
-        if self.pipeline > 1 and layers < chunks:
+        if self.pipeline > 1 and config.num_hidden_layers < (chunks := 2 * self.pipeline):
+            layers = config.num_hidden_layers
             raise ValueError(
                 f"mesh: pipeline {self.pipeline} cuts the decoder layers into {chunks} chunks, and this model has "
                 f"{layers} layers; set pipeline to {max(1, layers // 2)} or less"
