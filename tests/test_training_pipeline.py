@@ -56,7 +56,7 @@ def assert_same_metrics(found: list[dict[str, float]], expected: list[dict[str, 
     """Of several steps. After one of Adam, which magnifies the roundings of small gradients, a little less so."""
     for step, (one, other) in enumerate(zip(found, expected, strict=True)):
         assert one.keys() == other.keys()
-        assert one == pytest.approx(other, rel=5e-5 if step else 1e-5, abs=1e-6)
+        assert one == pytest.approx(other, rel=2e-4 if step else 1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize(("size", "mesh"), [PIPELINE, OVER_FSDP, OVER_EXPERTS])
