@@ -16,6 +16,7 @@ from sft.conversations import checked_messages, conversation_examples
 from sft.train import epoch_order, load_samples
 from sft.train import run as run_sft
 from sft.trainer import SupervisedTrainer
+from tests.conftest import make_checkpoint
 from training.config import OptimizerConfig, TrainerConfig
 from training.mesh import MeshConfig
 from training.run_log import read_log
@@ -238,9 +239,11 @@ def test_a_run_cut_off_and_resumed_equals_an_uncut_one(ray_session, tiny_checkpo
 
 
 @pytest.mark.slow
-def test_two_ranks_train_as_one_does_and_one_goes_on_where_they_stopped(ray_session, tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize("mesh", [{"data": 2, "expert": 2}, {"pipeline": 2}], ids=str)
+def test_two_ranks_train_as_one_does_and_one_goes_on_where_they_stopped(ray_session, mesh, tmp_path):
     """Batches of three rows at most, so a rank may have none. A checkpoint is all that is left of them."""
-    inputs = {"policy": tiny_checkpoint, "dataset": save_rows(tmp_path / "data", ROWS)}
+    policy = make_checkpoint(tmp_path / "policy", num_layers=4)
+    inputs = {"policy": policy, "dataset": save_rows(tmp_path / "data", ROWS)}
     alone, ranks = tmp_path / "alone", tmp_path / "ranks"
 
     def kill_after_step_5(event):  # the checkpoint of step 2 is there; that of step 4 is perhaps being written
@@ -249,7 +252,7 @@ def test_two_ranks_train_as_one_does_and_one_goes_on_where_they_stopped(ray_sess
 
     one = sft_config()
     two = one.model_copy(
-        update={"trainer": one.trainer.model_copy(update={"mesh": MeshConfig(data=2, expert=2), "row_tokens": 64})}
+        update={"trainer": one.trainer.model_copy(update={"mesh": MeshConfig(**mesh), "row_tokens": 64})}
     )
     one = one.model_copy(update={"trainer": one.trainer.model_copy(update={"row_tokens": 64})})
     run_sft(one, StageContext(name="sft", inputs=inputs, output=alone, seed=5))

@@ -78,16 +78,16 @@ class PolicyPart(Policy):
         """The hidden states [1, T, D] after a chunk, given those before it (none before the first); after the last
         chunk what Policy.forward returns."""
         base = self.model.model
-        hidden = base.embed_tokens(row.input_ids) if hidden is None else hidden
-        rotary = base.rotary_emb(hidden, row.position_ids)
+        states: torch.Tensor = base.embed_tokens(row.input_ids) if hidden is None else hidden
+        rotary = base.rotary_emb(states, row.position_ids)
         for layer in self.chunks[chunk]:
-            hidden = base.layers[layer](
-                hidden,
+            states = base.layers[layer](
+                states,
                 attention_mask=no_mask(),
                 position_embeddings=rotary,
                 position_ids=row.position_ids,
                 layout=row.layout,
             )
         if chunk < self.last:
-            return hidden
-        return self.predictions(row, base.norm(hidden), temperature, mtp, loss_of)
+            return states
+        return self.predictions(row, base.norm(states), temperature, mtp, loss_of)

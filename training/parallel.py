@@ -9,7 +9,7 @@ on different meshes, and yet no two ranks hold the same piece of a weight: train
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -131,7 +131,7 @@ def shard(policy: Policy, ranks: Ranks) -> None:
     # The root's weights are given back after forward, too: an optimizer step would leave gathered ones behind.
     fully_shard(policy, mesh=ranks.data, reshard_after_forward=True, **policies)
     if ranks.pipeline is not None:  # training.pipeline gives them back
-        policy.set_reshard_after_forward(False)
+        cast(FSDPModule, policy).set_reshard_after_forward(False)
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
