@@ -118,7 +118,7 @@ def compare(trainer, groups) -> dict[str, float]:
     ]
     annotated = trainer.annotate(sequences)
     gap = np.concatenate([s.old_logprobs.astype(np.float64) - s.sampling_logprobs for s in annotated])
-    routes = combine(trainer.routing_sums)
+    routes = trainer.routing_sums
     return {
         "tokens": len(gap),
         "abs_mean": float(np.abs(gap).mean()),
