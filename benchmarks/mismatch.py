@@ -103,7 +103,6 @@ def prompts(tokenizer, count: int):
 
 def compare(trainer, groups) -> dict[str, float]:
     from rl.batch import TrainingSequence
-    from rl.metrics import combine
 
     sequences = [
         TrainingSequence(

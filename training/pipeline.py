@@ -6,9 +6,9 @@ This file carries it out. torch's own runtime does not fit: it has no forward-on
 one shape that it holds for all rows of a step, and wants first and last chunk to share nothing, while the MTP module
 and tied heads borrow the embedding.
 
-All ranks of a pipeline know the rows, hence the shape of whatever arrives: rows keep their own lengths. A rank keeps the
-activations of at most 2P + 1 passes of a row through a chunk. What FSDP2 has gathered stays gathered, and gradients are
-added up where they are, until the plan is done.
+All ranks of a pipeline know the rows, hence the shape of whatever arrives: rows keep their own lengths. A rank keeps
+the activations of at most 2P + 1 passes of a row through a chunk. What FSDP2 has gathered stays gathered, and gradients
+are added up where they are, until the plan is done.
 
 The plan's BACKWARD_INPUT computes the weights' gradients as well, and its BACKWARD_WEIGHT nothing: docs/decisions.md.
 """
