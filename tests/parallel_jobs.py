@@ -1,5 +1,6 @@
 """What the ranks of tests/test_training_parallel.py do. Every rank draws the same data and takes its share."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -134,11 +135,25 @@ def policy(checkpoint: str, mesh: dict, **objective: Any) -> PolicyTrainer:
     )  # fmt: skip
 
 
+def with_routes(trainer: PolicyTrainer, made: list[TrainingSequence]) -> list[TrainingSequence]:
+    """Experts of every token, as a generator would have chosen them; the same ones on all ranks."""
+    layers = sum(not name.startswith("mtp.") for name in trainer.router_names)
+    experts, top_k = trainer.model.config.n_routed_experts, trainer.model.config.num_experts_per_tok
+    routed = []
+    for sequence in made:
+        draws = np.random.default_rng(int(sequence.completion_ids.sum())).random((len(sequence) - 1, layers, experts))
+        routed.append(replace(sequence, routed_experts=draws.argsort(-1)[..., :top_k].astype(np.uint8)))
+    return routed
+
+
 def policy_steps(checkpoint: str, mesh: dict, routing_replay: str) -> dict[str, Any]:
     """Metrics of two GRPO steps, and the logprobs before the second, by the tokens of each completion."""
     trainer = policy(checkpoint, mesh, routing_replay=routing_replay)
-    first = trainer.update(trainer.annotate(sequences(trainer, 1)), 1e-3, 20)
-    annotated = trainer.annotate(sequences(trainer, 2))
+    batches = [sequences(trainer, seed) for seed in (1, 2)]
+    if routing_replay == "rollout":
+        batches = [with_routes(trainer, batch) for batch in batches]
+    first = trainer.update(trainer.annotate(batches[0]), 1e-3, 20)
+    annotated = trainer.annotate(batches[1])
     second = trainer.update(annotated, 1e-3, 20)
     logprobs = {tuple(s.completion_ids): (s.old_logprobs, s.ref_logprobs) for s in annotated}
     return {"metrics": [first, second], "logprobs": logprobs}

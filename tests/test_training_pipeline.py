@@ -96,7 +96,9 @@ def test_supervised_steps_are_those_of_one_process(ranks, checkpoint, size, mesh
 
 
 @pytest.mark.parametrize(
-    ("size", "mesh", "replay"), [(*PIPELINE.values, "off"), (*OVER_EXPERTS.values, "trainer")], ids=str
+    ("size", "mesh", "replay"),
+    [(*PIPELINE.values, "off"), (*PIPELINE.values, "rollout"), (*OVER_EXPERTS.values, "trainer")],
+    ids=str,
 )
 def test_policy_steps_are_those_of_one_process(ranks, checkpoint, size, mesh, replay):
     """Old and reference logprobs, which run forward alone, and experts that are replayed chunk by chunk."""

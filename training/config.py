@@ -147,11 +147,11 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
 
 
 def check_sharded(config: OptimizerConfig, mesh: MeshConfig) -> None:
-    """Raises ValueError for what needs weights in one piece on a mesh that shards them."""
+    """Raises ValueError for what needs weights in one piece on a mesh that spreads them."""
     whole = {"algorithm muon": config.algorithm == "muon", "ema_decay": config.ema_decay > 0}
     wanted = [name for name, is_wanted in whole.items() if is_wanted]
     if wanted and mesh.ranks > 1:
         raise ValueError(
-            f"optimizer: {wanted[0]} needs every weight in one piece, and a mesh of {mesh.ranks} ranks shards them; "
+            f"optimizer: {wanted[0]} needs every weight in one piece, and a mesh of {mesh.ranks} ranks spreads them; "
             "leave it out, or train on one rank"
         )
