@@ -93,6 +93,8 @@ def layout_attention(module, query, key, value, attention_mask, scaling=None, dr
     # A window as wide as the context is none; models.architectures has looked at its width.
     if given := [name for name in ("softcap", "s_aux") if others.get(name) is not None]:
         raise ValueError(f"attention '{NAME}' does not heed {given[0]}, which {type(module).__name__} relies on")
+    if (index := others.get("indices")) is not None:  # of an indexer that is awake (models.indexer)
+        return layout.attend_indexed(module, query, key, value, scaling, index), None
     return layout.attend(module, query, key, value, scaling), None
 
 

@@ -59,15 +59,16 @@ def load_model(
     attention: str = LAYOUT_ATTENTION,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    indexed: bool = False,
 ) -> PreTrainedModel:
     """The causal LM at `path` (folder or hub name), in `dtype`, with our own attention unless told otherwise.
 
     Checkpoints in DeepSeek's FP8 format are multiplied out. Raises ValueError for an architecture that our attention
-    does not compute, and for checkpoints that are quantised otherwise.
+    does not compute, and for checkpoints that are quantised otherwise. indexed: see check_architecture.
     """
     config = AutoConfig.from_pretrained(path)
     if attention == LAYOUT_ATTENTION:
-        check_architecture(config)
+        check_architecture(config, indexed)
     of_v4 = config.model_type == v4_names.MODEL_TYPE and attention == LAYOUT_ATTENTION
     implementation = v4_attention.NAME if of_v4 else attention
     with _quiet_transformers():

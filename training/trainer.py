@@ -131,11 +131,14 @@ class Trainer:
         policy: Policy | None = None,
     ) -> Predictions:
         """See training.policy.Policy.forward."""
-        policy, arguments = policy or self.policy, (RowTensors.of(row, self.device), temperature, mtp, loss_of)
+        policy, arguments = policy or self.policy, (self._row(row), temperature, mtp, loss_of)
         if len(row.input_ids):
             return policy(*arguments)
         with uncounted(policy):  # the token that stands for an empty row is no load of its experts
             return policy(*arguments)
+
+    def _row(self, row: PackedRow) -> RowTensors:
+        return RowTensors.of(row, self.device)
 
     def render_prompts(
         self, conversations: Sequence[Sequence[Mapping[str, str]]], template: Template
