@@ -15,7 +15,7 @@ Axes: S sequences of a block, L their length, C queries at a time, K keys, H hea
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -76,14 +76,23 @@ def _index(self: Any, hidden_BTD, latent_BTR, position_embeddings, *args, **kwar
     """In place of DeepseekV32Indexer.forward, which has no gradient: the same, up to the scores."""
     hidden_BTD, latent_BTR = hidden_BTD.detach(), latent_BTR.detach()
     query_BTHD = self.wq_b(latent_BTR).unflatten(-1, (self.n_heads, self.head_dim))
-    key_BT1D = self.k_norm(self.wk(hidden_BTD))[:, :, None]
-    turned = self.qk_rope_head_dim
-    parts = apply_rotary_pos_emb(query_BTHD[..., :turned], key_BT1D[..., :turned], *position_embeddings, unsqueeze_dim=2)
-    query_BTHD, key_BT1D = (
-        torch.cat([part, whole[..., turned:]], dim=-1) for part, whole in zip(parts, (query_BTHD, key_BT1D), strict=True)
+    key_BTD = self.k_norm(self.wk(hidden_BTD))
+    width = self.qk_rope_head_dim
+    turned_BTHR, turned_BT1R = apply_rotary_pos_emb(
+        query_BTHD[..., :width], key_BTD[:, :, None, :width], *position_embeddings, unsqueeze_dim=2
     )
+    query_BTHD = torch.cat([turned_BTHR, query_BTHD[..., width:]], dim=-1)
+    key_BTD = torch.cat([turned_BT1R[:, :, 0], key_BTD[..., width:]], dim=-1)
     weight_BTH = self.weights_proj(hidden_BTD) * (self.n_heads**-0.5 * self.softmax_scale)
-    return Index(query_BTHD, key_BT1D[:, :, 0], weight_BTH)
+    return Index(query_BTHD, key_BTD, weight_BTH)
+
+
+class Lessons:
+    """What a pass has found. No dataclass, because FSDP2 hands layers a copy of those, lists included."""
+
+    def __init__(self):
+        self.losses: list[Tensor] = []  # of each layer: summed over tokens, nats, with gradient
+        self.recalled: list[Tensor] = []  # warm-up, of each block: [2] as _Lesson.recalled
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +100,11 @@ class TaughtLayout(PackedLayout):
     """A packed row whose attention teaches the indexers, over one pass."""
 
     stage: Stage
-    losses: list[Tensor] = field(default_factory=list)  # of each layer: summed over tokens, nats, with gradient
-    recalled: list[Tensor] = field(default_factory=list)  # warm-up, of each block: [2] as _Lesson.recalled
+    lessons: Lessons
 
     @classmethod
     def over(cls, layout: PackedLayout, stage: Stage) -> "TaughtLayout":
-        return cls(layout.gathers, layout.restore, stage)
+        return cls(layout.gathers, layout.restore, stage, Lessons())
 
     def attend_indexed(self, module: Any, query, key, value, scaling: float, index: Index) -> Tensor:
         """As `attend`, where the layer has an indexer that is awake."""
@@ -112,9 +120,9 @@ class TaughtLayout(PackedLayout):
             lesson = _Lesson(q.detach(), k.detach(), scaling, _real(gather), seen_SLL, module.indexer.index_topk)
             losses.append(_Divergence.apply(*of_block, lesson))
             if lesson.recalled is not None:
-                self.recalled.append(lesson.recalled)
+                self.lessons.recalled.append(lesson.recalled)
         if not recomputing():
-            self.losses.append(torch.stack(losses).sum())
+            self.lessons.losses.append(torch.stack(losses).sum())
         return torch.cat(outputs)[self.restore].unsqueeze(0)
 
 

@@ -55,7 +55,15 @@ def use_layouts(model: nn.Module) -> None:
 def _ask(module: Any, hidden_states, position_embeddings, position_ids, *args, layout=None, **others):
     if layout is None or (module.training and module.attention_dropout):
         raise ValueError(f"attention '{NAME}' needs layout=... in the model call, and no dropout")
-    return layout.attend_whole(module, Tokens(hidden_states, position_embeddings, position_ids)), None
+    output_BTD = layout.attend_whole(module, Tokens(hidden_states, position_embeddings, position_ids))
+    return output_BTD if module.compressor is None else output_BTD + _nothing(module.compressor), None
+
+
+def _nothing(compressor: nn.Module) -> Tensor:
+    """0, with gradient 0 for all weights: ranks must reduce the same gradients, also where no sequence is long enough
+    to be compressed. Indexers have none anywhere."""
+    weights = (weight for name, weight in compressor.named_parameters() if not name.startswith("indexer."))
+    return 0.0 * torch.stack([weight.flatten()[0] for weight in weights]).sum()
 
 
 AttentionInterface.register(NAME, eager_attention_forward)

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from models.checkpoint import load_model
-from models.indexer import Stage, TaughtLayout, wake
+from models.indexer import Lessons, Stage, TaughtLayout, wake
 from sft.batch import EMPTY, Row
 from sft.config import IndexerStage
 from training.policy import PackedRow, Policy, RowTensors
@@ -26,7 +26,7 @@ class SupervisedTrainer(Trainer):
                 f"indexer {indexer}: its loss is computed inside attention, which trainer.recompute "
                 "norms_and_up_projections would keep; set it to blocks or none"
             )
-        self.lesson: TaughtLayout | None = None  # of the last pass
+        self.lessons: Lessons | None = None  # of the last pass
         super().__init__(*args, **kwargs)
 
     def _load_model(self) -> PreTrainedModel:
@@ -41,8 +41,9 @@ class SupervisedTrainer(Trainer):
         tensors = super()._row(row)
         if self.stage is None:
             return tensors
-        self.lesson = TaughtLayout.over(tensors.layout, self.stage)
-        return replace(tensors, layout=self.lesson)
+        layout = TaughtLayout.over(tensors.layout, self.stage)
+        self.lessons = layout.lessons
+        return replace(tensors, layout=layout)
 
     def step(
         self, rows: list[Row], lr: float, mtp_weight: float, bias_speed: float, balance_weight: float = 0.0
@@ -65,7 +66,7 @@ class SupervisedTrainer(Trainer):
             loss, parts = self._loss(row, targets, tokens, mtp_weight, balance_weight)
             for name, value in parts.items():
                 sums[name] += value
-            recalled += self.lesson.recalled if self.lesson else []
+            recalled += self.lessons.recalled if self.lessons else []
             loss.backward()
         metrics = self.ranks.add_up(sums) | self._recall(recalled)
         metrics["optimizer/grad_norm"] = self.optimizer.step(lr)
@@ -90,8 +91,8 @@ class SupervisedTrainer(Trainer):
             imbalance = torch.stack(imbalances).sum() / tokens
             loss = loss + balance_weight * imbalance
             parts["loss/balance"] = imbalance.item()
-        if self.lesson is not None:
-            taught = torch.stack(self.lesson.losses).sum() / tokens
+        if self.lessons is not None:
+            taught = torch.stack(self.lessons.losses).sum() / tokens
             loss = taught if self.stage == "warmup" else loss + taught
             parts["loss/indexer"] = taught.item()
         return loss, parts

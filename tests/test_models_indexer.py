@@ -1,4 +1,4 @@
-"""The indexers of DeepSeek-V3.2, trained: against transformers' own sparse attention and a float64 reference by loops."""
+"""V3.2's indexers, trained: against transformers' own sparse attention and a float64 reference by loops."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def sequences() -> list[torch.Tensor]:
 
 
 def taught(checkpoint, stage, texts, dtype=torch.float64):
-    """(model, logits of the packed row, its layout)"""
+    """(model, logits of the packed row, what it has found)"""
     model = load_model(checkpoint, dtype=dtype, indexed=True).eval()
     if dtype == torch.float64:  # which the grouped product does not take
         model.set_experts_implementation("eager")
@@ -50,7 +50,7 @@ def taught(checkpoint, stage, texts, dtype=torch.float64):
     layout = TaughtLayout.over(PackedLayout.from_lengths([len(t) for t in texts]), stage)
     positions = torch.cat([torch.arange(len(t)) for t in texts])
     output = model(input_ids=torch.cat(texts)[None], position_ids=positions[None], use_cache=False, layout=layout)
-    return model, output.logits[0], layout
+    return model, output.logits[0], layout.lessons
 
 
 # --- the reference ---
@@ -109,15 +109,15 @@ def expected(checkpoint, stage, text) -> tuple[float, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("stage", ["warmup", "joint"])
 def test_loss_and_every_gradient_are_those_of_loops_in_float64(checkpoint, stage):
     texts = [t for t in sequences() if len(t) <= 40]
-    model, _, layout = taught(checkpoint, stage, texts)
-    loss = torch.stack(layout.losses).sum()
+    model, _, found = taught(checkpoint, stage, texts)
+    loss = torch.stack(found.losses).sum()
     loss.backward()
     parts = [expected(checkpoint, stage, text) for text in texts]
     assert loss.item() == pytest.approx(sum(part for part, _ in parts), rel=1e-6)
-    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert found.keys() == parts[0][1].keys() and len(found) == 2 * 5
-    for name, gradient in found.items():
-        wanted = sum(gradients[name] for _, gradients in parts)
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert gradients.keys() == parts[0][1].keys() and len(gradients) == 2 * 5
+    for name, gradient in gradients.items():
+        wanted = sum(of_text[name] for _, of_text in parts)
         assert (gradient - wanted).norm() <= 1e-6 * wanted.norm(), name
 
 
@@ -144,27 +144,27 @@ def test_warmup_attends_as_a_model_whose_indexers_rest(checkpoint, monkeypatch):
 @pytest.mark.parametrize("stage", ["warmup", "joint"])
 def test_a_packed_row_teaches_what_its_sequences_teach(checkpoint, stage, monkeypatch):
     """Also when few queries are scored at a time."""
-    model, _, layout = taught(checkpoint, stage, sequences())
-    torch.stack(layout.losses).sum().backward()
+    model, _, found = taught(checkpoint, stage, sequences())
+    torch.stack(found.losses).sum().backward()
     monkeypatch.setattr(indexer_module, "_SCORES", 40000)
     each = [taught(checkpoint, stage, [text]) for text in sequences()]
     for _, _, one in each:
         torch.stack(one.losses).sum().backward()
     apart = torch.stack([torch.stack(one.losses) for _, _, one in each]).sum(dim=0)
-    torch.testing.assert_close(torch.stack(layout.losses), apart, rtol=1e-9, atol=0)
+    torch.testing.assert_close(torch.stack(found.losses), apart, rtol=1e-9, atol=0)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             wanted = sum(dict(other.named_parameters())[name].grad for other, _, _ in each)
             torch.testing.assert_close(parameter.grad, wanted, rtol=1e-7, atol=1e-12)
     if stage == "warmup":
         assert torch.equal(
-            torch.stack(layout.recalled).sum(0), torch.stack([c for _, _, o in each for c in o.recalled]).sum(0)
+            torch.stack(found.recalled).sum(0), torch.stack([c for _, _, o in each for c in o.recalled]).sum(0)
         )
 
 
 def test_the_lesson_reaches_indexers_alone(checkpoint):
-    model, logits, layout = taught(checkpoint, "joint", sequences())
-    torch.stack(layout.losses).sum().backward(retain_graph=True)
+    model, logits, found = taught(checkpoint, "joint", sequences())
+    torch.stack(found.losses).sum().backward(retain_graph=True)
     learners = {name for name, p in model.named_parameters() if p.grad is not None}
     assert learners == {name for name, _ in model.named_parameters() if ".indexer." in name}
     model.zero_grad()
@@ -193,7 +193,9 @@ def test_recall_counts_the_tokens_that_attention_looks_at_most():
 # --- the trainer ---
 
 RNG = np.random.default_rng(0)
-ROWS = pack_examples([Example(token_ids=RNG.integers(8, 300, n), loss_mask=np.arange(n) >= 3) for n in (70, 50, 9)], 128)
+ROWS = pack_examples(
+    [Example(token_ids=RNG.integers(8, 300, n), loss_mask=np.arange(n) >= 3) for n in (70, 50, 9)], 128
+)
 
 
 def trainer(checkpoint, stage, **settings) -> SupervisedTrainer:

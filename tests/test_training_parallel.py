@@ -67,11 +67,6 @@ def test_losses_and_every_gradient_are_those_of_one_process(ranks, alone, tiny_c
             assert error <= 1e-5 * gradient.double().norm(), name
 
 
-@pytest.fixture(scope="module")
-def v4_checkpoint(tmp_path_factory):
-    return make_architecture(tmp_path_factory.mktemp("v4") / "checkpoint", "deepseek_v4")
-
-
 @pytest.mark.parametrize(
     ("checkpoint", "mesh"),
     [
