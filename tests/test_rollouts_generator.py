@@ -270,7 +270,8 @@ def test_eos_ends_a_completion_and_is_its_last_token(generator, checkpoint):
     weights = hub_state_dict(load_model(checkpoint))
     pushed = {name: tensor.clone() for name, tensor in weights.items()}
     # EOS likely but not certain: its output row becomes a mean of others, scaled up.
-    pushed["lm_head.weight"][eos] = 1.5 * pushed["lm_head.weight"][20:23].mean(0)
+    head_VD = next(tensor for name, tensor in pushed.items() if name.endswith("head.weight"))  # V4: head.weight
+    head_VD[eos] = 1.5 * head_VD[20:23].mean(0)
     try:
         generator.load_weights({name: t.numpy() for name, t in pushed.items()}, version=1)
         groups = generator.sample(prompts(30), params(group_size=4, max_new_tokens=60))
