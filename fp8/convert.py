@@ -99,5 +99,7 @@ def _is_experts(module: Any) -> bool:
 def _why_not(module: nn.Module) -> str:
     if not _is_experts(module):
         return "" if type(module) is nn.Linear else f"it is a {type(module).__name__}, not a plain nn.Linear"
+    if hasattr(module, "limit"):
+        return "it limits what its experts multiply (DeepSeek-V4's swiglu_limit), which FP8 experts do not"
     activation = type(module.act_fn).__name__
     return "" if activation in ("SiLU", "SiLUActivation") else f"its activation is {activation}, not SiLU"

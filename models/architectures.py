@@ -1,23 +1,30 @@
-"""Which architectures our attention (models.attention) computes exactly; all others are refused before they load.
+"""Which architectures are computed here exactly; all others are refused before they load.
 
-It sees every earlier token of a sequence and nothing else: masks, windows and sinks would be left out silently.
+Our attention (models.attention) sees every earlier token of a sequence and nothing else: masks, windows and sinks would
+be left out silently. DeepSeek-V4 keeps transformers' own (models.v4_attention).
 """
 
 from transformers import PreTrainedConfig
 
 # Each is compared with transformers' own attention in tests/test_rollouts_architectures.py.
-CHECKED = ("llama", "qwen2", "qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32")
+CHECKED = ("llama", "qwen2", "qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4")
+_OWN_ATTENTION = ("deepseek_v4",)  # models.v4_attention calls transformers' own
+_INDEXED = "deepseek_v32"
 _OTHER_ATTENTION = {
-    "deepseek_v4": "it attends to compressed keys, a window and sinks",
     "gemma2": "it caps attention scores and has windows",
     "gemma3_text": "it has windows",
     "gpt_oss": "it has attention sinks and windows",
 }
 
 
-def check_architecture(config: PreTrainedConfig) -> None:
-    """Raises ValueError, in one sentence, for a model that our attention would not compute, or that nobody checked."""
+def check_architecture(config: PreTrainedConfig, indexed: bool = False) -> None:
+    """Raises ValueError, in one sentence, for a model that our attention would not compute, or that nobody checked.
+
+    indexed: indexers are to be trained (models.indexer), which only V3.2 has; then their reach is no matter.
+    """
     kind = config.model_type
+    if indexed and kind != _INDEXED:
+        raise ValueError(f"indexer: this {kind} model has no indexer to train, only {_INDEXED} has; set it to frozen")
     if why := _OTHER_ATTENTION.get(kind):
         raise ValueError(
             f"model type {kind} cannot be trained or sampled here: {why}, and r1's attention sees all earlier tokens "
@@ -29,7 +36,9 @@ def check_architecture(config: PreTrainedConfig) -> None:
             f"of type {_listed()}, or add it to CONFIGS in tests/architectures.py and, when its tests pass, to CHECKED "
             "in models/architectures.py"
         )
-    if reach := _reach(config):
+    if kind in _OWN_ATTENTION:
+        return _check_v4(config)
+    if not indexed and (reach := _reach(config)):
         name, tokens = reach
         raise ValueError(
             f"this {kind} model attends to at most {tokens} earlier tokens ({name}) of a context of "
@@ -44,9 +53,17 @@ def check_architecture(config: PreTrainedConfig) -> None:
         )
 
 
+def _check_v4(config: PreTrainedConfig) -> None:
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            "DeepSeek-V4 checkpoints in FP8 and FP4 are not read here (their blocks and scales are not V3's): convert "
+            "this one to bfloat16 first"
+        )
+
+
 def _reach(config: PreTrainedConfig) -> tuple[str, int] | None:
     """(setting, tokens) of what keeps a query from seeing the whole context, if anything does."""
-    sparse = config.model_type == "deepseek_v32"
+    sparse = config.model_type == _INDEXED
     windows = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
     name = "index_topk" if sparse else "sliding_window"
     tokens = getattr(config, name, None) if sparse or windows else None

@@ -16,6 +16,8 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Indexer
 
+from models import v4_attention
+
 NAME = "r1_layout"
 _BUCKET_STEP = 1.25  # sequences in one block differ in length by at most this factor: at most 20 % padding
 
@@ -25,6 +27,10 @@ class Layout(Protocol):
 
     def attend(self, module: Any, query, key, value, scaling: float) -> torch.Tensor:
         """query [B, H, T, Dqk], key [B, Hkv, T, Dqk], value [B, Hkv, T, Dv] of the new tokens -> [B, T, H, Dv]."""
+        ...
+
+    def attend_whole(self, module: Any, tokens: v4_attention.Tokens) -> torch.Tensor:
+        """The attention layer `module` of DeepSeek-V4 over the new tokens -> [B, T, D]."""
         ...
 
 
@@ -72,6 +78,10 @@ class PackedLayout:
             outputs.append(out.transpose(1, 2).flatten(0, 1))  # [S * L, H, Dv]
         return torch.cat(outputs)[self.restore].unsqueeze(0)
 
+    def attend_whole(self, module: Any, tokens: v4_attention.Tokens) -> torch.Tensor:
+        outputs = [v4_attention.attend(module, tokens.at(0, gather)).flatten(0, 1) for gather in self.gathers]
+        return torch.cat(outputs)[self.restore].unsqueeze(0)
+
 
 def layout_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, layout=None, **others):
     """transformers' attention interface; `layout` is passed through the model call. Dropout is not supported.
@@ -83,6 +93,8 @@ def layout_attention(module, query, key, value, attention_mask, scaling=None, dr
     # A window as wide as the context is none; models.architectures has looked at its width.
     if given := [name for name in ("softcap", "s_aux") if others.get(name) is not None]:
         raise ValueError(f"attention '{NAME}' does not heed {given[0]}, which {type(module).__name__} relies on")
+    if (index := others.get("indices")) is not None:  # of an indexer that is awake (models.indexer)
+        return layout.attend_indexed(module, query, key, value, scaling, index), None
     return layout.attend(module, query, key, value, scaling), None
 
 

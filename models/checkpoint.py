@@ -15,15 +15,18 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from models import v4_attention, v4_names
 from models.architectures import check_architecture
 from models.attention import NAME as LAYOUT_ATTENTION
 from models.attention import attend_to_all
 from models.experts import NAME as EXPERTS
 from models.fp8_checkpoint import TensorFiles, fp8_tensors, is_fp8, quantization_config, read_into
 from models.mtp import MTPModule, check_mtp, load_mtp, mtp_layers, mtp_state_dict
+from models.routing import is_selection_bias
 
 WEIGHTS = "model.safetensors"
 _FORMAT = {"format": "pt"}
+_EXPERT_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 @contextmanager
@@ -56,24 +59,28 @@ def load_model(
     attention: str = LAYOUT_ATTENTION,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    indexed: bool = False,
 ) -> PreTrainedModel:
     """The causal LM at `path` (folder or hub name), in `dtype`, with our own attention unless told otherwise.
 
     Checkpoints in DeepSeek's FP8 format are multiplied out. Raises ValueError for an architecture that our attention
-    does not compute, and for checkpoints that are quantised otherwise.
+    does not compute, and for checkpoints that are quantised otherwise. indexed: see check_architecture.
     """
     config = AutoConfig.from_pretrained(path)
     if attention == LAYOUT_ATTENTION:
-        check_architecture(config)
+        check_architecture(config, indexed)
+    of_v4 = config.model_type == v4_names.MODEL_TYPE and attention == LAYOUT_ATTENTION
+    implementation = v4_attention.NAME if of_v4 else attention
     with _quiet_transformers():
         if is_fp8(config):
-            model = _load_fp8(path, config, dtype, attention)
+            model = _load_fp8(path, config, dtype, implementation)
         else:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=implementation)
     if model._can_set_experts_implementation():  # dense models refuse
         model.set_experts_implementation(EXPERTS)
     if attention == LAYOUT_ATTENTION:
         attend_to_all(model)
+        v4_attention.use_layouts(model)
     return cast(PreTrainedModel, nn.Module.to(model, device))
 
 
@@ -107,6 +114,8 @@ def hub_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Weights under their checkpoint names (experts one by one), as vLLM and `from_pretrained` read them."""
     from transformers.core_model_loading import revert_weight_conversion
 
+    if model.config.model_type == v4_names.MODEL_TYPE:
+        return {name: view.detach().contiguous() for name, view in hub_views(model).items()}
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     return {name: tensor.contiguous() for name, tensor in revert_weight_conversion(model, state).items()}
 
@@ -134,6 +143,8 @@ def save_model(
 def _stored_tensors(
     model: PreTrainedModel, mtp: nn.Module | None, dtype: torch.dtype | Literal["fp8"], source: Path | None
 ) -> dict[str, torch.Tensor]:
+    if dtype == "fp8" and model.config.model_type == v4_names.MODEL_TYPE:
+        raise ValueError("DeepSeek-V4 is not written in FP8 here: save it in bfloat16 or float32")
     tensors = hub_state_dict(model)
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]  # stored once; loading ties it again
@@ -146,8 +157,8 @@ def _stored_tensors(
 
 
 def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    selects = name.endswith("e_score_correction_bias")  # the selection bias stays FP32 everywhere
-    return (tensor if selects else tensor.to(dtype)).contiguous().clone()
+    as_it_is = is_selection_bias(name) or not tensor.is_floating_point()  # V4's hash tables are integers
+    return (tensor if as_it_is else tensor.to(dtype)).contiguous().clone()
 
 
 def write_sharded(
@@ -210,16 +221,18 @@ def write_description(
 
 
 def stored_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """The model's own tensors, by its own names; an output head that is the embedding is left out."""
+    """The model's own tensors, by their checkpoint names, experts fused; an output head that is the embedding is left
+    out."""
+    of_v4 = model.config.model_type == v4_names.MODEL_TYPE
     for name, tensor in model.state_dict().items():
         if not (model.config.tie_word_embeddings and name == "lm_head.weight"):
-            yield name, tensor
+            yield v4_names.released_name(name) if of_v4 else name, tensor
 
 
 def hub_pieces(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """A tensor of a model under the names that checkpoints give it: fused experts one by one. Views of it."""
+    """One of `stored_weights` as it is stored: fused experts one by one. Views of it."""
     stem, _, leaf = name.rpartition(".")
-    parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(leaf)
+    parts = (v4_names.EXPERT_PARTS if stem.endswith(".ffn.experts") else _EXPERT_PARTS).get(leaf)
     if parts is None:
         yield name, tensor
         return

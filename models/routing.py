@@ -50,6 +50,11 @@ def load_metrics(loads: Mapping[str, RouterLoad]) -> dict[str, float]:
     return found | ({"moe/bias_range": max(ranges)} if ranges else {})
 
 
+def is_selection_bias(name: str) -> bool:
+    """Whether a checkpoint name is that of a selection bias, which stays float32: a rounded one chooses otherwise."""
+    return name.endswith(("e_score_correction_bias", ".ffn.gate.bias"))
+
+
 class LoadCounter:
     """Counts, per router, the tokens sent to each expert since the last `reset`.
 
@@ -114,7 +119,8 @@ class SequenceBalance:
     def __init__(self, *models: nn.Module | None):
         self._seen: list[tuple[Any, Tensor]] | None = None
         for _, router in routers(*models):
-            router.register_forward_hook(self._note)
+            if not hasattr(router, "tid2eid"):  # V4's first layers route by a table of tokens: nothing to balance
+                router.register_forward_hook(self._note)
 
     @contextmanager
     def watch(self, lengths: Sequence[int], wanted: bool = True) -> Iterator[list[Tensor]]:

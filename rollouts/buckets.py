@@ -17,13 +17,13 @@ import torch
 
 from fp8.convert import is_quantised
 from fp8.quantize import SCALE_SUFFIX, dequantize_blocks, quantize_blocks
+from models.routing import is_selection_bias
 
 WireFormat = Literal["float32", "bfloat16", "fp8"]
 Named = tuple[str, torch.Tensor]  # checkpoint name, tensor
 _ALIGNMENT = 64  # bytes: every tensor of a buffer starts at a multiple
 _SUMMED_FROM = 1 << 14  # bytes: smaller tensors are hashed whole
 _PARTS = 64  # of a larger tensor, each added up
-_SELECTION_BIAS = "e_score_correction_bias"  # float32 everywhere: a rounded one would choose other experts
 
 
 class CorruptWeights(RuntimeError):
@@ -119,7 +119,7 @@ def on_wire(name: str, tensor: torch.Tensor, wire: WireFormat) -> list[Named]:
     """What is sent for one tensor: itself, rounded, or FP8 with block scales. With fp8 the rest goes as bfloat16."""
     if not tensor.is_floating_point():
         return [(name, tensor)]
-    if wire == "float32" or name.endswith(_SELECTION_BIAS):
+    if wire == "float32" or is_selection_bias(name):
         return [(name, tensor.float())]
     if wire == "fp8" and tensor.ndim == 2 and is_quantised(name):
         quantised, scale = quantize_blocks(tensor)

@@ -3,13 +3,19 @@
 The cache works underneath transformers' models, not through their `past_key_values`: a model is called on the new
 tokens alone, and its attention (models.attention) finds the rest here. For MLA this keeps the expanded keys and values,
 where transformers would expand the whole latent cache again for every token.
+
+DeepSeek-V4 is the exception: each slot has a cache of transformers' own, and its attention runs slot by slot.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from models.attention import PackedLayout
+from models.v4_attention import Tokens, attend
 
 
 class KVCache:
@@ -19,6 +25,7 @@ class KVCache:
         self.slots, self.length = slots, length
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
+        self.own: dict[int, DynamicCache] = {}  # slot: transformers' cache of it, for DeepSeek-V4 alone
         self.experts: torch.Tensor | None = None  # [slots, length, L, K], of the tokens read; only where asked for
 
     def layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,6 +41,8 @@ class KVCache:
         for buffers in (self.keys, self.values):
             for buffer in buffers.values():
                 buffer[target] = buffer[source]
+        if self.own:
+            self.own |= {to: self.own[at] for at, to in zip(source.tolist(), target.tolist(), strict=True)}
         if self.experts is not None:
             self.experts[target] = self.experts[source]
 
@@ -53,6 +62,17 @@ class Prefill:
             keys[slots, :, : end - start] = key[0, :, start:end]
             values[slots, :, : end - start] = value[0, :, start:end]
         return self.packing.attend(module, query, key, value, scaling)
+
+    def attend_whole(self, module: Any, tokens: Tokens):
+        layer, outputs = module.layer_idx, []
+        for (start, end), slots in zip(self.bounds, self.slots, strict=True):
+            if layer == 0:
+                self.cache.own |= {slot: DynamicCache(config=module.config) for slot in slots.tolist()}
+            first, *others = (self.cache.own[slot] for slot in slots.tolist())
+            outputs.append(attend(module, tokens.at(slice(None), slice(start, end)), first)[0])
+            for other in others:
+                other.layers[layer] = deepcopy(first.layers[layer])
+        return torch.cat(outputs)[None]
 
     def store(self, buffer, values_T) -> None:
         """One value per token of the row, into `buffer` [slots, length, ...]."""
@@ -86,6 +106,10 @@ class Decode:
         weights = torch.softmax(scores.masked_fill(self.mask, float("-inf")), dim=-1)
         out = torch.matmul(weights, values[:batch, :, :length]).view(batch, query.shape[1], 1, -1)
         return out.transpose(1, 2)
+
+    def attend_whole(self, module: Any, tokens: Tokens):
+        slots = range(len(self.rows))
+        return torch.cat([attend(module, tokens.at(slice(s, s + 1), slice(None)), self.cache.own[s]) for s in slots])
 
     def store(self, buffer, values_B) -> None:
         """One value per new token, into `buffer` [slots, length, ...]."""

@@ -1,8 +1,8 @@
 """Settings of the supervised stages. Free of torch, so that recipes load fast."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, Field, FilePath
+from pydantic import BaseModel, Field, FilePath, model_validator
 
 from data.chat import Template
 from data.config import ProblemSource
@@ -12,6 +12,8 @@ from rewards.config import RewardSpec, RewardWorkersConfig
 from rollouts.config import GeneratorConfig, RolloutConfig
 from sft.filters import FilterConfig
 from training.config import OptimizerConfig, TrainingConfig
+
+IndexerStage = Literal["frozen", "warmup", "joint"]
 
 
 class PretrainConfig(TrainingConfig, extra="forbid", frozen=True):
@@ -59,6 +61,21 @@ class SFTConfig(TrainingConfig, extra="forbid", frozen=True):
         ge=0,
         description="weight of the sequence-wise balance loss; not stated for SFT: 0 leaves the routers to the data",
     )
+    indexer: IndexerStage = Field(
+        default="frozen",
+        description="DeepSeek-V3.2's indexers: frozen = at rest, attention to all earlier tokens, right up to "
+        "index_topk; warmup = they alone learn where attention looks (V3.2, section 2.1: lr 1e-3, 1000 steps of 16 x "
+        "128K tokens); joint = attention sees what they choose, and they learn beside the model (lr 7.3e-6 there)",
+    )
+
+    @model_validator(mode="after")
+    def _indexers_can_learn(self) -> Self:
+        moved = [name for name in ("bias_speed", "balance_weight") if getattr(self, name) > 0]
+        if self.indexer == "warmup" and moved:
+            raise ValueError(f"indexer: warmup trains indexers alone, and {moved[0]} moves routers; set it to 0")
+        if self.indexer != "frozen" and self.trainer.mesh.pipeline > 1:
+            raise ValueError(f"indexer: {self.indexer} is not there in a pipeline; set trainer.mesh.pipeline to 1")
+        return self
 
 
 class CurationConfig(BaseModel, extra="forbid", frozen=True):

@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.actors import start_ray, wait
 from sft.batch import Row
-from sft.config import PretrainConfig, SFTConfig
+from sft.config import IndexerStage, PretrainConfig, SFTConfig
 from training.background_save import BackgroundSave, Wait
 from training.checkpoint import CheckpointStore
 from training.group import TrainerGroup, spawn_trainer
@@ -25,13 +25,15 @@ def train(
     config: SFTConfig | PretrainConfig,
     context: StageContext,
     save_dtype: str = "float32",
+    indexer: IndexerStage = "frozen",
 ) -> None:
     """Take `steps` optimizer steps from `checkpoint` in an actor and leave the result in the stage's folder."""
     settings = config.trainer
     start_ray()
     trainer = spawn_trainer(
-        "sft.trainer:SupervisedTrainer", settings, str(checkpoint), config.optimizer, mtp=config.mtp_weight > 0
-    )
+        "sft.trainer:SupervisedTrainer", settings, str(checkpoint), config.optimizer, mtp=config.mtp_weight > 0,
+        indexer=indexer,
+    )  # fmt: skip
     try:
         _take_steps(trainer, batches, steps, config, context)
         phase = f"{context.name}: saving the checkpoint"

@@ -35,7 +35,7 @@ def fine_tune(config: SFTConfig, context: StageContext, *, checkpoint: Path, dat
         chosen = order[place * config.batch_size : (place + 1) * config.batch_size]
         return pack_examples([e for index in chosen for e in samples[index]], config.trainer.row_tokens)
 
-    train(checkpoint, batches, steps, config, context)
+    train(checkpoint, batches, steps, config, context, indexer=config.indexer)
 
 
 def load_samples(config: SFTConfig, checkpoint: Path, dataset: Path) -> tuple[list[Sample], int]:

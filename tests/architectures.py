@@ -42,10 +42,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "deepseek_v3": _V3,
     "deepseek_v32": _V3 | {"index_topk": 128, "index_n_heads": 4, "index_head_dim": 128},
     "deepseek_v4": {
-        "q_lora_rank": 64, "head_dim": 512, "num_attention_heads": 8, "num_key_value_heads": 1, "n_routed_experts": 8,
+        "q_lora_rank": 64, "head_dim": 64, "num_attention_heads": 4, "num_key_value_heads": 1, "n_routed_experts": 8,
         "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_shared_experts": 1, "o_groups": 2, "o_lora_rank": 32,
-        "index_n_heads": 4, "index_head_dim": 128, "index_topk": 8, "sliding_window": 16, "num_hash_layers": 1,
+        "index_n_heads": 16, "index_head_dim": 64, "index_topk": 2, "sliding_window": 6, "num_hash_layers": 1,
         "num_nextn_predict_layers": 0, "hc_mult": 2,
+        "layer_types": ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"],
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
     },
 }  # fmt: skip
 
@@ -76,6 +78,11 @@ def make_architecture(folder: Path, model_type: str, **changes) -> Path:
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 parameter *= 25 if ".q_" in name else 5
+            elif name.endswith(".kv_norm.weight"):  # V4 normalises queries and keys
+                parameter *= 4
+        for name, buffer in model.named_buffers():
+            if name.endswith(".tid2eid"):  # V4's table of experts by token, empty in a new model
+                buffer.copy_(torch.stack([torch.randperm(8)[:2] for _ in buffer]))
     save_model(folder, model, tokenizer)
     return folder
 

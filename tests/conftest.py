@@ -63,6 +63,14 @@ def tied_checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def v4_checkpoint(tmp_path_factory) -> Path:
+    """DeepSeek-V4: every kind of attention layer, hash routing, hyper-connections."""
+    from tests.architectures import make_architecture
+
+    return make_architecture(tmp_path_factory.mktemp("v4") / "checkpoint", "deepseek_v4")
+
+
+@pytest.fixture(scope="session")
 def ray_session():
     """One local Ray for all tests; its workers can import the modules in tests/."""
     pytest.importorskip("ray")

@@ -91,6 +91,13 @@ def steps(checkpoint: str, mesh: dict, precision: str = "float32") -> dict[str, 
     return {"metrics": metrics, "biases": biases, "weights": weights}
 
 
+def indexer_steps(checkpoint: str, mesh: dict, stage: str) -> dict[str, Any]:
+    """Metrics of two steps that teach indexers, and what the weights are after them."""
+    trainer = SupervisedTrainer(checkpoint, OPTIMIZER, device="cpu", mesh=MeshConfig(**mesh), indexer=stage)
+    metrics = [trainer.step(rows(trainer, seed), 1e-3, 0.0, 0.0) for seed in range(2)]
+    return {"metrics": metrics, "weights": {n: whole(tensor) for n, tensor in trainer.policy.state_dict().items()}}
+
+
 def fp8_loss(checkpoint: str, mesh: dict) -> float:
     """Of a batch whose experts, some of them without rows, multiply in FP8 where their rows arrive."""
     trainer = supervised(checkpoint, mesh, "fp8", mtp=False)

@@ -18,7 +18,6 @@ from tests.architectures import CONFIGS, make_architecture, probe, reference
 
 ROOT = Path(__file__).resolve().parents[1]
 # model_type: {engine: what its cell says}; after "no: " stands a part of the sentence that refuses it.
-NO_V4 = "no: it attends to compressed keys, a window and sinks"
 TABLE = {
     "llama": {"transformers": "yes", "vllm": "yes"},
     "qwen2": {"transformers": "yes", "vllm": "yes"},
@@ -27,7 +26,7 @@ TABLE = {
     "deepseek_v2": {"transformers": "yes", "vllm": "yes"},
     "deepseek_v3": {"transformers": "yes", "vllm": "yes"},
     "deepseek_v32": {"transformers": "yes, up to `index_topk` tokens", "vllm": "no: there is no sparse attention"},
-    "deepseek_v4": {"transformers": NO_V4, "vllm": "no: its kernels there need AMX and keep keys in FP8"},
+    "deepseek_v4": {"transformers": "yes", "vllm": "no: its kernels there need AMX and keep keys in FP8"},
 }
 MOE = {"qwen3_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32"}
 

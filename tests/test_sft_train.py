@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data.write import DataCard, write_dataset
 from models.checkpoint import load_model, load_mtp_module, load_tokenizer
@@ -16,6 +17,7 @@ from sft.conversations import checked_messages, conversation_examples
 from sft.train import epoch_order, load_samples
 from sft.train import run as run_sft
 from sft.trainer import SupervisedTrainer
+from tests.architectures import make_architecture
 from tests.conftest import make_checkpoint
 from training.config import OptimizerConfig, TrainerConfig
 from training.mesh import MeshConfig
@@ -264,6 +266,18 @@ def test_two_ranks_train_as_one_does_and_one_goes_on_where_they_stopped(ray_sess
     assert len(rows_of_ranks) == 5 and len(found) == len(expected) == 6
     assert rows_of_ranks[:3] == [pytest.approx(row, rel=1e-5) for row in expected[:3]]
     assert found == [pytest.approx(row, rel=1e-4) for row in expected]  # roundings have grown for six steps
+
+
+@pytest.mark.slow
+def test_a_warm_up_stage_moves_indexers_alone(ray_session, tmp_path):
+    source = make_architecture(tmp_path / "v32", "deepseek_v32", index_topk=16)  # of a context of 128
+    inputs = {"policy": source, "dataset": save_rows(tmp_path / "data", ROWS)}
+    run_sft(sft_config(indexer="warmup"), StageContext(name="sft", inputs=inputs, output=tmp_path / "out", seed=5))
+    before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "out"))
+    moved = {name for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+    assert moved == {name for name in before if ".indexer." in name}
+    losses = [row["loss/indexer"] for row in read_log(tmp_path / "out/metrics.jsonl")]
+    assert len(losses) == 6 and losses[-1] < losses[0]
 
 
 def test_a_dense_student_is_distilled_with_its_own_tokenizer(ray_session, llama_checkpoint, tmp_path):

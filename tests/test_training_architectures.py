@@ -13,7 +13,7 @@ from training.config import OptimizerConfig
 
 RNG = np.random.default_rng(0)
 EXAMPLES = [Example(token_ids=RNG.integers(8, 300, n), loss_mask=np.arange(n) >= 3) for n in (12, 20, 9)]
-EXPERTS = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "qwen3_moe")
+EXPERTS = ("deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4", "qwen3_moe")
 
 
 @pytest.fixture(scope="module", params=[*EXPERTS, "llama", "qwen2", "qwen3"])

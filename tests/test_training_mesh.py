@@ -30,6 +30,7 @@ def test_expert_groups_fill_the_data_ranks():
         (MeshConfig(data=64, expert=2), MOE, r"2 \* moe_intermediate_size \(48\)"),
         (MeshConfig(data=2, expert=2), SimpleNamespace(model_type="llama"), "llama has none here; set expert to 1"),
         (MeshConfig(pipeline=4), DEEP, "into 8 chunks, and this model has 7 layers; set pipeline to 3 or less"),
+        (MeshConfig(pipeline=2), SimpleNamespace(model_type="deepseek_v4"), "deepseek_v4's layers have several"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(mesh, model, said):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.architectures import make_architecture
 from tests.gloo_ranks import GlooRanks
 
 FSDP = pytest.param(2, {"data": 2}, id="fsdp2")
@@ -58,14 +59,35 @@ def test_losses_and_every_gradient_are_those_of_one_process(ranks, alone, tiny_c
             assert error <= 1e-5 * gradient.double().norm(), name
 
 
-@pytest.mark.parametrize("checkpoint", ["llama_checkpoint", "tied_checkpoint"])
-def test_gradients_of_dense_models_too(ranks, alone, checkpoint, request):
+@pytest.mark.parametrize(
+    ("checkpoint", "mesh"),
+    [
+        ("llama_checkpoint", {"data": 2}),
+        ("tied_checkpoint", {"data": 2}),
+        ("v4_checkpoint", {"data": 2}),
+        ("v4_checkpoint", {"data": 2, "expert": 2}),
+    ],
+)
+def test_gradients_of_other_models_too(ranks, alone, checkpoint, mesh, request):
     path = str(request.getfixturevalue(checkpoint))
     expected = alone(job("gradients"), path, {})
-    for found in ranks.run(2, job("gradients"), path, {"data": 2}):
+    for found in ranks.run(2, job("gradients"), path, mesh):
         assert found["gradients"].keys() == expected["gradients"].keys()
         for name, gradient in expected["gradients"].items():
             assert (found["gradients"][name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("stage", ["warmup", "joint"])
+def test_indexers_are_taught_as_by_one_process(ranks, alone, stage, tmp_path_factory):
+    """Their loss does not pass through the outputs of their layers, which is where FSDP2 gathers weights again."""
+    shape = {"index_topk": 12, "index_n_heads": 16, "index_head_dim": 64}
+    path = make_architecture(tmp_path_factory.mktemp("v32") / "checkpoint", "deepseek_v32", **shape)
+    expected = alone(job("indexer_steps"), str(path), {}, stage)
+    for found in ranks.run(2, job("indexer_steps"), str(path), {"data": 2}, stage):
+        for one, other in zip(found["metrics"], expected["metrics"], strict=True):
+            assert_same_numbers(one, other)
+        for name, weight in expected["weights"].items():
+            torch.testing.assert_close(found["weights"][name], weight, atol=3e-5, rtol=0)  # lr is 1e-3
 
 
 @pytest.mark.parametrize(("size", "mesh"), [FSDP, EP_OVER_FSDP])

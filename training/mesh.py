@@ -44,6 +44,11 @@ class MeshConfig(BaseModel, extra="forbid", frozen=True):
 
     def check_model(self, config: Any) -> None:
         """`config`: of a transformers model. Raises ValueError for a model that cannot be laid out over this mesh."""
+        if self.pipeline > 1 and config.model_type == "deepseek_v4":
+            raise ValueError(
+                "mesh: a pipeline hands one state per token from layer to layer, and deepseek_v4's layers have several "
+                "and ask for the token as well; set pipeline to 1"
+            )
         if self.pipeline > 1 and config.num_hidden_layers < (chunks := 2 * self.pipeline):
             layers = config.num_hidden_layers
             raise ValueError(

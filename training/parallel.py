@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from models.indexer import awake
 from training.mesh import MeshConfig
 from training.policy import Policy
 from training.process_group import join
@@ -127,6 +128,8 @@ def shard(policy: Policy, ranks: Ranks) -> None:
         if ranks.expert is not None and (experts := routed_experts(block)) is not None:
             _split_experts(experts, ranks.expert)
             fully_shard(experts, mesh=ranks.expert_data, shard_placement_fn=lambda p: Shard(1), **policies)
+        for indexer in awake(block):  # apart: its loss reaches it beside the outputs of its layer
+            fully_shard(indexer, mesh=ranks.data, **policies)
         fully_shard(block, mesh=ranks.data, **policies)
     # The root's weights are given back after forward, too: an optimizer step would leave gathered ones behind.
     fully_shard(policy, mesh=ranks.data, reshard_after_forward=True, **policies)

@@ -17,6 +17,7 @@ from training.policy import PackedRow, Policy, Predictions, RowTensors, WithMTP,
 
 Row = TypeVar("Row", bound=PackedRow)
 Answer = TypeVar("Answer")
+TensorsOf = Callable[[PackedRow], RowTensors]
 Found = dict[str, float]  # sums over a row, by name
 
 
@@ -49,8 +50,8 @@ class Passes:
 
     least = 0  # rows in a step
 
-    def __init__(self, device: torch.device, balance: SequenceBalance):
-        self.device, self.balance = device, balance
+    def __init__(self, tensors: TensorsOf, balance: SequenceBalance):
+        self.tensors, self.balance = tensors, balance
 
     def learn(
         self,
@@ -91,7 +92,7 @@ class Passes:
 
         def predict(temperature: float | None, mtp: WithMTP = "off", loss_of: LossOf | None = None) -> Predictions:
             with counted(policy, row):
-                return policy(RowTensors.of(row, self.device), temperature, mtp, loss_of)
+                return policy(self.tensors(row), temperature, mtp, loss_of)
 
         return predict
 

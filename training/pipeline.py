@@ -37,11 +37,12 @@ from training.passes import (
     Predict,
     Reading,
     Row,
+    TensorsOf,
     counted,
     lengths,
     nothing_around,
 )
-from training.policy import PackedRow, Policy, Predictions, RowTensors, WithMTP
+from training.policy import PackedRow, Policy, Predictions, WithMTP
 
 # What the head is used for: (row, predict) -> (loss, if there is one, and what is wanted of the row).
 AtHead = Callable[[Any, Predict], tuple[Tensor | None, Any]]
@@ -50,9 +51,9 @@ AtHead = Callable[[Any, Predict], tuple[Tensor | None, Any]]
 class Pipeline:
     """training.passes.Passes for a rank with two chunks of the layers. Ranks that share rows get the same answers."""
 
-    def __init__(self, ranks: Ranks, device: torch.device, balance: SequenceBalance):
+    def __init__(self, ranks: Ranks, device: torch.device, tensors: TensorsOf, balance: SequenceBalance):
         assert ranks.pipeline is not None
-        self.ranks, self.device, self.balance = ranks, device, balance
+        self.ranks, self.device, self.tensors, self.balance = ranks, device, tensors, balance
         self.group, self.rank = ranks.pipeline.get_group(), ranks.pipeline.get_local_rank()
         self.size = ranks.pipeline.size()
         self.least = 2 * self.size  # rows: one for every chunk
@@ -201,15 +202,15 @@ class _Run:
 
     def _compute(self, chunk: int, index: int, before: Tensor | None) -> Tensor | None:
         """The states after a chunk; after the last one, the loss."""
-        row, device = self.rows[index], self.pipeline.device
+        row, tensors = self.rows[index], self.pipeline.tensors
 
         def predict(temperature: float | None, mtp: WithMTP = "off", loss_of: LossOf | None = None) -> Predictions:
             with counted(self.policy, row):
-                return self.policy(RowTensors.of(row, device), chunk, before, temperature, mtp, loss_of)
+                return self.policy(tensors(row), chunk, before, temperature, mtp, loss_of)
 
         if chunk < self.policy.last:
             with counted(self.policy, row):
-                return self.policy(RowTensors.of(row, device), chunk, before)
+                return self.policy(tensors(row), chunk, before)
         loss, self.found[index] = self.at_head(row, predict)
         return loss
 

@@ -38,7 +38,7 @@ from training.optimizer import Optimizer
 from training.parallel import Precision, Ranks, shard, whole
 from training.passes import Answer, Around, Balance, Found, Lesson, Passes, Reading, Row, nothing_around
 from training.pipeline import Pipeline
-from training.policy import PackedRow, Policy, Predictions, SampledRow, WithMTP
+from training.policy import PackedRow, Policy, Predictions, RowTensors, SampledRow, WithMTP
 from training.state import StateWriter, load_tensors, stored_names
 
 DEFAULT_FP8 = Fp8Config()
@@ -88,8 +88,8 @@ class Trainer:
         self.optimizer = Optimizer(self.policy.named_parameters(), optimizer)
         self.load = LoadCounter(self.model, self.mtp)
         balance = SequenceBalance(self.model, self.mtp)
-        passes = Passes if self.ranks.pipeline is None else partial(Pipeline, self.ranks)
-        self.passes: Passes | Pipeline = passes(self.device, balance)
+        passes = Passes if self.ranks.pipeline is None else partial(Pipeline, self.ranks, self.device)
+        self.passes: Passes | Pipeline = passes(self._row, balance)
         self.state_writer = StateWriter()
 
     def _load_model(self) -> PreTrainedModel:
@@ -187,6 +187,9 @@ class Trainer:
         if not isinstance(self.passes, Passes):
             raise ValueError("a single row does not go through a pipeline: use Trainer.learn or Trainer.read")
         return self.passes.predict(policy or self.policy, row)(temperature, mtp, loss_of)
+
+    def _row(self, row: PackedRow) -> RowTensors:
+        return RowTensors.of(row, self.device)
 
     def render_prompts(
         self, conversations: Sequence[Sequence[Mapping[str, str]]], template: Template
