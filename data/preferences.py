@@ -119,6 +119,8 @@ class RankedResponses(_Asked):
         if self.truth is None or len(self.responses) < 2:
             raise BadRecord("malformed", "a pair needs two responses with scores")
         best, worst = self.truth.index(max(self.truth)), self.truth.index(min(self.truth))
+        if best == worst:
+            raise BadRecord("tied", "all responses are equally good")
         return PreferencePair(
             id=self.id,
             prompt=self.prompt,
