@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from data.config import FILE_SUFFIXES, is_local
+from data.safety_prompts import SAFETY
 from data.schemas import SourceError
 from data.sources import check_first_row
 from pipeline.errors import did_you_mean, near_miss
@@ -110,10 +111,14 @@ def _possible_domains(config: Any) -> set[str] | None:
     problems = getattr(config, "problems", None)
     if problems is None or problems.sources:
         return None
-    return {*problems.families, *(["general"] if problems.instruction_share else [])}
+    share, safety = problems.instruction_share, problems.safety_share
+    general = ["general"] if share and safety < 1 else []
+    return {*problems.families, *general, *([SAFETY] if share and safety else [])}
 
 
 def _no_domain(domain: str, domains: Collection[str]) -> str:
+    if domain == SAFETY:
+        return "no problem has domain 'safety' while problems.safety_share is 0; raise it, or drop the domain"
     if domain == "general":
         return "no problem has domain 'general' while problems.instruction_share is 0; raise it, or drop the domain"
     return f"no problem of this stage has domain '{domain}'{did_you_mean(domain, sorted(domains))}"
