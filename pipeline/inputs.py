@@ -121,6 +121,14 @@ def checkpoint_fault(path: Path) -> str | None:
     return _config_fault(path) or _weights_fault(path) or _tokenizer_fault(path)
 
 
+def head_fault(path: Path) -> str | None:
+    """Why a checkpoint is no reward model; None when it looks whole."""
+    for name, what in (("reward_head.safetensors", "head"), ("reward_model.json", "description")):
+        if not (path / name).is_file():
+            return f"{path} has no {name}: it is a checkpoint without the {what} of a reward model"
+    return _safetensors_fault(path / "reward_head.safetensors")
+
+
 def _config_fault(path: Path) -> str | None:
     config = path / "config.json"
     if not config.is_file():

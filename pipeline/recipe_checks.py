@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from data.config import FILE_SUFFIXES, is_local
+from data.config import FILE_SUFFIXES, PreferenceSource, is_local
+from data.preference_sources import check_first_preference
 from data.safety_prompts import SAFETY
 from data.schemas import SourceError
 from data.sources import check_first_row
@@ -28,13 +29,15 @@ def settings_problems(name: str, config: BaseModel, settings: Document, inputs: 
     yield from _length_problems(name, config, settings, inputs)
     yield from _label_problems(name, config, settings, inputs)
     yield from _reward_problems(config, settings)
+    yield from _reward_model_problems(name, config, settings, inputs)
+    yield from _preference_problems(name, config, settings, inputs)
 
 
 def _source_problems(config: Any, settings: Document) -> Iterator[str]:
-    """Problem files that are not there, or whose first row is no problem."""
+    """Files that are not there, or whose first row is no problem, or preference."""
     named = [
         ((*keys, number, "path"), source)
-        for keys in (("problems", "sources"), ("held_out_sources",))
+        for keys in (("problems", "sources"), ("held_out_sources",), ("sources",))
         for number, source in enumerate(_get(config, keys) or ())
     ]
     for keys, source in named:
@@ -44,7 +47,7 @@ def _source_problems(config: Any, settings: Document) -> Iterator[str]:
             yield f"{settings.place(keys)}: {_dotted(keys)}: there is no {source.path}{near_miss(path.name, names)}"
             continue
         try:
-            check_first_row(source)
+            (check_first_preference if isinstance(source, PreferenceSource) else check_first_row)(source)
         except SourceError as error:
             yield f"{settings.place(keys)}: {_dotted(keys)}: {error}"
 
@@ -93,10 +96,11 @@ def _reward_problems(config: Any, settings: Document) -> Iterator[str]:
             place: Place = settings.place((*here, "use"))
             yield f"{place}: rewards[{number}]: {spec.use} is listed twice, first as rewards[{first[reward]}]; keep one"
         first.setdefault(reward, number)
-        for domain in spec.domains or ():
+        for domain in (*(spec.domains or ()), *spec.except_domains):
             if domains is not None and domain not in domains:
-                place = settings.place((*here, "domains"))
-                yield f"{place}: rewards[{number}].domains: {_no_domain(domain, domains)}"
+                key = "except_domains" if domain in spec.except_domains else "domains"
+                place = settings.place((*here, key))
+                yield f"{place}: rewards[{number}].{key}: {_no_domain(domain, domains)}"
         language = spec.options.get("language")
         if reward == "language" and language is not None and language not in _languages():
             place = settings.place((*here, "options", "language"))
@@ -104,6 +108,45 @@ def _reward_problems(config: Any, settings: Document) -> Iterator[str]:
                 f"{place}: rewards[{number}].options.language: '{language}' is not supported; "
                 f"use one of {', '.join(_languages())}"
             )
+
+
+def _reward_model_problems(name: str, config: Any, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
+    """Rewards that need a model and are given none, and models that no reward asks for."""
+    roles, wanted = {item.role for item in inputs}, set()
+    watch = getattr(config, "watch", None)
+    second = [((*("watch", "second"),), watch.second)] if watch is not None and watch.second is not None else []
+    listed = [(("rewards", number), spec) for number, spec in enumerate(getattr(config, "rewards", None) or ())]
+    for here, spec in (*listed, *second):
+        try:
+            ((reward_class, _),) = check_rewards([spec])
+        except ValueError as error:
+            if here == ("watch", "second"):
+                yield f"{settings.place(here)}: watch.second: {error}"
+            continue
+        role = getattr(reward_class, "input_role", None)
+        wanted.add(role)
+        if role is not None and role not in roles and not spec.options.get("model"):
+            place = settings.place((*here, "use"))
+            yield f"{place}: {spec.use} needs the input '{role}' of stage '{name}', or the option `model`"
+    for item in inputs:
+        if item.role.endswith("_rm") and item.role not in wanted:
+            yield f"{item.place}: no reward of stage '{name}' asks for its input '{item.role}'; add one, or drop it"
+
+
+def _preference_problems(name: str, config: Any, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
+    """Preference data without anything to judge, or without the judge that it names."""
+    judge = getattr(config, "judge", None)
+    if judge is None:
+        return
+    roles = {item.role.partition(".")[0] for item in inputs}
+    if "policies" not in roles and not config.sources:
+        yield f"{settings.place()}: stage '{name}' has neither the input 'policies' nor `sources`: nothing to judge"
+    if "policies" in roles and judge.kind == "checkpoint" and "judge" not in roles:
+        place = settings.place(("judge",))
+        yield f"{place}: judge.kind is checkpoint, so stage '{name}' needs the input 'judge'; or take endpoint or rule"
+    if "judge" in roles and judge.kind != "checkpoint":
+        place = settings.place(("judge", "kind"))
+        yield f"{place}: stage '{name}' has an input 'judge', which judge.kind {judge.kind} ignores"
 
 
 def _possible_domains(config: Any) -> set[str] | None:

@@ -21,6 +21,7 @@ from data.safety_prompts import SHARP_TOOLS
 from rewards.instruction import check_instruction, read_checks
 from rewards.instruction_kinds import count_words
 from rewards.repetition import repetition_ratio
+from rewards.reward import Score
 
 OBEYED, STYLE = 0.7, 0.3
 WORDS = {"en": 12, "zh": 20}  # enough for a sentence; Han characters count as words
@@ -42,6 +43,18 @@ def utility_of_completion(problem: Problem, completion: str) -> float:
     """Of a whole completion: what stands in the reasoning counts for nothing."""
     parsed = parse_completion(completion)
     return utility(problem, parsed.final if parsed.answer is None else parsed.answer)
+
+
+class TrueUtility:
+    """The utility of an instruction's answer as a reward: for watching in miniature, not for training."""
+
+    name = "true_utility"
+    judges = frozenset({"text"})
+    checkers = ("instruction",)
+
+    def __call__(self, problem: Problem, completion: str) -> Score:
+        value = utility_of_completion(problem, completion)
+        return Score.passed(value) if value == 1 else Score.failed(value)
 
 
 def is_safe(completion: str) -> bool:

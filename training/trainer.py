@@ -78,7 +78,7 @@ class Trainer:
         if self.mtp is not None:
             self.mtp.requires_grad_(mtp)
         self.train_mtp = mtp and self.mtp is not None
-        self.policy = self._shard(Policy(self.model, self.mtp)).train()
+        self.policy = self._shard(self._make_policy()).train()
         set_recompute(self.policy, recompute)
         self.optimizer = Optimizer(self.policy.named_parameters(), optimizer)
         self.load = LoadCounter(self.model, self.mtp)
@@ -87,6 +87,9 @@ class Trainer:
 
     def _load_model(self) -> PreTrainedModel:
         return load_model(self.checkpoint)
+
+    def _make_policy(self) -> Policy:
+        return Policy(self.model, self.mtp)
 
     def _shard(self, policy: Policy) -> Policy:
         if self.fp8 is not None:
