@@ -7,7 +7,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.instructions import instruction_problem
@@ -224,6 +224,7 @@ def pair(number, chosen, rejected):
     return PreferencePair(id=f"{number}", prompt="q", chosen="a" * chosen, rejected="b" * rejected)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=60))
 def test_balancing_never_makes_it_worse_and_drops_one_side_only(lengths):
     pairs = [pair(number, *each) for number, each in enumerate(lengths)]
