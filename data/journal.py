@@ -30,6 +30,7 @@ class Journal:
     """Appends rows; each is on disk when `add` returns. A context manager."""
 
     def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
 
     def add(self, row: Mapping[str, Any]) -> None:

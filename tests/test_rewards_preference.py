@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from data.instructions import good_answer, instruction_problem
 from models.reward_head import RewardDescription, RewardHead, save_description, save_head
-from pipeline.cli import app
+from pipeline.cli import main
 from rewards.combine import build_reward, load_reward
 from rewards.config import RewardSpec
 from rewards.preference import HelpfulReward, PreferenceOptions, SafetyReward
@@ -124,8 +124,8 @@ def test_reward_test_and_audit_work_for_learned_rewards(models, tmp_path, ray_se
     cases.write_text("".join(json.dumps(row) + "\n" for row in rows))
     option = f"model={models['helpful']}"
     found = CliRunner().invoke(
-        app, ["reward", "test", str(cases), "-r", "rewards.preference:HelpfulReward", "-o", option]
+        main, ["reward", "test", str(cases), "-r", "rewards.preference:HelpfulReward", "-o", option]
     )
     assert found.exit_code == 0 and "2 of 2 cases as expected" in found.output
-    found = CliRunner().invoke(app, ["reward", "audit", "rewards.preference:HelpfulReward", "-o", option, "--all"])
+    found = CliRunner().invoke(main, ["reward", "audit", "rewards.preference:HelpfulReward", "-o", option, "--all"])
     assert "attacks" in found.output and torch.is_tensor(RewardHead(4).weight_D)
