@@ -24,7 +24,7 @@ from data.problems import Problem
 from rewards.reward import Score
 
 DESCRIPTION_FILE = "reward_model.json"
-SCORER = "models.reward_scorer:RewardScorer"  # imported by its own process alone: rewards stay free of torch
+SCORER = "training.reward_scorer:RewardScorer"  # imported by its own process alone: rewards stay free of torch
 
 
 class PreferenceOptions(BaseModel, extra="forbid", frozen=True):

@@ -101,7 +101,7 @@ def label_question(prompt: str, response: str, guidelines: str) -> Conversation:
 
 def read_verdict(answer: str) -> int | None:
     """How much better A is, in {-2, ..., 2}; None unless the answer holds one verdict, perhaps several times."""
-    found: set[str] = {_SAME.get(verdict, verdict) for verdict in _VERDICT.findall(answer)}
+    found: set[str] = {_SAME[said] if said in _SAME else said for said in _VERDICT.findall(answer)}
     return VERDICTS[found.pop()] if len(found) == 1 else None
 
 

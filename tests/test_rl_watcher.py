@@ -26,7 +26,7 @@ CONFIG = GRPOConfig(
     general_from_share=0.5,
     watch=RewardWatchConfig(every=1, problems=8, second=RewardSpec(use="rewards.utility:TrueUtility")),
     rollout=RolloutConfig(template="plain", max_new_tokens=8),
-    generator=GeneratorConfig(replicas=1, max_slots=64),
+    generator=GeneratorConfig(max_slots=64),
     sample_in_trainer=True,
     optimizer=OptimizerConfig(lr=5e-3),
     trainer=TrainerConfig(device="cpu", threads=1, row_tokens=512, checkpoint_every=2),

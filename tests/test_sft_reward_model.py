@@ -19,7 +19,7 @@ from data.safety_prompts import safe_answer, safety_problem, unsafe_answer
 from data.scored_text import scored_ids
 from models.checkpoint import load_tokenizer
 from models.reward_head import RewardDescription, load_description, load_head
-from models.reward_scorer import RewardScorer
+from training.reward_scorer import RewardScorer
 from pipeline.inputs import artifact_fault
 from sft.preference_config import RewardModelConfig
 from sft.reward_measures import Judged, calibration_error, measures, rank_correlation
