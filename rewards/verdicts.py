@@ -10,7 +10,13 @@ from dataclasses import dataclass
 
 VERDICTS = {"A>>B": 2, "A>B": 1, "A=B": 0, "B>A": -1, "B>>A": -2}  # how much better A is
 _VERDICT = re.compile(r"\[\[\s*(A>>B|A>B|A=B|B=A|B>A|B>>A|B<A|A<B|A<<B|B<<A)\s*\]\]")
-_SAME = {"B=A": "A=B", "B<A": "A>B", "A<B": "B>A", "A<<B": "B>>A", "B<<A": "A>>B"}
+_MEANING = {verdict: verdict for verdict in VERDICTS} | {
+    "B=A": "A=B",
+    "B<A": "A>B",
+    "A<B": "B>A",
+    "A<<B": "B>>A",
+    "B<<A": "A>>B",
+}
 _LABEL = re.compile(r"\[\[\s*(safe|unsafe)\s*\]\]", re.IGNORECASE)
 
 # Arena-Hard-Auto's system prompt (Li et al., arXiv:2406.11939, appendix).
@@ -101,7 +107,7 @@ def label_question(prompt: str, response: str, guidelines: str) -> Conversation:
 
 def read_verdict(answer: str) -> int | None:
     """How much better A is, in {-2, ..., 2}; None unless the answer holds one verdict, perhaps several times."""
-    found: set[str] = {_SAME[said] if said in _SAME else said for said in _VERDICT.findall(answer)}
+    found = {_MEANING[said] for said in _VERDICT.findall(answer)}
     return VERDICTS[found.pop()] if len(found) == 1 else None
 
 

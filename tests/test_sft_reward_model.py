@@ -19,7 +19,6 @@ from data.safety_prompts import safe_answer, safety_problem, unsafe_answer
 from data.scored_text import scored_ids
 from models.checkpoint import load_tokenizer
 from models.reward_head import RewardDescription, load_description, load_head
-from training.reward_scorer import RewardScorer
 from pipeline.inputs import artifact_fault
 from sft.preference_config import RewardModelConfig
 from sft.reward_measures import Judged, calibration_error, measures, rank_correlation
@@ -27,6 +26,7 @@ from sft.reward_model import load_examples
 from sft.reward_model import run as run_stage
 from sft.reward_trainer import RewardTrainer, Scored, margins_of, pack_scored
 from training.config import OptimizerConfig, TrainerConfig
+from training.reward_scorer import RewardScorer
 from training.run_log import METRICS
 from training.stage import StageContext, StageError
 
