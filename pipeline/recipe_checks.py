@@ -112,7 +112,7 @@ def _reward_problems(config: Any, settings: Document) -> Iterator[str]:
 
 def _reward_model_problems(name: str, config: Any, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
     """Rewards that need a model and are given none, and models that no reward asks for."""
-    roles, wanted = {item.role for item in inputs}, set()
+    roles, wanted, names = {item.role for item in inputs}, set(), set()
     watch = getattr(config, "watch", None)
     second = [((*("watch", "second"),), watch.second)] if watch is not None and watch.second is not None else []
     listed = [(("rewards", number), spec) for number, spec in enumerate(getattr(config, "rewards", None) or ())]
@@ -125,9 +125,13 @@ def _reward_model_problems(name: str, config: Any, settings: Document, inputs: S
             continue
         role = getattr(reward_class, "input_role", None)
         wanted.add(role)
+        names |= {getattr(reward_class, "name", spec.use)} if here[0] == "rewards" else set()
         if role is not None and role not in roles and not spec.options.get("model"):
             place = settings.place((*here, "use"))
             yield f"{place}: {spec.use} needs the input '{role}' of stage '{name}', or the option `model`"
+    if watch is not None and watch.reward not in names:
+        place = settings.place(("watch", "reward"))
+        yield f"{place}: watch.reward: stage '{name}' has no reward '{watch.reward}'{did_you_mean(watch.reward, names)}"
     for item in inputs:
         if item.role.endswith("_rm") and item.role not in wanted:
             yield f"{item.place}: no reward of stage '{name}' asks for its input '{item.role}'; add one, or drop it"

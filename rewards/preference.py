@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from cluster.actors import kill, spawn, start_ray, wait
+from cluster.actors import ActorDied, PhaseTimeout, kill, spawn, start_ray, wait
 from data.chat import parse_completion
 from data.problems import Problem
 from rewards.reward import Score
@@ -84,7 +84,11 @@ class _Preference:
             options = self.options
             self._scorer = spawn(SCORER, str(self._folder), options.row_tokens, options.device, threads=options.threads)
         asked = self._scorer.score.remote(conversations)
-        return wait(asked, phase=f"{self.name}: scoring", deadline_s=self.options.deadline_s)
+        try:
+            return wait(asked, phase=f"{self.name}: scoring", deadline_s=self.options.deadline_s)
+        except (ActorDied, PhaseTimeout):
+            self.close()  # the next batch has a new process
+            raise
 
     def _as_score(self, value: float | None) -> Score:
         if value is None:

@@ -8,9 +8,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from cluster.actors import kill
 from data.instructions import good_answer, instruction_problem
 from models.reward_head import RewardDescription, RewardHead, save_description, save_head
 from pipeline.cli import main
+from rewards.calling import judge
 from rewards.combine import build_reward, load_reward
 from rewards.config import RewardSpec
 from rewards.preference import HelpfulReward, PreferenceOptions, SafetyReward
@@ -111,6 +113,8 @@ def test_a_real_model_scores_in_batches_and_alone_alike(models, ray_session):
         alone = [reward(problem, text).value for problem, text in zip(PROBLEMS, texts, strict=True)]
         assert together == pytest.approx(alone, abs=1e-5) and len(set(together)) == 4
         assert all(0 < value < 1 for value in together)
+        kill(reward._scorer)
+        assert judge(reward, PROBLEMS[:1], texts[:1])[0].value == pytest.approx(alone[0], abs=1e-5), "started again"
     finally:
         reward.close()
 

@@ -91,5 +91,5 @@ def test_an_alert_can_end_the_stage_with_the_policy_of_then(
 @pytest.mark.slow
 def test_a_watched_reward_that_is_not_there_is_named(ray_session, tiny_checkpoint, helpful_rm, tmp_path):
     watch = CONFIG.watch.model_copy(update={"reward": "kindness"})
-    with pytest.raises(StageError, match=r"watch.reward is 'kindness', the stage's rewards are helpful"):
+    with pytest.raises(StageError, match=r"watch.reward is 'kindness', the stage's rewards are digits, helpful"):
         train.run(CONFIG.model_copy(update={"watch": watch}), context(tiny_checkpoint, helpful_rm, tmp_path))
