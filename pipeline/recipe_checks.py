@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from data.config import FILE_SUFFIXES, PreferenceSource, is_local
-from data.preference_sources import check_first_preference
+from data.config import FILE_SUFFIXES, PreferenceSource, ProblemSource, is_local
 from data.safety_prompts import SAFETY
 from data.schemas import SourceError
 from data.sources import check_first_row
@@ -47,9 +46,18 @@ def _source_problems(config: Any, settings: Document) -> Iterator[str]:
             yield f"{settings.place(keys)}: {_dotted(keys)}: there is no {source.path}{near_miss(path.name, names)}"
             continue
         try:
-            (check_first_preference if isinstance(source, PreferenceSource) else check_first_row)(source)
+            _check_first(source)
         except SourceError as error:
             yield f"{settings.place(keys)}: {_dotted(keys)}: {error}"
+
+
+def _check_first(source: ProblemSource | PreferenceSource) -> None:
+    if isinstance(source, PreferenceSource):
+        from data.preference_sources import check_first_preference  # imports pyarrow, which other recipes need not
+
+        check_first_preference(source)
+    else:
+        check_first_row(source)
 
 
 def _dataset_problems(config: Any, settings: Document) -> Iterator[str]:

@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from cluster.actors import ActorDied, PhaseTimeout, kill, spawn, start_ray, wait
 from data.chat import parse_completion
 from data.problems import Problem
 from rewards.reward import Score
@@ -74,21 +73,35 @@ class _Preference:
 
     def close(self) -> None:
         """End the scoring process."""
+        from cluster.actors import kill
+
         if self._scorer is not None:
             kill(self._scorer)
             self._scorer = None
 
     def _ask(self, conversations: list[tuple[list[dict[str, str]], str]]) -> list[float | None]:
+        """A process that died is started again and asked once more; one that is silent is not waited for twice."""
+        from cluster.actors import ActorDied, PhaseTimeout, wait
+
+        phase, deadline_s = f"{self.name}: scoring", self.options.deadline_s
+        try:
+            return wait(self._scoring().score.remote(conversations), phase=phase, deadline_s=deadline_s)
+        except ActorDied:
+            self.close()
+            return wait(self._scoring().score.remote(conversations), phase=phase, deadline_s=deadline_s)
+        except PhaseTimeout:
+            self.close()
+            raise
+
+    def _scoring(self) -> Any:
+        """The scoring process, started when it is first needed."""
+        from cluster.actors import spawn, start_ray  # imports Ray, which the check of a recipe need not wait for
+
         if self._scorer is None:
             start_ray()
             options = self.options
             self._scorer = spawn(SCORER, str(self._folder), options.row_tokens, options.device, threads=options.threads)
-        asked = self._scorer.score.remote(conversations)
-        try:
-            return wait(asked, phase=f"{self.name}: scoring", deadline_s=self.options.deadline_s)
-        except (ActorDied, PhaseTimeout):
-            self.close()  # the next batch has a new process
-            raise
+        return self._scorer
 
     def _as_score(self, value: float | None) -> Score:
         if value is None:
