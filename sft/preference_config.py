@@ -12,7 +12,7 @@ from rewards.config import RewardWorkersConfig
 from rewards.rule_judge import RuleJudgeConfig
 from rewards.verdicts import DEFAULT_GUIDELINES
 from rollouts.config import GeneratorConfig, RolloutConfig
-from training.config import OptimizerConfig, TrainerConfig
+from training.config import OptimizerConfig, TrainingConfig
 
 Objective = Literal["helpful", "safety"]
 
@@ -149,7 +149,7 @@ class PreferenceDataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan
     )
 
 
-class RewardModelConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+class RewardModelConfig(TrainingConfig, extra="forbid", frozen=True, allow_inf_nan=False):
     """A reward model: the policy's architecture with a scalar head (DeepSeek-R1, section 3.1)."""
 
     objective: Objective = Field(
@@ -171,4 +171,9 @@ class RewardModelConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fa
     optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(lr=6e-6), description="6e-6, as the paper; constant, since its schedule is not stated"
     )
-    trainer: TrainerConfig = Field(default=TrainerConfig(), description="the training process")
+
+    @model_validator(mode="after")
+    def _no_average(self) -> Self:
+        if self.optimizer.ema_decay > 0:
+            raise ValueError("optimizer.ema_decay: a reward model keeps no average of its weights; leave it out")
+        return self
