@@ -86,7 +86,7 @@ def _as_text(problem: Problem) -> str:
 
 
 class RuleJudge:
-    """See rewards.rule_judge."""
+    """See rewards.rule_judge. Raises StageError for a pair whose prompt is none of the tiny chain's own."""
 
     def __init__(self, config: RuleJudgeConfig):
         self.config = config
@@ -94,11 +94,17 @@ class RuleJudge:
     def ask(self, queries: Sequence[Query]) -> Answers:
         for query in queries:
             if len(query.shown) == 2:
-                yield query, Answer(text=judge_pair(query.problem, *query.shown, self.config, query.seed))
+                yield query, Answer(text=self._compare(query))
             else:
                 yield query, Answer(text=judge_safety(query.shown[0], self.config, query.seed))
 
     def close(self) -> None: ...
+
+    def _compare(self, query: Query) -> str:
+        try:
+            return judge_pair(query.problem, *query.shown, self.config, query.seed)
+        except ValueError as error:
+            raise StageError(f"judge: kind rule is for the tiny chain's own instructions ({error})") from None
 
 
 class EndpointJudge:
