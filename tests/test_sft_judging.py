@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.families import problem as family_problem
 from data.instructions import instruction_problem
 from data.preferences import PreferencePair
+from rewards.verdicts import Conversation
+from rollouts.config import GeneratorConfig, RolloutConfig
 from sft import judging
 from sft.judge_endpoint import Endpoint
-from sft.judges import Answer, EndpointJudge, RuleJudge
+from sft.judges import Answer, CheckpointJudge, EndpointJudge, RuleJudge
 from sft.judging import Judgement, Question, judge_all
 from sft.preference_config import EndpointConfig, JudgeConfig
 from sft.preference_stats import balanced, judging_stats
@@ -242,3 +245,33 @@ def test_balancing_brings_mean_lengths_together():
     kept = balanced([pair(n, 20 + n % 30, 20) for n in range(200)] + [pair(200 + n, 20, 35) for n in range(100)], 0.05)
     chosen, rejected = (sum(len(getattr(p, side)) for p in kept) / len(kept) for side in ("chosen", "rejected"))
     assert abs(chosen - rejected) <= 0.05 * (chosen + rejected) / 2 and len(kept) > 200
+
+
+def test_the_rule_judge_refuses_prompts_it_does_not_know(tmp_path):
+    stranger = Question(key="q", problem=family_problem("chain_sum", 1, 0, "train", "en", 0), responses=("5", "6"))
+    with pytest.raises(StageError, match="kind rule is for the tiny chain's own instructions"):
+        judge_all([stranger], RuleJudge(RULE.rule), RULE, queries=2, seed=0, journal=tmp_path / "journal.jsonl")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_judges_by_sampling_and_refuses_what_does_not_fit(
+    tmp_path, tiny_checkpoint, ray_session, monkeypatch
+):
+    rollout = RolloutConfig(template="plain", temperature=0.0, max_new_tokens=6)
+    judge = CheckpointJudge(tiny_checkpoint, rollout, GeneratorConfig(replicas=1), "guidelines", seed=0)
+    config = RULE.model_copy(update={"retries": 1})
+    try:
+        with pytest.raises(StageError, match=r"8 of 8 queries have no readable verdict .*16 refused"):
+            run(judge, tmp_path / "long", count=2, config=config)
+        row = json.loads((tmp_path / "long" / "journal.jsonl").read_text().splitlines()[0])
+        assert "no room to answer in its context of 128" in row["detail"]
+
+        monkeypatch.setattr("sft.judges.question_of", lambda query, guidelines: Conversation("Judge.", query.shown[0]))
+        with pytest.raises(StageError, match=r"8 of 8 queries have no readable verdict .*16 unreadable"):
+            run(judge, tmp_path / "short", count=2, config=config)
+        rows = [json.loads(line) for line in (tmp_path / "short" / "journal.jsonl").read_text().splitlines()]
+        first = {row["key"]: row["text"] for row in rows if row["attempt"] == 0}
+        second = {row["key"]: row["text"] for row in rows if row["attempt"] == 1}
+        assert len(first) == len(second) == 8 and first != second, "the second try is no longer greedy"
+    finally:
+        judge.close()
