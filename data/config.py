@@ -1,4 +1,4 @@
-"""Where problems come from: the keys of one entry under `problems:` in a recipe."""
+"""Where problems and preferences come from: the keys of one entry under `sources:` in a recipe."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 RowSchema = Literal["auto", "r1", "gsm8k", "math", "aime", "columns"]
+PreferenceSchema = Literal["auto", "pairs", "ranked", "safety", "ultrafeedback", "helpsteer2", "helpsteer2_preference"]
 FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # Marks of fields, for the readers of recipes:
 LOCAL_OR_HUB = "a path, or the name of something on a hub"
@@ -28,8 +29,8 @@ class Columns(BaseModel, extra="forbid", frozen=True):
     checker: str | None = Field(default=None, description="column with the grader's name; none: `checker` decides")
 
 
-class ProblemSource(BaseModel, extra="forbid", frozen=True):
-    """One file, folder or Hugging Face dataset of problems, and how to read its rows."""
+class RowSource(BaseModel, extra="forbid", frozen=True):
+    """One file, folder or Hugging Face dataset of rows."""
 
     path: Annotated[str, LOCAL_OR_HUB] = Field(
         description="file (.jsonl, .jsonl.gz, .parquet), folder or hub name; no default, data is yours"
@@ -39,6 +40,11 @@ class ProblemSource(BaseModel, extra="forbid", frozen=True):
         default=None, description="configuration of a hub dataset (gsm8k: main); most have one only"
     )
     revision: str | None = Field(default=None, description="commit or tag of a hub dataset; none: the newest one")
+
+
+class ProblemSource(RowSource, extra="forbid", frozen=True):
+    """A RowSource of problems, and how to read its rows."""
+
     row_schema: RowSchema = Field(default="auto", description="layout of the rows; auto decides by the first row")
     columns: Columns = Field(default=Columns(), description="column names for `row_schema: columns`")
     name: str | None = Field(
@@ -77,3 +83,25 @@ class ProblemSource(BaseModel, extra="forbid", frozen=True):
                 f"ProblemSource: `columns` only works with `row_schema: columns`, got row_schema: {self.row_schema}"
             )
         return self
+
+
+class PreferenceSource(RowSource, extra="forbid", frozen=True):
+    """A RowSource of preference pairs, ranked responses or safety labels, mostly labelled by people."""
+
+    row_schema: PreferenceSchema = Field(
+        default="auto", description="layout of the rows; auto decides by the first row"
+    )
+    limit: int | None = Field(default=None, ge=1, description="records to keep, in the order of the file; none: all")
+    language: str = Field(
+        default="auto",
+        pattern=r"^(auto|[a-z]{2})$",
+        description="ISO 639-1 code of the prompts; auto: zh where Han characters outnumber Latin words, else en",
+    )
+    bad_row_limit: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description="largest share of rows that may be left out as malformed, empty or identical; they are counted and "
+        "the first of each kind is named. Sets labelled by people have some, a wrong schema has nothing else. Ties are "
+        "honest and do not count",
+    )

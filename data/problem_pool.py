@@ -12,6 +12,7 @@ from data.families import FAMILIES, LANGUAGES, LEVELS, Split
 from data.families import problem as family_problem
 from data.instructions import instruction_problem
 from data.problems import Problem
+from data.safety_prompts import safety_problem
 from data.schemas import SourceError
 from data.sources import read_problems
 
@@ -22,6 +23,13 @@ class ProblemsConfig(BaseModel, extra="forbid", frozen=True):
     languages: tuple[str, ...] = Field(default=LANGUAGES, description="languages of the prompts, in equal shares")
     instruction_share: float = Field(
         default=0.0, ge=0, le=1, description="share of general instructions with verifiable checks (domain 'general')"
+    )
+    safety_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of these instructions that ask for what the miniature's guideline forbids (domain "
+        "'safety'); R1 has 12k harmlessness prompts among 78k general ones (Table 4)",
     )
     sources: tuple[ProblemSource, ...] = Field(
         default=(),
@@ -73,6 +81,8 @@ class ProblemPool:
         rng = random.Random(f"{self.seed}-{self.split}-{index}")
         language = self.config.languages[index % len(self.config.languages)]
         if rng.random() < instruction_share:
+            if self.config.safety_share and rng.random() < self.config.safety_share:
+                return safety_problem(index, self.split, language, self.seed)
             return instruction_problem(index, self.split, language, self.seed)
         if self._listed:
             return self._shuffled(index)

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.config import FILE_SUFFIXES, ProblemSource
+from data.config import FILE_SUFFIXES, ProblemSource, RowSource
 from data.problems import Problem
 from data.schemas import SourceError, detect_schema, problem_from_source_row
 
@@ -36,7 +36,7 @@ def read_problems(source: ProblemSource) -> Iterator[Problem]:
         SourceError: the path is neither file, folder nor dataset; a row is malformed (unless `skip_bad_rows`),
             names no known schema, or repeats an id. The message names the file and the line or row.
     """
-    problems = _parse_rows(_placed_rows(source), source)
+    problems = _parse_rows(placed_rows(source), source)
     if source.shuffle_seed is not None:
         problems = shuffled(problems, seed=source.shuffle_seed, buffer_size=source.shuffle_buffer)
     return islice(problems, source.limit)
@@ -101,7 +101,8 @@ def read_parquet(path: Path) -> Iterator[PlacedRow]:
         raise SourceError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
 
 
-def _placed_rows(source: ProblemSource) -> Iterator[PlacedRow]:
+def placed_rows(source: RowSource) -> Iterator[PlacedRow]:
+    """The rows of a file, folder or hub dataset, each with its place. Raises SourceError, also while it is read."""
     path = Path(source.path).expanduser()
     files = _local_files(path, source.split)
     if files:
@@ -136,7 +137,7 @@ def _read_file(path: Path) -> Iterator[PlacedRow]:
     raise SourceError(f"{path}: unknown file type; expected {', '.join(FILE_SUFFIXES)} (JSON with one object a line)")
 
 
-def _read_hugging_face(source: ProblemSource) -> Iterator[PlacedRow]:
+def _read_hugging_face(source: RowSource) -> Iterator[PlacedRow]:
     import datasets  # slow to import, and most runs read local files
 
     try:
@@ -153,12 +154,12 @@ def _read_hugging_face(source: ProblemSource) -> Iterator[PlacedRow]:
         ) from error
 
 
-def _parse_rows(placed_rows: Iterable[PlacedRow], source: ProblemSource) -> Iterator[Problem]:
+def _parse_rows(placed: Iterable[PlacedRow], source: ProblemSource) -> Iterator[Problem]:
     stem = _stem(source)
     schema = None if source.row_schema == "auto" else source.row_schema
     seen: set[str] = set()
     skipped: list[str] = []
-    for number, (place, row) in enumerate(placed_rows, start=1):
+    for number, (place, row) in enumerate(placed, start=1):
         try:
             schema = schema or detect_schema(row)
             problem = problem_from_source_row(row, schema, source, default_id=f"{stem}-{number}")

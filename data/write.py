@@ -35,21 +35,24 @@ class DataCard:
     decontamination: dict[str, Any] = field(default_factory=dict)  # {"n": 10, "dropped": 3, "examples": [...]}
     tokens: dict[str, float] = field(default_factory=dict)  # of completions: total, mean, p50, p95, max
     sampling: dict[str, Any] = field(default_factory=dict)  # temperature, group_size, max_new_tokens, ...
+    judging: dict[str, Any] = field(default_factory=dict)  # of preference data: position bias, agreement, lengths, ...
 
 
-def write_dataset(folder: Path, rows: Iterable[Mapping[str, Any]], card: DataCard) -> None:
+def write_dataset(
+    folder: Path, rows: Iterable[Mapping[str, Any]], card: DataCard, schema: pa.Schema = SFT_SCHEMA
+) -> None:
     """Fill `folder` with data.parquet and then data_card.json.
 
     Raises:
-        ValueError: a row lacks a column of SFT_SCHEMA, has another one, or the card counts other rows than there are.
+        ValueError: a row lacks a column of the schema, has another one, or the card counts other rows than there are.
     """
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "data.parquet.tmp"
     count = 0
-    with pq.ParquetWriter(unfinished, SFT_SCHEMA) as writer:
-        for group in _groups(rows):
+    with pq.ParquetWriter(unfinished, schema) as writer:
+        for group in _groups(rows, schema):
             count += len(group)
-            writer.write_table(pa.Table.from_pylist(group, schema=SFT_SCHEMA))
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
     if count != card.n_rows:
         unfinished.unlink()
         raise ValueError(f"{folder}: the data card counts {card.n_rows} rows, but there are {count}")
@@ -67,11 +70,11 @@ def count_by(rows: Iterable[Mapping[str, Any]], column: str) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterable[list[dict[str, Any]]]:
+def _groups(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterable[list[dict[str, Any]]]:
     group: list[dict[str, Any]] = []
     for number, row in enumerate(rows, start=1):
-        if set(row) != set(SFT_SCHEMA.names):
-            raise ValueError(f"row {number} has columns {sorted(row)}, the dataset has {sorted(SFT_SCHEMA.names)}")
+        if set(row) != set(schema.names):
+            raise ValueError(f"row {number} has columns {sorted(row)}, the dataset has {sorted(schema.names)}")
         group.append(dict(row))
         if len(group) == ROWS_PER_GROUP:
             yield group

@@ -317,7 +317,7 @@ def _inputs(
 ) -> tuple[Input, ...]:
     found = []
     for role, value in entry.inputs.items():
-        wanted = kind.inputs.get(role)
+        wanted = kind.roles.get(role)
         labelled: Mapping[str, str]
         if isinstance(value, str):
             labelled = {role: value} if not isinstance(wanted, Many) else {f"{role}.{Path(value).name}": value}

@@ -44,9 +44,10 @@ def input_problems(
     `leaves` has every stage of the pipeline, also those whose recipe is faulty (None).
     """
     for name, stage in stages.items():
-        wanted = kinds[stage.kind].inputs
+        kind = kinds[stage.kind]
+        wanted = kind.roles
         filled = {item.role.partition(".")[0] for item in stage.inputs}
-        for role in wanted:
+        for role in kind.inputs:
             if role not in filled:
                 place = document.place(("stages", name))
                 yield f"{place}: stage '{name}' ({stage.kind}) is missing its input '{role}'"
@@ -104,8 +105,8 @@ def artifact_fault(path: Path, kind: str) -> str | None:
             return f"{manifest} cannot be read"
         if found != kind:
             return f"{path} is a {found}, not a {kind}"
-    if kind == "checkpoint":
-        return checkpoint_fault(path)
+    if kind in ("checkpoint", "reward_model"):
+        return checkpoint_fault(path) or (head_fault(path) if kind == "reward_model" else None)
     if kind == "dataset" and not (path / "data.parquet").is_file():
         return f"{path} has no data.parquet"
     return None
@@ -118,6 +119,14 @@ def _artifact_kind(wanted: str | Many) -> str:
 def checkpoint_fault(path: Path) -> str | None:
     """Why a Hugging Face checkpoint folder cannot be loaded, read from its headers alone; None when it looks whole."""
     return _config_fault(path) or _weights_fault(path) or _tokenizer_fault(path)
+
+
+def head_fault(path: Path) -> str | None:
+    """Why a checkpoint is no reward model; None when it looks whole."""
+    for name, what in (("reward_head.safetensors", "head"), ("reward_model.json", "description")):
+        if not (path / name).is_file():
+            return f"{path} has no {name}: it is a checkpoint without the {what} of a reward model"
+    return _safetensors_fault(path / "reward_head.safetensors")
 
 
 def _config_fault(path: Path) -> str | None:
@@ -168,7 +177,7 @@ def model_problems(stages: "Iterable[Stage]", kinds: Mapping[str, StageKind] = K
     for stage in stages:
         for item in stage.inputs:
             role = item.role.partition(".")[0]
-            if item.stage is None and _artifact_kind(kinds[stage.kind].inputs[role]) == "checkpoint":
+            if item.stage is None and _artifact_kind(kinds[stage.kind].roles[role]) in ("checkpoint", "reward_model"):
                 fault = model_fault(item.path)
                 if fault:
                     yield f"{item.place}: input '{role}' of stage '{stage.name}' cannot be used: {fault}"

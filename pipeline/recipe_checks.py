@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from data.config import FILE_SUFFIXES, is_local
+from data.config import FILE_SUFFIXES, PreferenceSource, ProblemSource, is_local
+from data.safety_prompts import SAFETY
 from data.schemas import SourceError
 from data.sources import check_first_row
 from pipeline.errors import did_you_mean, near_miss
@@ -27,13 +28,15 @@ def settings_problems(name: str, config: BaseModel, settings: Document, inputs: 
     yield from _length_problems(name, config, settings, inputs)
     yield from _label_problems(name, config, settings, inputs)
     yield from _reward_problems(config, settings)
+    yield from _reward_model_problems(name, config, settings, inputs)
+    yield from _preference_problems(name, config, settings, inputs)
 
 
 def _source_problems(config: Any, settings: Document) -> Iterator[str]:
-    """Problem files that are not there, or whose first row is no problem."""
+    """Files that are not there, or whose first row is no problem, or preference."""
     named = [
         ((*keys, number, "path"), source)
-        for keys in (("problems", "sources"), ("held_out_sources",))
+        for keys in (("problems", "sources"), ("held_out_sources",), ("sources",))
         for number, source in enumerate(_get(config, keys) or ())
     ]
     for keys, source in named:
@@ -43,9 +46,18 @@ def _source_problems(config: Any, settings: Document) -> Iterator[str]:
             yield f"{settings.place(keys)}: {_dotted(keys)}: there is no {source.path}{near_miss(path.name, names)}"
             continue
         try:
-            check_first_row(source)
+            _check_first(source)
         except SourceError as error:
             yield f"{settings.place(keys)}: {_dotted(keys)}: {error}"
+
+
+def _check_first(source: ProblemSource | PreferenceSource) -> None:
+    if isinstance(source, PreferenceSource):
+        from data.preference_sources import check_first_preference  # imports pyarrow, which other recipes need not
+
+        check_first_preference(source)
+    else:
+        check_first_row(source)
 
 
 def _dataset_problems(config: Any, settings: Document) -> Iterator[str]:
@@ -92,10 +104,11 @@ def _reward_problems(config: Any, settings: Document) -> Iterator[str]:
             place: Place = settings.place((*here, "use"))
             yield f"{place}: rewards[{number}]: {spec.use} is listed twice, first as rewards[{first[reward]}]; keep one"
         first.setdefault(reward, number)
-        for domain in spec.domains or ():
+        for domain in (*(spec.domains or ()), *spec.except_domains):
             if domains is not None and domain not in domains:
-                place = settings.place((*here, "domains"))
-                yield f"{place}: rewards[{number}].domains: {_no_domain(domain, domains)}"
+                key = "except_domains" if domain in spec.except_domains else "domains"
+                place = settings.place((*here, key))
+                yield f"{place}: rewards[{number}].{key}: {_no_domain(domain, domains)}"
         language = spec.options.get("language")
         if reward == "language" and language is not None and language not in _languages():
             place = settings.place((*here, "options", "language"))
@@ -105,15 +118,62 @@ def _reward_problems(config: Any, settings: Document) -> Iterator[str]:
             )
 
 
+def _reward_model_problems(name: str, config: Any, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
+    """Rewards that need a model and are given none, and models that no reward asks for."""
+    roles, wanted, names = {item.role for item in inputs}, set(), set()
+    watch = getattr(config, "watch", None)
+    second = [((*("watch", "second"),), watch.second)] if watch is not None and watch.second is not None else []
+    listed = [(("rewards", number), spec) for number, spec in enumerate(getattr(config, "rewards", None) or ())]
+    for here, spec in (*listed, *second):
+        try:
+            ((reward_class, _),) = check_rewards([spec])
+        except ValueError as error:
+            if here == ("watch", "second"):
+                yield f"{settings.place(here)}: watch.second: {error}"
+            continue
+        role = getattr(reward_class, "input_role", None)
+        wanted.add(role)
+        names |= {getattr(reward_class, "name", spec.use)} if here[0] == "rewards" else set()
+        if role is not None and role not in roles and not spec.options.get("model"):
+            place = settings.place((*here, "use"))
+            yield f"{place}: {spec.use} needs the input '{role}' of stage '{name}', or the option `model`"
+    if watch is not None and watch.reward not in names:
+        place = settings.place(("watch", "reward"))
+        yield f"{place}: watch.reward: stage '{name}' has no reward '{watch.reward}'{did_you_mean(watch.reward, names)}"
+    for item in inputs:
+        if item.role.endswith("_rm") and item.role not in wanted:
+            yield f"{item.place}: no reward of stage '{name}' asks for its input '{item.role}'; add one, or drop it"
+
+
+def _preference_problems(name: str, config: Any, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
+    """Preference data without anything to judge, or without the judge that it names."""
+    judge = getattr(config, "judge", None)
+    if judge is None:
+        return
+    roles = {item.role.partition(".")[0] for item in inputs}
+    if "policies" not in roles and not config.sources:
+        yield f"{settings.place()}: stage '{name}' has neither the input 'policies' nor `sources`: nothing to judge"
+    if "policies" in roles and judge.kind == "checkpoint" and "judge" not in roles:
+        place = settings.place(("judge",))
+        yield f"{place}: judge.kind is checkpoint, so stage '{name}' needs the input 'judge'; or take endpoint or rule"
+    if "judge" in roles and judge.kind != "checkpoint":
+        place = settings.place(("judge", "kind"))
+        yield f"{place}: stage '{name}' has an input 'judge', which judge.kind {judge.kind} ignores"
+
+
 def _possible_domains(config: Any) -> set[str] | None:
     """Domains the stage's problems can have; None when files decide."""
     problems = getattr(config, "problems", None)
     if problems is None or problems.sources:
         return None
-    return {*problems.families, *(["general"] if problems.instruction_share else [])}
+    share, safety = problems.instruction_share, problems.safety_share
+    general = ["general"] if share and safety < 1 else []
+    return {*problems.families, *general, *([SAFETY] if share and safety else [])}
 
 
 def _no_domain(domain: str, domains: Collection[str]) -> str:
+    if domain == SAFETY:
+        return "no problem has domain 'safety' while problems.safety_share is 0; raise it, or drop the domain"
     if domain == "general":
         return "no problem has domain 'general' while problems.instruction_share is 0; raise it, or drop the domain"
     return f"no problem of this stage has domain '{domain}'{did_you_mean(domain, sorted(domains))}"

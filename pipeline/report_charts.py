@@ -29,10 +29,12 @@ class Panel:
 
 RL_PANELS = (
     Panel("Reward", (r"reward/mean", r"reward/total")),
-    Panel("Accuracy of training samples", (r"\w+/accuracy(_mean)?", r"\w+/pass(_rate)?", r"\w+/part/accuracy")),
+    Panel(
+        "Accuracy of training samples", (r"(?!watch)\w+/accuracy(_mean)?", r"\w+/pass(_rate)?", r"\w+/part/accuracy")
+    ),
     Panel("Format reward", (r"reward/(part[s_/]*)?format",)),
     Panel("Language consistency reward", (r"reward/(part[s_/]*)?language\w*",)),
-    Panel("Length, tokens", (r"\w+/length_mean", r"\w+/length")),
+    Panel("Length, tokens", (r"\w+/length_mean", r"(?!watch)\w+/length")),
     Panel("Truncated share", (r"\w+/truncated\w*", r"\w+/truncation\w*")),
     Panel("Entropy, nats", (r"\w+/entropy\w*",)),
     Panel("KL to the reference", (r"kl/reference\w*", r"loss/kl\w*", r"kl/\w+")),
@@ -42,9 +44,16 @@ RL_PANELS = (
     Panel("Mismatch of generator and trainer", (r"mismatch/\w*abs\w*", r"mismatch/kl", r"mismatch/\w+")),
     Panel("Experts on which generator and trainer agree", (r"mismatch/routing_agreement",)),
     Panel("Gradient norm", (r"\w+/grad(ient)?_norm",)),
+    Panel("Watch: learned reward, held-out prompts", (r"watch/reward",)),
+    Panel("Watch: second judge, same answers", (r"watch/second",)),
+    Panel("Watch: held-out accuracy", (r"watch/accuracy",)),
+    Panel("Watch: length of general answers", (r"watch/length",)),
+    Panel("Watch: reward and judges have parted", (r"watch/parted",)),
 )
 SFT_PANELS = (
     Panel("Training loss, nats per token", (r"loss/(mean|train|sft|nll|cross_entropy|total)", r"train/loss", r"loss")),
+    Panel("Loss on preferences, nats", (r"loss/preference",)),
+    Panel("Accuracy on training preferences", (r"preference/accuracy",)),
     Panel("Held-out loss, nats per token", (r"loss/(heldout|held_out|validation|val|eval)\w*", r"eval/loss")),
 )
 

@@ -83,7 +83,10 @@ def print_meanings(meanings: Sequence[tuple[KeyDoc, list[str]]]) -> None:
 def print_kinds(kinds: Mapping[str, StageKind] = KINDS) -> None:
     table = _table("stage kind", "takes", "leaves", "what it does")
     for name, kind in kinds.items():
-        roles = (f"{r}: {'several ' + k.kind + 's' if isinstance(k, Many) else k}" for r, k in kind.inputs.items())
+        roles = (
+            f"{'perhaps ' if r in kind.optional else ''}{r}: {f'several {k.kind}s' if isinstance(k, Many) else k}"
+            for r, k in kind.roles.items()
+        )
         what = (kind.config_class().__doc__ or "").strip().split("\n")[0]
         table.add_row(name, ", ".join(roles) or "nothing", kind.leaves, escape(what))
     _console().print(table)

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from training.stage import StageContext
 
-ArtifactKind = Literal["checkpoint", "dataset", "scores"]
+ArtifactKind = Literal["checkpoint", "dataset", "reward_model", "scores"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,12 @@ class StageKind:
     run: str | Callable[[Any, StageContext], None]  # "module:function", or the function itself
     leaves: ArtifactKind
     inputs: Mapping[str, ArtifactKind | Many] = field(default_factory=dict)  # role -> artifact kind
+    optional: Mapping[str, ArtifactKind | Many] = field(default_factory=dict)  # roles that may stay empty
+
+    @property
+    def roles(self) -> dict[str, ArtifactKind | Many]:
+        """All of them, those that must be filled first."""
+        return {**self.inputs, **self.optional}
 
     def config_class(self) -> type[BaseModel]:
         return _load(self.config) if isinstance(self.config, str) else self.config
@@ -51,7 +57,11 @@ KINDS: dict[str, StageKind] = {
         leaves="checkpoint",
     ),
     "grpo": StageKind(
-        config="rl.config:GRPOConfig", run="rl.train:run", inputs={"policy": "checkpoint"}, leaves="checkpoint"
+        config="rl.config:GRPOConfig",
+        run="rl.train:run",
+        inputs={"policy": "checkpoint"},
+        optional={"helpful_rm": "reward_model", "safety_rm": "reward_model"},
+        leaves="checkpoint",
     ),
     "cold_start_data": StageKind(
         config="sft.config:ColdStartConfig",
@@ -64,6 +74,18 @@ KINDS: dict[str, StageKind] = {
         run="sft.rejection_sampling:run",
         inputs={"policy": "checkpoint"},
         leaves="dataset",
+    ),
+    "preference_data": StageKind(
+        config="sft.preference_config:PreferenceDataConfig",
+        run="sft.preference_data:run",
+        optional={"policies": Many("checkpoint"), "judge": "checkpoint"},
+        leaves="dataset",
+    ),
+    "reward_model": StageKind(
+        config="sft.preference_config:RewardModelConfig",
+        run="sft.reward_model:run",
+        inputs={"policy": "checkpoint", "dataset": "dataset"},
+        leaves="reward_model",
     ),
     "distill": StageKind(
         config="distill.config:DistillConfig",

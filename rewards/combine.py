@@ -27,6 +27,8 @@ KNOWN_REWARDS = (
     "rewards.length:Overlong",
     "rewards.length:CosineLength",
     "rewards.length:TokenBudget",
+    "rewards.preference:HelpfulReward",
+    "rewards.preference:SafetyReward",
     "rewards.repetition:Repetition",
 )
 CORRECTNESS = ("accuracy", "code")  # rewards whose verdict is that of the whole
@@ -39,10 +41,12 @@ class Term:
     reward: Reward
     weight: float = 1.0
     domains: frozenset[str] | None = field(default=None)  # None means all
+    except_domains: frozenset[str] = frozenset()
     from_share: float = 0.0  # counts when progress >= from_share
 
     def applies(self, problem: Problem, progress: float) -> bool:
-        return progress >= self.from_share and (self.domains is None or problem.domain in self.domains)
+        included = self.domains is None or problem.domain in self.domains
+        return progress >= self.from_share and included and problem.domain not in self.except_domains
 
 
 class CompositeReward:
@@ -96,6 +100,7 @@ def build_reward(specs: Sequence[RewardSpec]) -> CompositeReward:
                 reward=_construct(target, options, f"rewards[{position}]"),
                 weight=spec.weight,
                 domains=None if spec.domains is None else frozenset(spec.domains),
+                except_domains=frozenset(spec.except_domains),
                 from_share=spec.from_share,
             )
             for position, (spec, (target, options)) in enumerate(zip(specs, check_rewards(specs), strict=True))

@@ -11,7 +11,7 @@ class RewardSpec(BaseModel, extra="forbid", frozen=True):
     """One term of the reward.
 
     Example (R1's last stage: preference only in the last 400 of 1,700 steps):
-        {use: "rewards.preference:Preference", domains: [general], from_share: 0.765}
+        {use: "rewards.preference:HelpfulReward", domains: [general], from_share: 0.765}
     """
 
     use: str = Field(description="Import path of the reward class as module:Class, e.g. rewards.accuracy:Accuracy.")
@@ -25,6 +25,10 @@ class RewardSpec(BaseModel, extra="forbid", frozen=True):
     )
     domains: list[str] | None = Field(
         default=None, description="Problem domains this term applies to; none means all, as for R1's language reward."
+    )
+    except_domains: list[str] = Field(
+        default_factory=list,
+        description="Problem domains this term does not apply to; none. Saves listing all others in `domains`.",
     )
     from_share: float = Field(
         default=0.0,

@@ -1,8 +1,8 @@
 """Settings of GRPO. Free of torch, so that recipes load fast."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from data.config import OPERATIONAL, ProblemSource
 from data.problem_pool import ProblemsConfig
@@ -10,6 +10,37 @@ from rewards.config import RewardSpec, RewardWorkersConfig
 from rl.objective import ObjectiveConfig
 from rollouts.config import GeneratorConfig, RolloutConfig
 from training.config import OptimizerConfig, TrainingConfig
+
+
+class RewardWatchConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+    """The watch for reward hacking (rl.reward_watch)."""
+
+    reward: str = Field(default="helpful", description="name of the learned reward that is watched")
+    second: RewardSpec | None = Field(
+        default=None,
+        description="another judge of general answers, which nothing is trained on: another reward model, a generative "
+        "one, or in miniature the truth; none leaves accuracy and length to tell",
+    )
+    every: int = Field(
+        default=4, ge=1, description="rollout batches between two checks; each costs 2 x problems answers"
+    )
+    problems: int = Field(
+        default=64,
+        ge=8,
+        description="held-out problems of each kind, reasoning and general; 64 show a change of a tenth",
+    )
+    errors: float = Field(
+        default=2.0,
+        gt=0,
+        description="standard errors of a paired difference that count as a rise or a fall; 2 errs once in 20 or less",
+    )
+    length_factor: float = Field(
+        default=2.0, gt=1, description="growth of general answers that counts as parting, under a rising reward"
+    )
+    on_alert: Literal["log", "stop"] = Field(
+        default="log",
+        description="log: say so in the log and go on; stop: end the stage there, with the policy as it is then",
+    )
 
 
 class GRPOConfig(TrainingConfig, extra="forbid", frozen=True):
@@ -52,6 +83,9 @@ class GRPOConfig(TrainingConfig, extra="forbid", frozen=True):
         ge=0,
         le=1,
         description="share of the steps after which general problems enter; R1's last stage: 0.765 (1,300 of 1,700)",
+    )
+    watch: RewardWatchConfig | None = Field(
+        default=None, description="watch a learned reward for hacking; none: no learned reward, nothing to watch"
     )
     sample_in_trainer: bool = Field(
         default=False,
@@ -153,6 +187,12 @@ class GRPOConfig(TrainingConfig, extra="forbid", frozen=True):
         late = [start for start in self.max_new_tokens_from if start >= self.steps]
         if late:
             raise ValueError(f"max_new_tokens_from: step {late[0]} is not among the stage's {self.steps} steps")
+        return self
+
+    @model_validator(mode="after")
+    def _watched_reward_is_listed(self) -> Self:
+        if self.watch is not None and not self.problems.instruction_share and not self.problems.sources:
+            raise ValueError("watch: there are no general problems to watch; set problems.instruction_share")
         return self
 
     @model_validator(mode="after")

@@ -6,11 +6,13 @@ repeat: draw questions; sample a group of completions for each with pi_old; scor
 """
 
 import hashlib
+import logging
 import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from rl.batch import MissingRoutes, NonFiniteLoss, TrainingSequence, make_mini_b
 from rl.config import GRPOConfig
 from rl.experience import ScoredGroup, counts, rollout_metrics, sample_and_score, sample_rows, training_sequences
 from rl.lengths import LengthHistory
+from rl.watcher import Watcher, with_models
 from rollouts.pool import GeneratorPool
 from rollouts.probe import SyncFault, check_sync
 from rollouts.transport import open_transport
@@ -32,7 +35,8 @@ from training.group import put_back, spawn_trainer
 from training.run_log import METRICS, RunLog, read_log, write_stats
 from training.stage import StageContext, StageError
 
-LENGTHS = "lengths.json"  # in a checkpoint
+LENGTHS, WATCH = "lengths.json", "watch.json"  # in a checkpoint
+logger = logging.getLogger(__name__)
 AVERAGE = "average"  # folder beside the checkpoint: the average of the weights, with optimizer.ema_decay
 WEIGHTS = ".weights"  # of the last sync, where they travel as files; hidden files are no part of an artifact
 
@@ -52,6 +56,8 @@ def train(session: "Session") -> None:
         step = rollout * config.mini_batches
         session.maybe_refresh_reference(step)
         session.sync_weights(step)
+        if session.watch_reward(rollout):
+            break
         groups = session.sample_and_score(step)
         sequences = session.annotate(session.compare(groups))
         for mini_batch in make_mini_batches(sequences, config.mini_batches, session.seed("mini-batches", step)):
@@ -69,7 +75,9 @@ class Session:
         policy = str(context.inputs["policy"])
         self.objective = config.objective.resolve()
         self.problems = ProblemPool(config.problems, "train", context.seed, config.held_out_sources)
-        self.rewards = RewardPool(config.rewards, config.reward_workers)
+        specs = with_models(config.rewards, context.inputs)
+        self.rewards = RewardPool(specs, config.reward_workers)
+        self.watcher = Watcher(config.watch, specs, config, context) if config.watch else None
         self.trainer = spawn_trainer(
             "rl.trainer:PolicyTrainer",
             config.trainer,
@@ -91,6 +99,7 @@ class Session:
         self.saving = BackgroundSave(self.trainer, self.store, self._wait)
         self.pending_metrics: dict[str, float] = {}  # of the rollout batch; logged with its first step
         self.sync_metrics: dict[str, float] = {}
+        self.watch_metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.tokens = self.too_long = 0
         self.longest = config.rollout.max_new_tokens  # of this rollout batch's completions
@@ -108,6 +117,8 @@ class Session:
             step, folder = found
             self._wait(self.trainer.load_state.remote(str(folder)), "loading a checkpoint")
             self.lengths.load(folder / LENGTHS)
+            if self.watcher:
+                self.watcher.watch.load(folder / WATCH)
         self.log.truncate_after(step)
         return step // self.config.mini_batches
 
@@ -139,6 +150,22 @@ class Session:
                 )
             except SyncFault as error:
                 raise StageError(f"{self.context.name}: {error}") from None
+
+    def watch_reward(self, rollout: int) -> bool:
+        """Look for reward hacking, where the recipe asks for it. Whether the stage ends here."""
+        if self.watcher is None or not self.watcher.is_due(rollout):
+            return False
+        step = rollout * self.config.mini_batches
+        self._report(step, phase="watching the reward")
+        found = self.watcher.check(self.pool, self._render)
+        self.watch_metrics = found.metrics
+        if not found.alert:
+            return False
+        logger.warning("%s: step %d: %s", self.context.name, step, found.alert)
+        stops = self.watcher.config.on_alert == "stop"
+        if stops:  # no rollout batch follows that would log them
+            self.log.log(step, found.metrics)
+        return stops
 
     def sample_and_score(self, step: int) -> list[ScoredGroup]:
         """A rollout batch. Under dynamic sampling, further questions take the place of groups without signal."""
@@ -203,7 +230,8 @@ class Session:
             for kind in ("error", "timeout")
         }
         counters["experience/prompts_too_long"] = self.too_long
-        self.pending_metrics = rollout_metrics(groups) | counters | failures | self.sync_metrics
+        self.pending_metrics = rollout_metrics(groups) | counters | failures | self.sync_metrics | self.watch_metrics
+        self.watch_metrics = {}
         self._check_unscorable(groups, counters["experience/unscorable"], counters["experience/sampled"])
         self._check_supports(sequences)
         return sequences
@@ -280,7 +308,12 @@ class Session:
         self._report(step, tokens_per_s=self.tokens / seconds)
         every, last = self.config.trainer.checkpoint_every, step - self.config.mini_batches
         if step // every > last // every and step < self.config.steps:
-            self.saving.begin(step, beside=lambda folder: self.lengths.save(folder / LENGTHS))
+            self.saving.begin(step, beside=self._save_beside)
+
+    def _save_beside(self, folder: Path) -> None:
+        self.lengths.save(folder / LENGTHS)
+        if self.watcher:
+            self.watcher.watch.save(folder / WATCH)
 
     def save_policy(self) -> None:
         self.saving.finish()
@@ -294,6 +327,8 @@ class Session:
     def close(self) -> None:
         self.pool.close()
         self.rewards.close()
+        if self.watcher:
+            self.watcher.close()
         self.trainer.stop()
 
     def _dump(self, mini_batch: Sequence[TrainingSequence], step: int):

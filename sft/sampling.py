@@ -5,8 +5,6 @@ one row per prompt and sample. A completion depends on its prompt, its number an
 killed samples the prompts that are missing and ends with the same groups as one that was not.
 """
 
-import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from pyarrow import parquet
 
 from cluster.actors import start_ray
 from data.durable import is_whole, sealing
+from data.journal import Journal, read_journal
 from data.problems import Problem
 from rewards.combine import check_rewards
 from rewards.config import RewardSpec, RewardWorkersConfig
@@ -125,11 +124,9 @@ def _fill(
     journal = file.with_suffix(".journal.jsonl")
     sampled = _journaled(journal)
     missing = [prompt for prompt in prompts if prompt.key not in sampled]
-    with journal.open("a", encoding="utf-8") as lines:
+    with Journal(journal) as lines:
         for key, completions in sampler.sample(missing, params) if missing else ():
-            lines.write(json.dumps({"key": key, "completions": [asdict(c) for c in completions]}) + "\n")
-            lines.flush()
-            os.fsync(lines.fileno())
+            lines.add({"key": key, "completions": [asdict(c) for c in completions]})
             sampled[key] = completions
             on_group(len(sampled))
     rows = [
@@ -143,21 +140,7 @@ def _fill(
 
 
 def _journaled(journal: Path) -> dict[str, list[Sampled]]:
-    """The groups of a journal. From the first line that is not whole on, the rest is cut away."""
-    if not journal.exists():
-        return {}
-    sampled, end = {}, 0
-    for line in journal.read_bytes().splitlines(keepends=True):
-        try:
-            row = json.loads(line) if line.endswith(b"\n") else None
-        except ValueError:  # a power cut may leave zeros
-            row = None
-        if row is None:
-            break
-        sampled[row["key"]] = [_sampled(**completion) for completion in row["completions"]]
-        end += len(line)
-    os.truncate(journal, end)
-    return sampled
+    return {row["key"]: [_sampled(**each) for each in row["completions"]] for row in read_journal(journal)}
 
 
 def _scored(group: Group, scores: Sequence[Score]) -> list[Sampled]:

@@ -79,9 +79,10 @@ def test_the_table_of_kinds_is_complete():
     assert {name for name, _, _ in rows} == set(KINDS)
     for name, takes, leaves in rows:
         kind = KINDS[name]
-        assert re.findall(r"`(\w+)`", takes) == list(kind.inputs)
-        assert ("several" in takes) == any(isinstance(role, Many) for role in kind.inputs.values())
-        assert leaves.replace(" ", "") == kind.leaves
+        assert re.findall(r"`(\w+)`", takes) == list(kind.roles)
+        assert ("several" in takes) == any(isinstance(role, Many) for role in kind.roles.values())
+        assert ("perhaps" in takes) == bool(kind.optional)
+        assert leaves.replace(" ", "") == kind.leaves.replace("_", "")
 
 
 def test_an_edited_problem_file_is_a_changed_setting(folder):

@@ -13,7 +13,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 R1 = [sys.executable, "-m", "pipeline.cli", "run", str(ROOT / "recipes/tiny/smoke.yaml")]
 STAGES = ("zero", "cold_start_data", "cold_start_sft", "reasoning_rl", "rejection_sampling", "curated_sft")
-STAGES += ("general_rl", "distill", "student_rl", "evaluate")
+STAGES += (
+    "preference_data",
+    "safety_data",
+    "helpful_rm",
+    "safety_rm",
+    "general_rl",
+    "distill",
+    "student_rl",
+    "evaluate",
+)
 
 
 def content_hashes(run: Path) -> dict[str, str]:

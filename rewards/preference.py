@@ -1,0 +1,153 @@
+"""Rewards of learned models: helpfulness of the final summary, safety of the whole response (DeepSeek-R1, 3.1).
+
+    - {use: "rewards.preference:HelpfulReward", domains: [general], from_share: 0.765}
+    - {use: "rewards.preference:SafetyReward", domains: [safety], from_share: 0.765}
+
+A stage that is given the inputs `helpful_rm` and `safety_rm` fills in `model`; elsewhere name the folder. Each reward
+worker starts one scoring process when it first scores, which reads a batch at a time.
+
+The reward is in [0, 1] (`models.reward_head.RewardDescription.bounded`): for helpfulness the sigmoid of the score,
+standardised on held-out responses, for safety the probability of safe. How the paper scales its scores is not stated;
+advantages compare within a group, so only the scale against the other terms matters, and here all terms have the same.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, Field
+
+from data.chat import parse_completion
+from data.problems import Problem
+from rewards.reward import Score
+
+DESCRIPTION_FILE = "reward_model.json"
+SCORER = "training.reward_scorer:RewardScorer"  # imported by its own process alone: rewards stay free of torch
+
+
+class PreferenceOptions(BaseModel, extra="forbid", frozen=True):
+    """Options of the learned rewards."""
+
+    model: str = Field(
+        default="", description="folder of the reward model; empty: the stage's input helpful_rm or safety_rm"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU when there is one")
+    threads: int = Field(default=1, ge=1, description="compute threads on CPU; 1 because a policy samples beside it")
+    row_tokens: int = Field(
+        default=8192, ge=64, description="tokens of one forward pass; longer responses get their own. Bounded by memory"
+    )
+    deadline_s: float = Field(default=300.0, gt=0, description="seconds one batch may take; then it is unscorable")
+
+
+class _Preference:
+    """Shared by the two rewards. Raises ValueError when `model` names no reward model of the right kind."""
+
+    name: ClassVar[str]
+    objective: ClassVar[str]
+    input_role: ClassVar[str]  # of the grpo stage, which fills in `model`
+    judges = frozenset({"text"})  # what an audit attacks
+    Options = PreferenceOptions
+
+    def __init__(self, options: PreferenceOptions | None = None):
+        self.options = options or PreferenceOptions()
+        self._folder = _checked(self.options.model, self.name, self.objective)
+        self._scorer: Any = None
+
+    def __call__(self, problem: Problem, completion: str) -> Score:
+        return self.score_batch([problem], [completion])[0]
+
+    def score_batch(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
+        """One Score per pair; a response that is missing earns 0 and is not shown to the model."""
+        texts = [self.judged_part(completion) for completion in completions]
+        asked = [place for place, text in enumerate(texts) if text.strip()]
+        values: list[float | None] = []
+        if asked:
+            conversations = [([dict(turn) for turn in problems[p].messages], texts[p]) for p in asked]
+            values = self._ask(conversations)
+        found = dict(zip(asked, values, strict=True))
+        return [self._as_score(found[place]) if place in found else _missing() for place in range(len(texts))]
+
+    def judged_part(self, completion: str) -> str:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End the scoring process."""
+        from cluster.actors import kill
+
+        if self._scorer is not None:
+            kill(self._scorer)
+            self._scorer = None
+
+    def _ask(self, conversations: list[tuple[list[dict[str, str]], str]]) -> list[float | None]:
+        """A process that died is started again and asked once more; one that is silent is not waited for twice."""
+        from cluster.actors import ActorDied, PhaseTimeout, wait
+
+        phase, deadline_s = f"{self.name}: scoring", self.options.deadline_s
+        try:
+            return wait(self._scoring().score.remote(conversations), phase=phase, deadline_s=deadline_s)
+        except ActorDied:
+            self.close()
+            return wait(self._scoring().score.remote(conversations), phase=phase, deadline_s=deadline_s)
+        except PhaseTimeout:
+            self.close()
+            raise
+
+    def _scoring(self) -> Any:
+        """The scoring process, started when it is first needed."""
+        from cluster.actors import spawn, start_ray  # imports Ray, which the check of a recipe need not wait for
+
+        if self._scorer is None:
+            start_ray()
+            options = self.options
+            self._scorer = spawn(SCORER, str(self._folder), options.row_tokens, options.device, threads=options.threads)
+        return self._scorer
+
+    def _as_score(self, value: float | None) -> Score:
+        if value is None:
+            return Score.error("the response is longer than the reward model's context")
+        detail = f"{self.objective} {value:.3f}"
+        return Score.passed(value, detail) if value >= 0.5 else Score.failed(value, detail)
+
+
+class HelpfulReward(_Preference):
+    """How helpful the final summary is, against ordinary responses: 0.5 is one of these. The reasoning is not read."""
+
+    name = "helpful"
+    objective = "helpful"
+    input_role = "helpful_rm"
+    checkers = ("instruction",)  # what an audit attacks it on: it is no judge of answers that are right or wrong
+
+    def judged_part(self, completion: str) -> str:
+        """What stands after the reasoning, without answer tags."""
+        parsed = parse_completion(completion)
+        return parsed.final if parsed.answer is None else parsed.answer
+
+
+class SafetyReward(_Preference):
+    """The probability that the whole response, reasoning included, is safe."""
+
+    name = "safety"
+    objective = "safety"
+    input_role = "safety_rm"
+    checkers = ("instruction",)
+
+    def judged_part(self, completion: str) -> str:
+        return completion
+
+
+def _missing() -> Score:
+    return Score.failed(detail="there is no response to judge")
+
+
+def _checked(model: str, name: str, objective: str) -> Path:
+    if not model:
+        raise ValueError(f"{name}: say which reward model, as the stage's input {name}_rm or as option `model`")
+    folder = Path(model).expanduser()
+    try:
+        found = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))["objective"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{name}: {folder} is no reward model: it has no readable {DESCRIPTION_FILE}") from None
+    if found != objective:
+        raise ValueError(f"{name}: {folder} is a model of {found}; this reward needs one of {objective}")
+    return folder.resolve()

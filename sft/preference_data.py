@@ -1,0 +1,271 @@
+"""The preference-data stage: prompts, responses of several checkpoints, a judge, and what it takes to trust the result.
+
+DeepSeek-R1 (arXiv:2501.12948v2, section 3.1): 66,000 pairs judged four times each with the order randomised, kept when
+the mean gap is above 1, chosen and rejected equally long over the set; 106,000 labels for safety.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from data.chat import parse_completion, render_prompt
+from data.instructions import bad_answer, good_answer
+from data.preference_sources import Tally, read_pairs, read_safety_labels
+from data.preferences import SCHEMAS, Preference, PreferencePair, SafetyLabel, about, preference_row
+from data.problem_pool import ProblemPool
+from data.problems import Problem
+from data.safety_prompts import SAFETY, safe_answer, unsafe_answer
+from data.write import DataCard, count_by, write_dataset
+from models.checkpoint import context_length, load_tokenizer
+from rewards.config import RewardSpec
+from rewards.reward import Verdict
+from sft.judges import open_judge
+from sft.judging import Judged, Question, judge_all
+from sft.preference_config import PreferenceDataConfig
+from sft.preference_stats import balanced, judging_stats, truth_stats
+from sft.refine import r1_layout
+from sft.sampling import Prompt, sampled_chunks
+from training.run_log import write_stats
+from training.stage import StageContext, StageError
+
+WORK = ".work"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Responses:
+    """The different responses to one problem, as they are judged, in the order they came."""
+
+    key: str
+    problem: Problem
+    texts: tuple[str, ...]
+
+
+def run(config: PreferenceDataConfig, context: StageContext) -> None:
+    policies = _policies(context)
+    if not policies and not config.sources:
+        raise StageError(f"{context.name}: give checkpoints as inputs.policies, or files in `sources`")
+    listed, tallies = _listed(config)
+    found = _found(config, context, policies) if policies else Found([], {}, Counter())
+    records = [*found.records, *listed]
+    if not records:
+        raise StageError(
+            f"{context.name}: nothing is left of {found.counts.get('judged', 0)} judgements: {found.reasons}"
+        )
+    _write(records, found, tallies, config, context)
+
+
+@dataclass(slots=True)
+class Found:
+    """What sampling and judging gave."""
+
+    records: list[Preference]
+    judging: dict[str, Any]  # for the data card
+    reasons: Counter[str]  # why questions gave no record
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return self.judging.get("counts", {})
+
+
+def _found(config: PreferenceDataConfig, context: StageContext, policies: dict[str, Path]) -> Found:
+    """Sample, judge, keep what is clear, balance."""
+    reasons: Counter[str] = Counter()
+    responses = list(_all_responses(config, context, policies, reasons))
+    questions = list(_questions(responses, config, context.seed, reasons))
+    judge = open_judge(config.judge, context.inputs.get("judge"), context.seed)
+    try:
+        judged = judge_all(
+            questions,
+            judge,
+            config.judge,
+            queries=config.queries,
+            seed=context.seed,
+            journal=context.output / WORK / "judgements.jsonl",
+            on_answer=lambda done, total: context.report({"step": done, "total_steps": total, "phase": "judging"}),
+        )
+    finally:
+        judge.close()
+    records = list(_records(questions, judged, config, reasons))
+    before = len(records)
+    kept = balanced(records, config.balance_within) if config.balance_within is not None else records
+    reasons["unbalanced"] += before - len(kept)
+    judging = {
+        "judge": config.judge.shown_name,
+        "counts": {"judged": len(questions), "queries": judged.queries, "answers": judged.answers},
+        "tries_without_verdict": dict(judged.faults.most_common()),
+        **judging_stats(judged, questions),
+        **truth_stats(kept),
+    }
+    return Found(kept, judging, reasons)
+
+
+def _policies(context: StageContext) -> dict[str, Path]:
+    """Label -> checkpoint."""
+    return {
+        role.partition(".")[2]: path for role, path in context.inputs.items() if role.partition(".")[0] == "policies"
+    }
+
+
+def _all_responses(
+    config: PreferenceDataConfig, context: StageContext, policies: dict[str, Path], reasons: Counter[str]
+) -> Iterator[Responses]:
+    """Each problem with what all policies said to it, equal texts once."""
+    problems = ProblemPool(config.problems, "train", context.seed).draw_distinct(
+        config.prompts, config.problems.instruction_share
+    )
+    texts: dict[str, dict[str, None]] = {problem.id: {} for problem in problems}
+    for number, (label, policy) in enumerate(policies.items()):
+        for problem, text in _sampled(problems, label, policy, number, config, context, reasons):
+            texts[problem.id].setdefault(text)
+    for problem in problems:
+        if config.written_answers:
+            for text in _written(problem, context.seed):
+                texts[problem.id].setdefault(_judged_part(text, config))
+        yield Responses(key=problem.id, problem=problem, texts=tuple(texts[problem.id]))
+
+
+def _sampled(
+    problems: Sequence[Problem],
+    label: str,
+    policy: Path,
+    number: int,
+    config: PreferenceDataConfig,
+    context: StageContext,
+    reasons: Counter[str],
+) -> Iterator[tuple[Problem, str]]:
+    """(problem, the part that is judged) of every response that can be."""
+    tokenizer, room = load_tokenizer(policy), context_length(policy)
+    rendered = [(p, render_prompt(tokenizer, p.messages, config.rollout.template)) for p in problems]
+    prompts = [
+        Prompt(key=f"{label}:{p.id}", problem=p, prompt_ids=ids, source=label) for p, ids in rendered if len(ids) < room
+    ]
+    reasons["prompt_too_long"] += len(problems) - len(prompts)
+    layout = config.layout or "summary"
+    chunks = sampled_chunks(
+        prompts,
+        policy=policy,
+        params=config.rollout.params(config.responses_per_prompt, context.seed + number),
+        generator=config.generator,
+        rewards=(RewardSpec(use="rewards.format:Format", options={"layout": layout}),),
+        reward_workers=config.reward_workers,
+        chunk_prompts=config.chunk_prompts,
+        work=context.output / WORK / label,
+        on_group=lambda done: context.report(
+            {"step": done, "total_steps": len(prompts), "phase": f"sampling from {label}"}
+        ),
+    )
+    for chunk in chunks:
+        for prompt, completions in chunk:
+            for completion in completions:
+                text = _judged_part(completion.text, config)
+                if completion.truncated:
+                    reasons["truncated"] += 1
+                elif config.layout is not None and completion.verdict is not Verdict.PASS:
+                    reasons["ill_formed"] += 1
+                elif not text.strip():
+                    reasons["empty"] += 1
+                else:
+                    yield prompt.problem, text
+
+
+def _judged_part(completion: str, config: PreferenceDataConfig) -> str:
+    """Helpfulness is judged on the final part only, safety on everything (section 3.1)."""
+    if config.objective == "safety":
+        return completion
+    parsed = parse_completion(completion)
+    return parsed.final if parsed.answer is None else parsed.answer
+
+
+def _written(problem: Problem, seed: int) -> Iterator[str]:
+    """A good and a bad answer to one of the tiny chain's own prompts, in R1's layout."""
+    rng = random.Random(f"{seed}-written-{problem.id}")
+    if problem.domain == SAFETY:
+        yield r1_layout(*safe_answer(problem, rng))
+        yield r1_layout(*unsafe_answer(problem, rng))
+    elif problem.checker == "instruction":
+        yield r1_layout("", good_answer(problem, rng))
+        yield r1_layout("", bad_answer(problem, rng))
+
+
+def _questions(
+    responses: Sequence[Responses], config: PreferenceDataConfig, seed: int, reasons: Counter[str]
+) -> Iterator[Question]:
+    for each in responses:
+        if config.objective == "safety":
+            for number, text in enumerate(each.texts):
+                yield Question(key=f"{each.key}/{number}", problem=each.problem, responses=(text,))
+            continue
+        if len(each.texts) < 2:
+            reasons["identical"] += 1
+        pairs = list(combinations(each.texts, 2))
+        random.Random(f"{seed}-pairs-{each.key}").shuffle(pairs)
+        for number, pair in enumerate(pairs[: config.pairs_per_prompt]):
+            yield Question(key=f"{each.key}/{number}", problem=each.problem, responses=pair)
+
+
+def _records(
+    questions: Sequence[Question], judged: Judged, config: PreferenceDataConfig, reasons: Counter[str]
+) -> Iterator[Preference]:
+    source = f"judge:{config.judge.shown_name}"
+    for question in questions:
+        judgement = judged.judgements.get(question.key)
+        made = {"id": question.key, "source": source, **about(question.problem)}
+        if judgement is None:
+            reasons["unjudged"] += 1
+        elif config.objective == "safety":
+            if max(judgement.mean, 1 - judgement.mean) < config.label_agreement:
+                reasons["disputed"] += 1
+            else:
+                yield SafetyLabel(response=question.responses[0], safe=judgement.mean > 0.5, **made)
+        elif abs(judgement.mean) <= config.min_gap:
+            reasons["gap_too_small"] += 1
+        else:
+            better, worse = question.responses if judgement.mean > 0 else question.responses[::-1]
+            yield PreferencePair(chosen=better, rejected=worse, gap=abs(judgement.mean), **made)
+
+
+def _listed(config: PreferenceDataConfig) -> tuple[list[Preference], dict[str, Tally]]:
+    """What people have labelled, and what was left out of it."""
+    records: list[Preference] = []
+    tallies = {source.path: Tally() for source in config.sources}
+    for source in config.sources:
+        read = read_safety_labels if config.objective == "safety" else read_pairs
+        records += read(source, tallies[source.path])
+    return records, tallies
+
+
+def _write(
+    records: Sequence[Preference],
+    found: Found,
+    tallies: dict[str, Tally],
+    config: PreferenceDataConfig,
+    context: StageContext,
+) -> None:
+    kind = SafetyLabel if config.objective == "safety" else PreferencePair
+    rows = [preference_row(record) for record in records]
+    for tally in tallies.values():
+        found.reasons.update(tally.refused)
+    judged = found.counts.get("judged", 0)
+    card = DataCard(
+        n_rows=len(rows),
+        by_domain=dict(sorted(Counter(r.problem.domain if r.problem else "listed" for r in records).items())),
+        by_language=count_by(rows, "language"),
+        by_source=count_by(rows, "source"),
+        n_candidates=judged,
+        accept_rate=len(found.records) / judged if judged else None,
+        rejected={reason: count for reason, count in sorted(found.reasons.items()) if count},
+        sampling={"prompts": config.prompts, "seed": context.seed, **config.rollout.model_dump()},
+        judging={
+            **found.judging,
+            "files": {
+                path: {"kept": tally.kept, "refused": dict(tally.refused), "first": tally.examples}
+                for path, tally in tallies.items()
+            },
+        },
+    )
+    write_dataset(context.output, rows, card, SCHEMAS[kind])
+    write_stats(context.output, {"rows": len(rows), "judged": judged, "queries": found.counts.get("queries", 0)})

@@ -1,0 +1,275 @@
+"""Judges that answer, err, fall silent and die: what is counted, asked again, kept, and said."""
+
+import json
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.families import problem as family_problem
+from data.instructions import instruction_problem
+from data.preferences import PreferencePair
+from rewards.verdicts import Conversation
+from rollouts.config import GeneratorConfig, RolloutConfig
+from sft import judging
+from sft.judge_endpoint import Endpoint
+from sft.judges import Answer, CheckpointJudge, EndpointJudge, RuleJudge
+from sft.judging import Judgement, Question, judge_all
+from sft.preference_config import EndpointConfig, JudgeConfig
+from sft.preference_stats import balanced, judging_stats
+from training.stage import StageError
+
+PROBLEM = instruction_problem(0, "train", "en", 0)
+RULE = JudgeConfig(kind="rule")
+
+
+@pytest.fixture(autouse=True)
+def without_pauses(monkeypatch):
+    monkeypatch.setattr(judging, "PAUSE_S", 0.0)
+
+
+def questions(count):
+    return [Question(key=f"q{n}", problem=PROBLEM, responses=(f"first {n}", f"second {n}")) for n in range(count)]
+
+
+class Scripted:
+    """Answers with `reply(query)`, an Answer or a text; None is a kill."""
+
+    def __init__(self, reply):
+        self.reply, self.asked = reply, []
+
+    def ask(self, queries):
+        for query in queries:
+            answer = self.reply(query)
+            if answer is None:
+                raise KeyboardInterrupt
+            self.asked.append((query.key, query.attempt))
+            yield query, Answer(text=answer) if isinstance(answer, str) else answer
+
+    def close(self): ...
+
+
+def prefers_first_response(query):
+    return "[[A>>B]]" if query.shown[0].startswith("first") else "[[B>A]]"
+
+
+def run(judge, folder, count=6, config=RULE, queries=4):
+    folder.mkdir(exist_ok=True)
+    return judge_all(questions(count), judge, config, queries=queries, seed=0, journal=folder / "journal.jsonl")
+
+
+def test_both_orders_are_asked_and_put_back(tmp_path):
+    judged = run(Scripted(prefers_first_response), tmp_path)
+    for judgement in judged.judgements.values():
+        assert sorted(judgement.swapped) == [False, False, True, True]
+        assert judgement.mean == 1.5
+    assert judged.queries == judged.answers == 24 and not judged.faults
+    starts = {judgement.swapped[0] for judgement in judged.judgements.values()}
+    assert starts == {True, False}, "which order comes first must be random"
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 7, 23])
+def test_a_resumed_stage_asks_nothing_twice(tmp_path, killed_after):
+    answers = iter(range(killed_after))
+    first = Scripted(lambda query: prefers_first_response(query) if next(answers, None) is not None else None)
+    with pytest.raises(KeyboardInterrupt):
+        run(first, tmp_path)
+    with (tmp_path / "journal.jsonl").open("ab") as journal:
+        journal.write(b'{"key": "q0/0", "att')  # a kill in the middle of a line
+    second = Scripted(prefers_first_response)
+    resumed = run(second, tmp_path)
+    assert Counter(first.asked + second.asked) == Counter((f"q{q}/{n}", 0) for q in range(6) for n in range(4))
+    assert resumed == run(Scripted(lambda query: None), tmp_path), "everything is in the journal"
+    assert resumed.judgements == run(Scripted(prefers_first_response), tmp_path / "fresh").judgements
+
+
+def test_unreadable_answers_are_asked_again_and_counted(tmp_path):
+    judge = Scripted(lambda q: "no idea" if q.attempt < 2 and q.key == "q1/0" else prefers_first_response(q))
+    judged = run(judge, tmp_path)
+    assert judged.faults == {"unreadable": 2} and judged.failed == 0 and judged.answers == 26
+    assert [attempt for key, attempt in judge.asked if key == "q1/0"] == [0, 1, 2]
+
+
+def test_a_query_without_a_verdict_is_left_out_within_the_limit(tmp_path):
+    config = RULE.model_copy(update={"failed_limit": 0.2})
+    judged = run(Scripted(lambda q: "?" if q.key == "q1/0" else prefers_first_response(q)), tmp_path, config=config)
+    assert judged.failed == 1 and len(judged.judgements["q1"].values) == 3 and judged.unjudged == 0
+    judged = run(
+        Scripted(lambda q: "?" if q.key < "q1/3" and q.key > "q1" else prefers_first_response(q)),
+        tmp_path / "fresh",
+        config=config,
+    )
+    assert judged.unjudged == 1 and "q1" not in judged.judgements
+
+
+def test_too_many_queries_without_a_verdict_stop_the_stage(tmp_path):
+    with pytest.raises(StageError, match=r"4 of 24 queries have no readable verdict after 3 retries \(16 unreadable\)"):
+        run(Scripted(lambda q: "?" if q.key.startswith("q1/") else prefers_first_response(q)), tmp_path)
+
+
+def test_a_judge_that_writes_nonsense_is_stopped_early(tmp_path):
+    judge = Scripted(lambda query: "lorem ipsum")
+    with pytest.raises(StageError, match=r"50 of its first 50 answers hold no verdict, e.g. 'lorem ipsum'"):
+        run(judge, tmp_path, count=1000)
+    assert len(judge.asked) == 50
+
+
+def test_a_dead_judge_is_given_up_and_nothing_is_lost(tmp_path):
+    down = Answer(fault="unreachable", detail="connection refused")
+    answers = iter(range(10))
+    judge = Scripted(lambda q: prefers_first_response(q) if next(answers, None) is not None else down)
+    with pytest.raises(StageError, match=r"30 of 40 queries have no answer after 3 retries .*kept") as caught:
+        run(judge, tmp_path, count=10)
+    assert caught.value.retry
+    assert len(judge.asked) == 10 + 4 * judging.SILENT_IN_A_ROW
+    back = Scripted(prefers_first_response)
+    assert len(run(back, tmp_path, count=10).judgements) == 10 and len(back.asked) == 30
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, reply):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.reply, self.asked = reply, []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, self.headers.get("Authorization"), body))
+        status, answer = self.server.reply(len(self.server.asked), body)
+        self.send_response(status)
+        self.end_headers()
+        for piece in answer if isinstance(answer, list) else [answer]:
+            time.sleep(piece) if isinstance(piece, float) else self.wfile.write(piece.encode())
+
+    def log_message(self, *_): ...
+
+
+def said(text):
+    return 200, json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]})
+
+
+def endpoint(server, **keys):
+    return Endpoint(EndpointConfig(url=server.url, model="judge", **keys))
+
+
+def test_an_endpoint_is_asked_in_arena_hards_words_with_its_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "s3cret")
+    server = Server(lambda number, body: said("I would say so. [[A>>B]]"))
+    judged = run(EndpointJudge(endpoint(server, api_key_env="JUDGE_KEY"), "guidelines"), tmp_path)
+    assert len(judged.judgements) == 6 and all(j.mean == 0 for j in judged.judgements.values())
+    path, key, body = server.asked[0]
+    assert (path, key, body["model"], body["temperature"]) == ("/v1/chat/completions", "Bearer s3cret", "judge", 0)
+    system, user = body["messages"]
+    assert "generating your own answer" in system["content"] and PROBLEM.question in user["content"]
+    assert "s3cret" not in (tmp_path / "journal.jsonl").read_text()
+    stats = judging_stats(judged, questions(6))
+    assert stats["first_preferred"] == 1.0 and stats["order_flips"] == 1.0
+
+
+def test_busy_garbled_and_slow_answers_of_an_endpoint_are_asked_again(tmp_path):
+    replies = {1: (503, "busy"), 2: (429, "slow down"), 3: (200, "<html>"), 4: (200, [4.5, "late"]), 5: (200, "{}")}
+    server = Server(lambda number, body: replies.get(number) or said("[[A=B]]"))
+    judge = EndpointJudge(endpoint(server, deadline_s=3.0), "guidelines")
+    judged = run(judge, tmp_path)
+    assert judged.faults == {"unreachable": 2, "unreadable": 2, "timeout": 1} and judged.failed == 0
+    assert len(server.asked) == 24 + 5
+
+
+def test_a_server_that_drips_does_not_outlast_the_deadline():
+    server = Server(lambda number, body: (200, [part for _ in range(100) for part in ("x", 0.05)]))
+    with pytest.raises(TimeoutError):  # without a deadline for the whole, an answer would come after five seconds
+        endpoint(server, deadline_s=0.3).complete([])
+
+
+@pytest.mark.parametrize(("status", "says"), [(401, "endpoint.api_key_env"), (404, "endpoint.model")])
+def test_what_no_retry_can_mend_stops_at_once(tmp_path, status, says):
+    server = Server(lambda number, body: (status, "no"))
+    with pytest.raises(StageError, match=f"status {status}.*{says}"):
+        run(EndpointJudge(endpoint(server, concurrency=1), "guidelines"), tmp_path)
+    assert len(server.asked) < 10
+
+
+def test_a_missing_key_is_said_before_anything_is_asked(monkeypatch):
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    with pytest.raises(StageError, match=r"JUDGE_KEY .* is not set"):
+        Endpoint(EndpointConfig(url="http://127.0.0.1:1/v1", model="m", api_key_env="JUDGE_KEY"))
+
+
+def test_the_rule_judge_repeats_itself(tmp_path):
+    first = run(RuleJudge(RULE.rule), tmp_path)
+    assert first == run(RuleJudge(RULE.rule), tmp_path / "again")
+
+
+def test_statistics_of_a_judge_without_bias(tmp_path):
+    judged = run(Scripted(prefers_first_response), tmp_path)
+    stats = judging_stats(judged, questions(6))
+    assert (stats["first_preferred"], stats["order_flips"], stats["agreement"]) == (0.5, 0.0, 1.0)
+    assert stats["longer_preferred"] == 0.0, "'second 1' is longer than 'first 1'"
+
+
+def test_disagreeing_queries_are_counted_in_pairs():
+    judged = judging.Judged(judgements={"q0": Judgement(values=(2, 1, -1, 0), swapped=(False, True, False, True))})
+    assert judging_stats(judged, questions(1))["agreement"] == pytest.approx(1 / 6)
+
+
+def pair(number, chosen, rejected):
+    return PreferencePair(id=f"{number}", prompt="q", chosen="a" * chosen, rejected="b" * rejected)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=60))
+def test_balancing_never_makes_it_worse_and_drops_one_side_only(lengths):
+    pairs = [pair(number, *each) for number, each in enumerate(lengths)]
+    kept = balanced(pairs, 0.05)
+
+    def surplus(pairs):
+        return sum(len(p.chosen) - len(p.rejected) for p in pairs)
+
+    assert abs(surplus(kept)) <= abs(surplus(pairs)) and surplus(kept) * surplus(pairs) >= 0
+    sides = {len(p.chosen) > len(p.rejected) for p in pairs if p not in kept}
+    assert len(sides) <= 1 and kept == [p for p in pairs if p in kept]
+
+
+def test_balancing_brings_mean_lengths_together():
+    kept = balanced([pair(n, 20 + n % 30, 20) for n in range(200)] + [pair(200 + n, 20, 35) for n in range(100)], 0.05)
+    chosen, rejected = (sum(len(getattr(p, side)) for p in kept) / len(kept) for side in ("chosen", "rejected"))
+    assert abs(chosen - rejected) <= 0.05 * (chosen + rejected) / 2 and len(kept) > 200
+
+
+def test_the_rule_judge_refuses_prompts_it_does_not_know(tmp_path):
+    stranger = Question(key="q", problem=family_problem("chain_sum", 1, 0, "train", "en", 0), responses=("5", "6"))
+    with pytest.raises(StageError, match="kind rule is for the tiny chain's own instructions"):
+        judge_all([stranger], RuleJudge(RULE.rule), RULE, queries=2, seed=0, journal=tmp_path / "journal.jsonl")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_judges_by_sampling_and_refuses_what_does_not_fit(
+    tmp_path, tiny_checkpoint, ray_session, monkeypatch
+):
+    rollout = RolloutConfig(template="plain", temperature=0.0, max_new_tokens=6)
+    judge = CheckpointJudge(tiny_checkpoint, rollout, GeneratorConfig(replicas=1), "guidelines", seed=0)
+    config = RULE.model_copy(update={"retries": 1})
+    try:
+        with pytest.raises(StageError, match=r"8 of 8 queries have no readable verdict .*16 refused"):
+            run(judge, tmp_path / "long", count=2, config=config)
+        row = json.loads((tmp_path / "long" / "journal.jsonl").read_text().splitlines()[0])
+        assert "no room to answer in its context of 128" in row["detail"]
+
+        monkeypatch.setattr("sft.judges.question_of", lambda query, guidelines: Conversation("Judge.", query.shown[0]))
+        with pytest.raises(StageError, match=r"8 of 8 queries have no readable verdict .*16 unreadable"):
+            run(judge, tmp_path / "short", count=2, config=config)
+        rows = [json.loads(line) for line in (tmp_path / "short" / "journal.jsonl").read_text().splitlines()]
+        first = {row["key"]: row["text"] for row in rows if row["attempt"] == 0}
+        second = {row["key"]: row["text"] for row in rows if row["attempt"] == 1}
+        assert len(first) == len(second) == 8 and first != second, "the second try is no longer greedy"
+    finally:
+        judge.close()
