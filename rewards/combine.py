@@ -23,15 +23,18 @@ KNOWN_REWARDS = (
     "rewards.accuracy:Accuracy",
     "rewards.code:Code",
     "rewards.format:Format",
+    "rewards.generative:Generative",
+    "rewards.grm_rule:GRMRule",
     "rewards.language:LanguageConsistency",
     "rewards.length:Overlong",
     "rewards.length:CosineLength",
     "rewards.length:TokenBudget",
     "rewards.preference:HelpfulReward",
     "rewards.preference:SafetyReward",
+    "rewards.reference_judge:ReferenceJudge",
     "rewards.repetition:Repetition",
 )
-CORRECTNESS = ("accuracy", "code")  # rewards whose verdict is that of the whole
+CORRECTNESS = ("accuracy", "code", "reference_judge")  # rewards whose verdict is that of the whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +55,9 @@ class Term:
 class CompositeReward:
     """A weighted sum of rewards. `parts` of its scores holds the unweighted value of each reward that applied.
 
-    The verdict is that of the reward named accuracy or code where one applied; elsewhere PASS when all parts passed.
+    The verdict is that of the reward of CORRECTNESS that applied; elsewhere PASS when all parts passed.
     `counts[name][verdict]` counts every judgement since the start, `counts[name]["timeout"]` those that a time limit
-    ended, whatever their verdict.
+    ended and `counts[name]["unreadable"]` those of completions that could not be read, whatever their verdict.
     """
 
     name = "composite"
@@ -80,7 +83,8 @@ class CompositeReward:
             judged = judge(term.reward, [pairs[row][0] for row in rows], [pairs[row][1] for row in rows])
             for row, score in zip(rows, judged, strict=True):
                 scores[row][term.reward.name] = score
-                self.counts[term.reward.name].update({score.verdict.value: 1, "timeout": int(score.timed_out)})
+                notes = {"timeout": int(score.timed_out), "unreadable": int(score.unreadable)}
+                self.counts[term.reward.name].update({score.verdict.value: 1, **notes})
         weights = {term.reward.name: term.weight for term in self.terms}
         return [_add(problem, by_name, weights) for (problem, _), by_name in zip(pairs, scores, strict=True)]
 
@@ -92,9 +96,12 @@ class CompositeReward:
                 close()
 
 
-def build_reward(specs: Sequence[RewardSpec]) -> CompositeReward:
-    """The reward of a recipe. Raises ValueError naming the recipe key, e.g. `rewards[1].options.layout`."""
-    return CompositeReward(
+def build_reward(specs: Sequence[RewardSpec], inputs: Mapping[str, Any] | None = None) -> CompositeReward:
+    """The reward of a recipe. Raises ValueError naming the recipe key, e.g. `rewards[1].options.layout`.
+
+    inputs: what the stage hands to its rewards by role, e.g. the handle of a judge; for those that have `connect`.
+    """
+    composite = CompositeReward(
         [
             Term(
                 reward=_construct(target, options, f"rewards[{position}]"),
@@ -106,6 +113,14 @@ def build_reward(specs: Sequence[RewardSpec]) -> CompositeReward:
             for position, (spec, (target, options)) in enumerate(zip(specs, check_rewards(specs), strict=True))
         ]
     )
+    for position, term in enumerate(composite.terms):
+        connect = getattr(term.reward, "connect", None)
+        if connect is not None:
+            try:
+                connect(inputs or {})
+            except ValueError as error:
+                raise ValueError(f"rewards[{position}]: {error}") from error
+    return composite
 
 
 def load_reward(use: str, options: Mapping[str, Any] | None = None) -> Reward:
@@ -148,6 +163,7 @@ def _add(problem: Problem, scores: dict[str, Score], weights: dict[str, float]) 
         parts=parts,
         detail="; ".join(f"{name}: {score.detail}" for name, score in scores.items() if score.detail),
         timed_out=timed_out,
+        unreadable=any(score.unreadable for score in scores.values()),
     )
 
 
