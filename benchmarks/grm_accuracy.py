@@ -4,7 +4,8 @@
 
 Held-out procedural items of the tiny chain, whose best response is known by rule. Each seed draws its own items, orders
 and samples. Ties are broken at random; an item of which no judgement can be read is named at random as well, so that a
-judge that says nothing has 1/n. Prints one JSON object per checkpoint and seed, and the mean of the seeds.
+judge that says nothing has 1/n. With --meta, a reward model trained on `grm_meta_data`, also the k/2 votes it trusts
+most. Prints one JSON object per checkpoint and seed, and the mean of the seeds.
 """
 
 import argparse
@@ -14,10 +15,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.actors import start_ray, stop_ray
+from cluster.actors import kill, spawn, start_ray, stop_ray, wait
 from data.judging_pool import JudgingConfig, JudgingPool
 from data.preferences import RankedResponses
-from rewards.grm import Count, Vote, cast_votes, count_votes
+from rewards.grm import Count, Vote, ballot, cast_votes, count_votes
 from rewards.judges import RemoteJudge
 from rollouts.config import GeneratorConfig, JudgeServiceConfig, RolloutConfig
 from rollouts.judge import start_judges, stop_judges
@@ -36,7 +37,10 @@ def measure(checkpoint: Path, arguments: argparse.Namespace) -> list[dict[str, f
             judge = RemoteJudge(judges["grm"], deadline_s=3600)
             for row, seed in zip(rows, arguments.seeds, strict=True):
                 items = _items(arguments, seed)
-                row |= _figures(items, cast_votes(items, judge, votes, arguments.style, seed), seed, temperature > 0)
+                cast = cast_votes(items, judge, votes, arguments.style, seed)
+                row |= _figures(items, cast, seed, temperature > 0)
+                if arguments.meta and temperature > 0:
+                    row[f"meta@{votes}"] = _with_meta(items, cast, arguments, seed)
         finally:
             stop_judges(judges)
     return rows
@@ -68,6 +72,23 @@ def _figures(
     }
 
 
+def _with_meta(
+    items: Sequence[RankedResponses], votes: Sequence[Sequence[Vote]], arguments: argparse.Namespace, seed: int
+) -> float:
+    """Accuracy of the votes that the meta RM trusts most."""
+    scorer = spawn("models.reward_scorer:RewardScorer", str(arguments.meta.resolve()))
+    conversations = [
+        ([dict(turn) for turn in ballot(item, vote.order, arguments.style)], vote.text)
+        for item, ballots in zip(items, votes, strict=True)
+        for vote in ballots
+    ]
+    found = iter(wait(scorer.score.remote(conversations), phase="meta RM", deadline_s=3600))
+    kill(scorer)
+    trust = [[next(found) or 0.0 for _ in ballots] for ballots in votes]
+    counts = [count_votes(b, seed, item.id, trust=t) for item, b, t in zip(items, votes, trust, strict=True)]
+    return _accuracy(items, counts)
+
+
 def _counts(items: Sequence[RankedResponses], votes: Sequence[Sequence[Vote]], seed: int) -> list[Count]:
     return [count_votes(ballots, seed, item.id) for item, ballots in zip(items, votes, strict=True)]
 
@@ -96,6 +117,7 @@ def main() -> None:
     parser.add_argument("--languages", nargs="+", default=["en", "zh"])
     parser.add_argument("--style", choices=["full", "terse"], default="terse")
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--meta", type=Path, help="folder of a meta RM: stage reward_model on grm_meta_data")
     parser.add_argument("--replicas", type=int, default=2)
     arguments = parser.parse_args()
     start_ray()

@@ -83,8 +83,10 @@ class CompositeReward:
             judged = judge(term.reward, [pairs[row][0] for row in rows], [pairs[row][1] for row in rows])
             for row, score in zip(rows, judged, strict=True):
                 scores[row][term.reward.name] = score
-                notes = {"timeout": int(score.timed_out), "unreadable": int(score.unreadable)}
-                self.counts[term.reward.name].update({score.verdict.value: 1, **notes})
+                counts = self.counts[term.reward.name]
+                counts.update({score.verdict.value: 1, "timeout": int(score.timed_out)})
+                if score.unreadable:
+                    counts["unreadable"] += 1
         weights = {term.reward.name: term.weight for term in self.terms}
         return [_add(problem, by_name, weights) for (problem, _), by_name in zip(pairs, scores, strict=True)]
 

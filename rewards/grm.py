@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from data.judging import JudgeStyle, judging_messages
-from data.preferences import RankedResponses
+from data.preferences import RankedResponses, Turns
 from rewards.grm_text import Unreadable, read_scores
 from rewards.judges import Answer, Judge
 
@@ -103,6 +103,12 @@ def scaled(total: int, votes: int) -> float:
     return (total - votes) / (9 * votes)
 
 
+def ballot(item: RankedResponses, order: Sequence[int], style: JudgeStyle) -> Turns:
+    """The prompt of one vote, which shows response order[j] at place j."""
+    shown, rubric = [item.responses[i] for i in order], item.metadata.get("rubric", "")
+    return judging_messages(item.messages, shown, style, item.language, rubric)
+
+
 def cast_votes(
     items: Sequence[RankedResponses], judge: Judge, votes: int, style: JudgeStyle, seed: int
 ) -> list[list[Vote]]:
@@ -111,12 +117,6 @@ def cast_votes(
     A prompt that the judge has no room for is a vote that cannot be read (`no_room`). Raises JudgeFailed.
     """
     orders = [shuffled_orders(len(item.responses), votes, seed, item.id) for item in items]
-    prompts = [
-        judging_messages(
-            item.messages, [item.responses[i] for i in order], style, item.language, item.metadata.get("rubric", "")
-        )
-        for item, shuffled in zip(items, orders, strict=True)
-        for order in shuffled
-    ]
+    prompts = [ballot(item, order, style) for item, shuffled in zip(items, orders, strict=True) for order in shuffled]
     answers = iter(judge.answers(prompts, seed))
     return [[read_vote(order, next(answers)) for order in shuffled] for shuffled in orders]
