@@ -116,19 +116,16 @@ def build_reward(specs: Sequence[RewardSpec], inputs: Mapping[str, Any] | None =
         ]
     )
     for position, term in enumerate(composite.terms):
-        connect = getattr(term.reward, "connect", None)
-        if connect is not None:
-            try:
-                connect(inputs or {})
-            except ValueError as error:
-                raise ValueError(f"rewards[{position}]: {error}") from error
+        _connect(term.reward, inputs or {}, f"rewards[{position}]")
     return composite
 
 
-def load_reward(use: str, options: Mapping[str, Any] | None = None) -> Reward:
-    """One reward by its import path. Raises ValueError saying what is wrong with the path or an option."""
+def load_reward(use: str, options: Mapping[str, Any] | None = None, inputs: Mapping[str, Any] | None = None) -> Reward:
+    """One reward by its import path. Raises ValueError saying what is wrong with the path, an option or an input."""
     target = _import_reward(use, "reward")
-    return _construct(target, _read_options(target, use, options or {}, "options"), "reward")
+    reward = _construct(target, _read_options(target, use, options or {}, "options"), "reward")
+    _connect(reward, inputs or {}, "reward")
+    return reward
 
 
 def check_rewards(specs: Sequence[RewardSpec]) -> list[tuple[Any, BaseModel | None]]:
@@ -147,6 +144,16 @@ def _construct(target: Any, options: BaseModel | None, key: str) -> Reward:
         return construct(target, options)
     except Exception as error:
         raise ValueError(f"{key}: {_say(error)}") from error
+
+
+def _connect(reward: Any, inputs: Mapping[str, Any], key: str) -> None:
+    """Hand the stage's inputs to a reward that asks for them."""
+    connect = getattr(reward, "connect", None)
+    if connect is not None:
+        try:
+            connect(inputs)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
 
 
 def _add(problem: Problem, scores: dict[str, Score], weights: dict[str, float]) -> Score:

@@ -140,7 +140,10 @@ def judge_from(inputs: Mapping[str, Any], role: str, deadline_s: float, reward: 
     Raises ValueError when the role is empty.
     """
     if role not in inputs:
-        raise ValueError(f"the reward {reward} needs the stage's input '{role}', e.g. inputs: {{{role}: grm_rl}}.")
+        raise ValueError(
+            f"the reward {reward} needs the stage's input '{role}', e.g. inputs: {{{role}: grm_rl}}; r1 reward takes "
+            f"--input {role}=CHECKPOINT."
+        )
     given = inputs[role]
     return RemoteJudge(given, deadline_s) if hasattr(getattr(given, "answers", None), "remote") else given
 
