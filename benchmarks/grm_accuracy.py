@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.actors import kill, spawn, start_ray, stop_ray, wait
-from data.judging_pool import JudgingConfig, JudgingPool
+from data.config import JudgingConfig
+from data.judging_pool import JudgingPool
 from data.preferences import RankedResponses
 from rewards.grm import Count, Vote, ballot, cast_votes, count_votes
 from rewards.judges import RemoteJudge
@@ -76,7 +77,7 @@ def _with_meta(
     items: Sequence[RankedResponses], votes: Sequence[Sequence[Vote]], arguments: argparse.Namespace, seed: int
 ) -> float:
     """Accuracy of the votes that the meta RM trusts most."""
-    scorer = spawn("models.reward_scorer:RewardScorer", str(arguments.meta.resolve()))
+    scorer = spawn("training.reward_scorer:RewardScorer", str(arguments.meta.resolve()))
     conversations = [
         ([dict(turn) for turn in ballot(item, vote.order, arguments.style)], vote.text)
         for item, ballots in zip(items, votes, strict=True)

@@ -10,15 +10,12 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
+from data.config import JUDGING, JudgeStyle
 from data.instructions import Split, bad_answer, good_answer, instruction_problem
 from data.preferences import BadRecord, RankedResponses, Turns, about
 from data.problems import Problem
 
-JudgeStyle = Literal["full", "terse"]
-
-CHECKER, DOMAIN = "judging", "judging"  # of the problems made here
 LOWEST, HIGHEST = 1, 10  # scores
 
 _FULL = """\
@@ -124,8 +121,8 @@ def judging_problem(item: RankedResponses, style: JudgeStyle, hinted: bool = Fal
             best=truth["best"] if hinted and "best" in truth else None,
         ),
         ground_truth=json.dumps(truth),
-        checker=CHECKER,
-        domain=DOMAIN,
+        checker=JUDGING,
+        domain=JUDGING,
         language=item.language,
         metadata={"responses": len(item.responses), "source": item.source},
     )

@@ -3,35 +3,13 @@
 import random
 from collections.abc import Sequence
 
-from pydantic import BaseModel, Field
-
-from data.config import PreferenceSource
+from data.config import JudgingConfig
 from data.instructions import Split
-from data.judging import JudgeStyle, in_order, judging_problem, judging_truth, procedural_item
+from data.judging import in_order, judging_problem, judging_truth, procedural_item
 from data.preference_sources import Tally, read_ranked
 from data.preferences import BadRecord, RankedResponses
 from data.problems import Problem
 from data.schemas import SourceError
-
-
-class JudgingConfig(BaseModel, extra="forbid", frozen=True):
-    """Problems that ask for a judgement of responses: what a generative reward model (GRM) is trained on."""
-
-    style: JudgeStyle = Field(
-        default="full",
-        description="how the judge is asked: full (principles, critiques and scores explained) or terse, for models of "
-        "a few million parameters that only know the layout they were taught",
-    )
-    responses: tuple[int, ...] = Field(
-        default=(2,),
-        min_length=1,
-        description="numbers of responses of procedural items, in turn; 2 as in pairs. Listed items have their own",
-    )
-    sources: tuple[PreferenceSource, ...] = Field(
-        default=(),
-        description="files or data sets of pairs or ranked responses; none: procedural items of the tiny chain. Items "
-        "without a strictly best response are left out and counted",
-    )
 
 
 class JudgingPool:

@@ -6,12 +6,11 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from data.config import ProblemSource
+from data.config import JudgingConfig, ProblemSource
 from data.decontaminate import decontaminate, problem_texts
 from data.families import FAMILIES, LANGUAGES, LEVELS, Split
 from data.families import problem as family_problem
 from data.instructions import instruction_problem
-from data.judging_pool import JudgingConfig, JudgingPool
 from data.problems import Problem
 from data.safety_prompts import safety_problem
 from data.schemas import SourceError
@@ -68,7 +67,7 @@ class ProblemPool:
         self.config, self.seed = config, seed
         self.split: Split = split
         self._orders: dict[int, list[int]] = {}  # of the last epoch drawn from
-        self._judging = JudgingPool(config.judging, split, seed, config.languages) if config.judging else None
+        self._judging = _judging_pool(config, split, seed) if config.judging else None
         listed = (problem for source in config.sources for problem in read_problems(source))
         texts = (text for source in held_out for problem in read_problems(source) for text in problem_texts(problem))
         clean = decontaminate(listed, texts, problem_texts)
@@ -114,3 +113,10 @@ class ProblemPool:
             random.Random(f"{self.seed}-epoch-{epoch}").shuffle(order)
             self._orders = {epoch: order}
         return self._listed[self._orders[epoch][place]]
+
+
+def _judging_pool(config: ProblemsConfig, split: Split, seed: int) -> Any:
+    from data.judging_pool import JudgingPool  # imports pyarrow, which other problems need not
+
+    assert config.judging is not None
+    return JudgingPool(config.judging, split, seed, config.languages)

@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from data.config import FILE_SUFFIXES, PreferenceSource, ProblemSource, is_local
-from data.judging import DOMAIN as JUDGING
+from data.config import FILE_SUFFIXES, JUDGING, PreferenceSource, ProblemSource, is_local
 from data.safety_prompts import SAFETY
 from data.schemas import SourceError
 from data.sources import check_first_row

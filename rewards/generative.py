@@ -14,7 +14,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from data.chat import parse_completion
-from data.judging import JudgeStyle, judging_messages
+from data.config import JudgeStyle
+from data.judging import judging_messages
 from data.preferences import Turns
 from data.problems import Problem
 from rewards.grm import read_vote, scaled, shuffled_orders

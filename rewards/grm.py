@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from data.judging import JudgeStyle, judging_messages
+from data.config import JudgeStyle
+from data.judging import judging_messages
 from data.preferences import RankedResponses, Turns
 from rewards.grm_text import Unreadable, read_scores
 from rewards.judges import Answer, Judge

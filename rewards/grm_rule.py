@@ -7,7 +7,8 @@ the format (section 3.2).
 
 import json
 
-from data.judging import CHECKER, HIGHEST, LOWEST
+from data.config import JUDGING
+from data.judging import HIGHEST, LOWEST
 from data.problems import Problem
 from rewards.grm_text import Unreadable, read_scores
 from rewards.reward import Score, Verdict
@@ -20,7 +21,7 @@ class GRMRule:
 
     name = "grm_rule"
     judges = frozenset({"answer"})
-    checkers = frozenset({CHECKER})
+    checkers = frozenset({JUDGING})
 
     def __call__(self, problem: Problem, completion: str) -> Score:
         try:

@@ -4,8 +4,7 @@ from typing import Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from data.config import ProblemSource
-from data.judging_pool import JudgingConfig
+from data.config import JudgingConfig, ProblemSource
 from data.problem_pool import ProblemsConfig
 from rewards.config import RewardWorkersConfig
 from rollouts.config import GeneratorConfig, RolloutConfig

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from data.config import PreferenceSource
-from data.judging_pool import JudgingConfig, JudgingPool
+from data.config import JudgingConfig, PreferenceSource
+from data.judging_pool import JudgingPool
 from data.problem_pool import ProblemsConfig
 
 KNOWN = {"one": ("x", "y"), "two": ("q", "z"), "three": ("k", "v")}  # question -> (good, bad)

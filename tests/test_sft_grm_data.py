@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from data.config import JudgingConfig
 from data.judging import judging_problem, procedural_item
-from data.judging_pool import JudgingConfig, JudgingPool
+from data.judging_pool import JudgingPool
 from data.preferences import RankedResponses, SafetyLabel, from_row
 from data.problem_pool import ProblemPool, ProblemsConfig
 from data.schemas import SourceError
