@@ -17,7 +17,8 @@ class JudgingPool:
 
     def __init__(self, config: JudgingConfig, split: Split, seed: int, languages: Sequence[str]):
         """Raises SourceError when the sources hold no item that a judgement can be right about."""
-        self.config, self.split, self.seed, self.languages = config, split, seed, tuple(languages)
+        self.config, self.seed, self.languages = config, seed, tuple(languages)
+        self.split: Split = split
         self.tally = Tally()
         self._listed = [item for source in config.sources for item in read_ranked(source, self.tally)]
         self._listed = [item for item in self._listed if self._has_right_judgement(item)]

@@ -99,8 +99,9 @@ def read_ruling(answer: Answer | None) -> Ruling | None:
     if answer is None or answer.truncated:
         return None
     lines = [line for line in parse_completion(answer.text).final.splitlines() if line.strip()]
-    rulings = [ruling for line in lines if (ruling := _ruling(line)) is not None]
-    return rulings[-1] if rulings and len(set(rulings)) == 1 and _ruling(lines[-1]) else None
+    last = _ruling(lines[-1]) if lines else None
+    contradicted = {_ruling(line) for line in lines} - {None, last}
+    return None if contradicted else last
 
 
 def _ruling(line: str) -> Ruling | None:
