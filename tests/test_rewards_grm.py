@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.grm import Vote, count_votes, read_vote, scaled, shuffled_orders
+from data.preferences import RankedResponses
+from rewards.grm import Vote, ballot, cast_votes, count_votes, read_vote, scaled, shuffled_orders
 from rewards.judges import Answer
+from tests.toy_judges import ByLength, NoRoom
 
 
 def vote(*scores: int) -> Vote:
@@ -88,3 +90,17 @@ def test_totals_scale_to_0_and_1(votes, data):
     total = data.draw(st.integers(votes, 10 * votes))
     assert 0 <= scaled(total, votes) <= 1
     assert (scaled(votes, votes), scaled(10 * votes, votes)) == (0.0, 1.0)
+
+
+def test_votes_are_cast_on_every_item_in_shuffled_orders():
+    items = [
+        RankedResponses(id="one", prompt="?", responses=("aaaa", "b", "cc"), truth=(1.0, 0.0, 0.5)),
+        RankedResponses(id="two", prompt="??", responses=("d", "eeeeee"), truth=(0.0, 1.0)),
+    ]
+    judge = ByLength()
+    votes = cast_votes(items, judge, 8, "terse", seed=3)
+    assert [len(ballots) for ballots in votes] == [8, 8] and len({vote.order for vote in votes[0]}) > 2
+    assert [count_votes(b, 3, i.id).totals for i, b in zip(items, votes, strict=True)] == [(32, 8, 16), (8, 48)]
+    assert judge.asked[0] == ballot(items[0], votes[0][0].order, "terse")[0]["content"]
+    (lost,) = cast_votes(items[:1], NoRoom(), 1, "full", seed=3)[0]
+    assert (lost.scores, lost.fault) == (None, "no_room")
