@@ -7,6 +7,8 @@ from pydantic import BaseModel, Field, model_validator
 
 RowSchema = Literal["auto", "r1", "gsm8k", "math", "aime", "columns"]
 PreferenceSchema = Literal["auto", "pairs", "ranked", "safety", "ultrafeedback", "helpsteer2", "helpsteer2_preference"]
+JudgeStyle = Literal["full", "terse"]  # how a generative reward model is asked
+JUDGING = "judging"  # domain and checker of problems that ask for a judgement
 FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # Marks of fields, for the readers of recipes:
 LOCAL_OR_HUB = "a path, or the name of something on a hub"
@@ -104,4 +106,24 @@ class PreferenceSource(RowSource, extra="forbid", frozen=True):
         description="largest share of rows that may be left out as malformed, empty or identical; they are counted and "
         "the first of each kind is named. Sets labelled by people have some, a wrong schema has nothing else. Ties are "
         "honest and do not count",
+    )
+
+
+class JudgingConfig(BaseModel, extra="forbid", frozen=True):
+    """Problems that ask for a judgement of responses: what a generative reward model (GRM) is trained on."""
+
+    style: JudgeStyle = Field(
+        default="full",
+        description="how the judge is asked: full (principles, critiques and scores explained) or terse, for models of "
+        "a few million parameters that only know the layout they were taught",
+    )
+    responses: tuple[int, ...] = Field(
+        default=(2,),
+        min_length=1,
+        description="numbers of responses of procedural items, in turn; 2 as in pairs. Listed items have their own",
+    )
+    sources: tuple[PreferenceSource, ...] = Field(
+        default=(),
+        description="files or data sets of pairs or ranked responses; none: procedural items of the tiny chain. Items "
+        "without a strictly best response are left out and counted",
     )

@@ -2,11 +2,11 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
-from data.config import ProblemSource
+from data.config import JudgingConfig, ProblemSource
 from data.decontaminate import decontaminate, problem_texts
 from data.families import FAMILIES, LANGUAGES, LEVELS, Split
 from data.families import problem as family_problem
@@ -36,6 +36,11 @@ class ProblemsConfig(BaseModel, extra="forbid", frozen=True):
         description="files or datasets; when given, they replace the procedural families. A pool holds its problems "
         "in memory (about 1 KB each): give large hub datasets a `limit`",
     )
+    judging: JudgingConfig | None = Field(
+        default=None,
+        description="judgements of responses as problems, in place of all others: for a policy that is to become a "
+        "generative reward model. None: it is not",
+    )
 
     @field_validator("families", "levels", "languages")
     @classmethod
@@ -44,6 +49,14 @@ class ProblemsConfig(BaseModel, extra="forbid", frozen=True):
         if not chosen or set(chosen) - set(known):
             raise ValueError(f"{info.field_name}: choose one or more of {', '.join(map(str, known))}")
         return chosen
+
+    @model_validator(mode="after")
+    def _judging_stands_alone(self) -> Self:
+        if self.judging is not None and (self.sources or self.instruction_share):
+            raise ValueError(
+                "problems.judging takes the place of all other problems; drop sources and instruction_share"
+            )
+        return self
 
 
 class ProblemPool:
@@ -54,6 +67,7 @@ class ProblemPool:
         self.config, self.seed = config, seed
         self.split: Split = split
         self._orders: dict[int, list[int]] = {}  # of the last epoch drawn from
+        self._judging = _judging_pool(config, split, seed) if config.judging else None
         listed = (problem for source in config.sources for problem in read_problems(source))
         texts = (text for source in held_out for problem in read_problems(source) for text in problem_texts(problem))
         clean = decontaminate(listed, texts, problem_texts)
@@ -78,6 +92,8 @@ class ProblemPool:
         return list(distinct.values())
 
     def _problem(self, index: int, instruction_share: float) -> Problem:
+        if self._judging is not None:
+            return self._judging.problem(index)
         rng = random.Random(f"{self.seed}-{self.split}-{index}")
         language = self.config.languages[index % len(self.config.languages)]
         if rng.random() < instruction_share:
@@ -97,3 +113,10 @@ class ProblemPool:
             random.Random(f"{self.seed}-epoch-{epoch}").shuffle(order)
             self._orders = {epoch: order}
         return self._listed[self._orders[epoch][place]]
+
+
+def _judging_pool(config: ProblemsConfig, split: Split, seed: int) -> Any:
+    from data.judging_pool import JudgingPool  # imports pyarrow, which other problems need not
+
+    assert config.judging is not None
+    return JudgingPool(config.judging, split, seed, config.languages)

@@ -200,7 +200,8 @@ def _length_problems(
     longest = longest_completion(stage.config)
     if not isinstance(longest, int):
         return
-    origins = [(item, _origin(item, stages, kinds)) for item in stage.inputs]
+    policies = [item for item in stage.inputs if item.role.partition(".")[0] in kinds[stage.kind].inputs]
+    origins = [(item, _origin(item, stages, kinds)) for item in policies]
     rooms = [(item, origin, context_length(origin)) for item, origin in origins if origin is not None]
     short = [(item, origin, room) for item, origin, room in rooms if room is not None and longest >= room]
     if short and all(item.stage is not None for item, _, _ in short):

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from data.config import FILE_SUFFIXES, PreferenceSource, ProblemSource, is_local
+from data.config import FILE_SUFFIXES, JUDGING, PreferenceSource, ProblemSource, is_local
 from data.safety_prompts import SAFETY
 from data.schemas import SourceError
 from data.sources import check_first_row
@@ -17,6 +17,8 @@ from pipeline.errors import did_you_mean, near_miss
 from pipeline.inputs import Input, context_length, longest_completion, too_long
 from pipeline.yaml_source import Document, KeyPath, Place
 from rewards.combine import check_rewards
+from rewards.config import RewardSpec
+from rollouts.config import JUDGE_ROLES
 
 _DEFAULT = "default"  # the entry of `prompting` for checkpoints that have none of their own
 
@@ -30,13 +32,14 @@ def settings_problems(name: str, config: BaseModel, settings: Document, inputs: 
     yield from _reward_problems(config, settings)
     yield from _reward_model_problems(name, config, settings, inputs)
     yield from _preference_problems(name, config, settings, inputs)
+    yield from _judge_problems(name, config, settings, inputs)
 
 
 def _source_problems(config: Any, settings: Document) -> Iterator[str]:
     """Files that are not there, or whose first row is no problem, or preference."""
     named = [
         ((*keys, number, "path"), source)
-        for keys in (("problems", "sources"), ("held_out_sources",), ("sources",))
+        for keys in (("problems", "sources"), ("problems", "judging", "sources"), ("held_out_sources",), ("sources",))
         for number, source in enumerate(_get(config, keys) or ())
     ]
     for keys, source in named:
@@ -71,6 +74,8 @@ def _length_problems(name: str, config: Any, settings: Document, inputs: Sequenc
     """The longest completion against the folders a stage is given; `pipeline.inputs` looks at those of other stages."""
     longest = longest_completion(config)
     for item in inputs if longest is not None else ():
+        if item.role in JUDGE_ROLES:  # they write judgements, of another length
+            continue
         room = context_length(item.path) if item.stage is None else None
         if room is not None and longest is not None and longest >= room:
             yield f"{settings.place(('rollout', 'max_new_tokens'))}: {too_long(name, longest, item.path, room)}"
@@ -118,13 +123,45 @@ def _reward_problems(config: Any, settings: Document) -> Iterator[str]:
             )
 
 
+def _judge_problems(name: str, config: Any, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
+    """Rewards that ask a judge which the stage is not given, and judges that no reward asks."""
+    if getattr(config, "judges", None) is None:
+        return
+    asked, given = set(), {item.role: item for item in inputs if item.role in JUDGE_ROLES}
+    for here, spec in _listed_rewards(config):
+        role = _asked_judge(spec)
+        asked.add(role)
+        if role in JUDGE_ROLES and role not in given:
+            place = settings.place((*here, "use"))
+            yield f"{place}: {spec.use} asks a judge: give stage '{name}' one, e.g. inputs: {{{role}: grm_rl}}"
+    for role in given.keys() - asked:
+        yield f"{given[role].place}: no reward of stage '{name}' asks its input '{role}'; drop it, or add one that does"
+
+
+def _asked_judge(spec: RewardSpec) -> str | None:
+    """The input that a reward asks; None where it asks none or cannot be built, which others say."""
+    try:
+        ((reward, options),) = check_rewards([spec])
+    except ValueError:
+        return None
+    return getattr(options, "input", None) if hasattr(reward, "connect") else None
+
+
+def _listed_rewards(config: Any) -> list[tuple[KeyPath, RewardSpec]]:
+    """The rewards of a stage and the second judge of its watch, each with its place in the recipe."""
+    watch = getattr(config, "watch", None)
+    second: list[tuple[KeyPath, RewardSpec]] = []
+    if watch is not None and watch.second is not None:
+        second = [(("watch", "second"), watch.second)]
+    rewards = enumerate(getattr(config, "rewards", None) or ())
+    return [*((("rewards", number), spec) for number, spec in rewards), *second]
+
+
 def _reward_model_problems(name: str, config: Any, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
     """Rewards that need a model and are given none, and models that no reward asks for."""
     roles, wanted, names = {item.role for item in inputs}, set(), set()
     watch = getattr(config, "watch", None)
-    second = [((*("watch", "second"),), watch.second)] if watch is not None and watch.second is not None else []
-    listed = [(("rewards", number), spec) for number, spec in enumerate(getattr(config, "rewards", None) or ())]
-    for here, spec in (*listed, *second):
+    for here, spec in _listed_rewards(config):
         try:
             ((reward_class, _),) = check_rewards([spec])
         except ValueError as error:
@@ -166,6 +203,8 @@ def _possible_domains(config: Any) -> set[str] | None:
     problems = getattr(config, "problems", None)
     if problems is None or problems.sources:
         return None
+    if problems.judging is not None:
+        return {JUDGING}
     share, safety = problems.instruction_share, problems.safety_share
     general = ["general"] if share and safety < 1 else []
     return {*problems.families, *general, *([SAFETY] if share and safety else [])}

@@ -3,23 +3,28 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipeline.errors import RecipeError
+from pipeline.inputs import loadable_checkpoint
 
 if TYPE_CHECKING:
     from data.problems import Problem
 
 _OPTIONS = typer.Option("--option", "-o", help="option of the reward as KEY=VALUE, e.g. layout=summary; repeat")
+_INPUTS = typer.Option("--input", "-i", help="checkpoint of a judge that the reward asks, as ROLE=PATH, e.g. grm=PATH")
 
 
 def try_cases(
     file: Annotated[Path, typer.Argument(help="cases: YAML or JSONL")],
     use: Annotated[str, typer.Option("--reward", "-r", help="import path module:name [default: the file's]")] = "",
     options: Annotated[list[str] | None, _OPTIONS] = None,
+    inputs: Annotated[list[str] | None, _INPUTS] = None,
 ) -> None:
     """Score the cases of a file and show which differ from what they should get. Exit code 1 when any does.
 
@@ -35,11 +40,8 @@ def try_cases(
     path = use or settings.get("reward")
     if not path:
         raise RecipeError(f"{file} names no reward; add --reward module:name, or `reward: module:name` to the file")
-    judged = _load(str(path), {**(settings.get("options") or {}), **_read_options(options)})
-    try:
+    with _loaded(str(path), {**(settings.get("options") or {}), **_read_options(options)}, inputs) as judged:
         outcomes = run_cases(judged, cases)
-    finally:
-        _close(judged)
     wrong = [outcome for outcome in outcomes if not outcome.ok]
     _print_table(
         ("case", "should", "got", "why"),
@@ -56,6 +58,7 @@ def audit_reward(
         Path | None, typer.Option(help="JSONL of {question, gold, checker?, domain?, language?}")
     ] = None,
     options: Annotated[list[str] | None, _OPTIONS] = None,
+    inputs: Annotated[list[str] | None, _INPUTS] = None,
     layout: Annotated[str, typer.Option(help="answer_tags or summary [default: the reward's]")] = "",
     everything: Annotated[bool, typer.Option("--all", help="show the attacks that fail, too")] = False,
 ) -> None:
@@ -68,14 +71,12 @@ def audit_reward(
     if layout not in ("", "answer_tags", "summary"):
         raise RecipeError(f"--layout is answer_tags or summary, not {layout!r}")
     given = None if problems is None else _read_problems(problems)
-    judged = _load(use, _read_options(options))
-    asked = problems_for(judged) if given is None else given
-    try:
-        findings = audit(judged, asked, layout or None)
-    except ValueError as error:
-        raise RecipeError(f"{use}: {error}") from None
-    finally:
-        _close(judged)
+    with _loaded(use, _read_options(options), inputs) as judged:
+        asked = problems_for(judged) if given is None else given
+        try:
+            findings = audit(judged, asked, layout or None)
+        except ValueError as error:
+            raise RecipeError(f"{use}: {error}") from None
     paid, blind = paying(findings), misjudged(findings)
     shown = findings if everything else blind + paid
     _print_table(
@@ -90,21 +91,49 @@ def audit_reward(
         raise typer.Exit(1)
 
 
-def _load(use: str, options: dict[str, Any]) -> Any:
+@contextmanager
+def _loaded(use: str, options: dict[str, Any], inputs: list[str] | None) -> Iterator[Any]:
+    """The reward, with the judges that it asks, whose processes end with it."""
     from rewards.combine import load_reward
 
     if os.getcwd() not in sys.path:  # the user's own module is where the user is
         sys.path.append(os.getcwd())
+    with _served(inputs or []) as judges:
+        try:
+            judged = load_reward(use, options, judges)
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
+        try:
+            yield judged
+        finally:
+            close = getattr(judged, "close", None)
+            if close is not None:
+                close()
+
+
+@contextmanager
+def _served(inputs: list[str]) -> Iterator[dict[str, Any]]:
+    """Role -> handle of the judges in ROLE=PATH. Starts Ray only where there are any."""
+    from rollouts.config import JUDGE_ROLES, JudgeServiceConfig
+
+    folders = {}
+    for given in inputs:
+        role, equals, path = given.partition("=")
+        if not equals or role not in JUDGE_ROLES:
+            raise RecipeError(f"--input {given}: expected ROLE=PATH with role {' or '.join(JUDGE_ROLES)}")
+        folders[role] = loadable_checkpoint(Path(path))
+    if not folders:
+        yield {}
+        return
+    from cluster.actors import start_ray
+    from rollouts.judge import start_judges, stop_judges
+
+    start_ray()
+    handles = start_judges(folders, JudgeServiceConfig())
     try:
-        return load_reward(use, options)
-    except ValueError as error:
-        raise RecipeError(str(error)) from None
-
-
-def _close(judged: Any) -> None:
-    close = getattr(judged, "close", None)
-    if close is not None:
-        close()
+        yield handles
+    finally:
+        stop_judges(handles)
 
 
 def _read_options(options: list[str] | None) -> dict[str, Any]:

@@ -60,7 +60,12 @@ KINDS: dict[str, StageKind] = {
         config="rl.config:GRPOConfig",
         run="rl.train:run",
         inputs={"policy": "checkpoint"},
-        optional={"helpful_rm": "reward_model", "safety_rm": "reward_model"},
+        optional={
+            "helpful_rm": "reward_model",
+            "safety_rm": "reward_model",
+            "grm": "checkpoint",
+            "judge": "checkpoint",
+        },
         leaves="checkpoint",
     ),
     "cold_start_data": StageKind(
@@ -72,6 +77,22 @@ KINDS: dict[str, StageKind] = {
     "rejection_sampling": StageKind(
         config="sft.config:RejectionSamplingConfig",
         run="sft.rejection_sampling:run",
+        inputs={"policy": "checkpoint"},
+        optional={"grm": "checkpoint", "judge": "checkpoint"},
+        leaves="dataset",
+    ),
+    "grm_cold_start_data": StageKind(
+        config="sft.grm_config:GRMColdStartConfig", run="sft.grm_cold_start:run", leaves="dataset"
+    ),
+    "grm_rft_data": StageKind(
+        config="sft.grm_config:GRMDataConfig",
+        run="sft.grm_data:run",
+        inputs={"policy": "checkpoint"},
+        leaves="dataset",
+    ),
+    "grm_meta_data": StageKind(
+        config="sft.grm_config:GRMDataConfig",
+        run="sft.grm_meta:run",
         inputs={"policy": "checkpoint"},
         leaves="dataset",
     ),

@@ -20,7 +20,7 @@ _REASONING = {
     "zh": "我们先看题目里的数字，然后一步一步算出结果，每一步都检查两遍。",
 }
 _OTHER_LANGUAGE = {"en": "zh", "zh": "en"}
-_NO_GOLD = ("instruction", "code")  # checkers whose gold answer is no answer itself
+_NO_GOLD = ("instruction", "code", "judging")  # checkers whose gold answer is no answer itself
 _WRONG_PROGRAMS = {
     "python": "print('no answer')",
     "javascript": "console.log('no answer')",
@@ -50,6 +50,7 @@ def wrong_answer(problem: Problem) -> str:
         "key_value": "nobody: nothing",
         "instruction": "I would rather talk about the weather in the mountains today.",
         "countdown": "1",
+        "judging": "Response 1 is right, the other one is not.\nScores: [9, 2]",
         "code": _block(problem, _WRONG_PROGRAMS.get(_language(problem), "")),
     }.get(problem.checker, "987654321")
 
@@ -59,7 +60,7 @@ def right_answer(problem: Problem) -> str | None:
     if (known := problem.metadata.get("right_answer")) is not None:
         bare = problem.checker == "code" and "```" not in str(known)
         return _block(problem, str(known)) if bare else str(known)
-    return None if problem.checker in ("instruction", "countdown", "code") else problem.ground_truth
+    return None if problem.checker in (*_NO_GOLD, "countdown") else problem.ground_truth
 
 
 def attacks(problem: Problem, layout: str = "answer_tags") -> Iterator[Attack]:

@@ -10,7 +10,8 @@ answer. Both must get a score; where the answer is judged, the right one must pa
 elsewhere both must earn something. A reward that does not do so cannot judge the problem (`misjudged`). Where the right
 one earns nothing, or the wrong one has no score, no attack is tried: all would say the same.
 
-The problems are those of the checkers that the reward names in its attribute `checkers`; without one, all but code.
+The problems are those of the checkers that the reward names in its attribute `checkers`; without one, all but code and
+judging.
 """
 
 import json
@@ -32,6 +33,7 @@ _UNITTEST = """import unittest
 class TestDouble(unittest.TestCase):
     def test_list(self): self.assertEqual(double([1]), [1, 1])
 """
+_NAMED_ONLY = ("code", "judging")  # checkers whose problems only rewards that name them are for
 PROBLEMS = (
     make_problem(gold="42", question="What is 6 times 7, if 6 and 7 are whole numbers?"),
     make_problem(gold="\\frac{3}{4}", question="Simplify 12/16."),
@@ -46,6 +48,14 @@ PROBLEMS = (
         question="Use the word river in a sentence of at least five words.",
         domain="general",
         metadata={"right_answer": "The river flows past the old mill."},
+    ),
+    make_problem(
+        gold='{"n": 2, "best": 1}',
+        checker="judging",
+        question="Judge the 2 responses below.\n## Query\n> What is 6 times 7?\n## Response 1\n> 40\n"
+        "## Response 2\n> 42",
+        domain="judging",
+        metadata={"right_answer": "Only response 2 is right.\nScores: [2, 9]"},
     ),
     make_problem(
         gold=json.dumps({"stdio": [{"input": "3 4\n", "output": "7\n"}, {"input": "10 -4\n", "output": "6\n"}]}),
@@ -98,7 +108,7 @@ def aspects_of(reward: Any) -> frozenset[str]:
 def problems_for(reward: Any) -> tuple[Problem, ...]:
     """Those of our problems that the reward is for."""
     known = getattr(reward, "checkers", None)
-    return tuple(each for each in PROBLEMS if (each.checker in known if known else each.checker != "code"))
+    return tuple(each for each in PROBLEMS if (each.checker in known if known else each.checker not in _NAMED_ONLY))
 
 
 def audit(reward: Any, problems: Iterable[Problem] | None = None, layout: str | None = None) -> list[Finding]:

@@ -23,15 +23,18 @@ KNOWN_REWARDS = (
     "rewards.accuracy:Accuracy",
     "rewards.code:Code",
     "rewards.format:Format",
+    "rewards.generative:Generative",
+    "rewards.grm_rule:GRMRule",
     "rewards.language:LanguageConsistency",
     "rewards.length:Overlong",
     "rewards.length:CosineLength",
     "rewards.length:TokenBudget",
     "rewards.preference:HelpfulReward",
     "rewards.preference:SafetyReward",
+    "rewards.reference_judge:ReferenceJudge",
     "rewards.repetition:Repetition",
 )
-CORRECTNESS = ("accuracy", "code")  # rewards whose verdict is that of the whole
+CORRECTNESS = ("accuracy", "code", "reference_judge")  # rewards whose verdict is that of the whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +55,9 @@ class Term:
 class CompositeReward:
     """A weighted sum of rewards. `parts` of its scores holds the unweighted value of each reward that applied.
 
-    The verdict is that of the reward named accuracy or code where one applied; elsewhere PASS when all parts passed.
+    The verdict is that of the reward of CORRECTNESS that applied; elsewhere PASS when all parts passed.
     `counts[name][verdict]` counts every judgement since the start, `counts[name]["timeout"]` those that a time limit
-    ended, whatever their verdict.
+    ended and `counts[name]["unreadable"]` those of completions that could not be read, whatever their verdict.
     """
 
     name = "composite"
@@ -80,7 +83,10 @@ class CompositeReward:
             judged = judge(term.reward, [pairs[row][0] for row in rows], [pairs[row][1] for row in rows])
             for row, score in zip(rows, judged, strict=True):
                 scores[row][term.reward.name] = score
-                self.counts[term.reward.name].update({score.verdict.value: 1, "timeout": int(score.timed_out)})
+                counts = self.counts[term.reward.name]
+                counts.update({score.verdict.value: 1, "timeout": int(score.timed_out)})
+                if score.unreadable:
+                    counts["unreadable"] += 1
         weights = {term.reward.name: term.weight for term in self.terms}
         return [_add(problem, by_name, weights) for (problem, _), by_name in zip(pairs, scores, strict=True)]
 
@@ -92,9 +98,12 @@ class CompositeReward:
                 close()
 
 
-def build_reward(specs: Sequence[RewardSpec]) -> CompositeReward:
-    """The reward of a recipe. Raises ValueError naming the recipe key, e.g. `rewards[1].options.layout`."""
-    return CompositeReward(
+def build_reward(specs: Sequence[RewardSpec], inputs: Mapping[str, Any] | None = None) -> CompositeReward:
+    """The reward of a recipe. Raises ValueError naming the recipe key, e.g. `rewards[1].options.layout`.
+
+    inputs: what the stage hands to its rewards by role, e.g. the handle of a judge; for those that have `connect`.
+    """
+    composite = CompositeReward(
         [
             Term(
                 reward=_construct(target, options, f"rewards[{position}]"),
@@ -106,12 +115,17 @@ def build_reward(specs: Sequence[RewardSpec]) -> CompositeReward:
             for position, (spec, (target, options)) in enumerate(zip(specs, check_rewards(specs), strict=True))
         ]
     )
+    for position, term in enumerate(composite.terms):
+        _connect(term.reward, inputs or {}, f"rewards[{position}]")
+    return composite
 
 
-def load_reward(use: str, options: Mapping[str, Any] | None = None) -> Reward:
-    """One reward by its import path. Raises ValueError saying what is wrong with the path or an option."""
+def load_reward(use: str, options: Mapping[str, Any] | None = None, inputs: Mapping[str, Any] | None = None) -> Reward:
+    """One reward by its import path. Raises ValueError saying what is wrong with the path, an option or an input."""
     target = _import_reward(use, "reward")
-    return _construct(target, _read_options(target, use, options or {}, "options"), "reward")
+    reward = _construct(target, _read_options(target, use, options or {}, "options"), "reward")
+    _connect(reward, inputs or {}, "reward")
+    return reward
 
 
 def check_rewards(specs: Sequence[RewardSpec]) -> list[tuple[Any, BaseModel | None]]:
@@ -132,6 +146,16 @@ def _construct(target: Any, options: BaseModel | None, key: str) -> Reward:
         raise ValueError(f"{key}: {_say(error)}") from error
 
 
+def _connect(reward: Any, inputs: Mapping[str, Any], key: str) -> None:
+    """Hand the stage's inputs to a reward that asks for them."""
+    connect = getattr(reward, "connect", None)
+    if connect is not None:
+        try:
+            connect(inputs)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
+
+
 def _add(problem: Problem, scores: dict[str, Score], weights: dict[str, float]) -> Score:
     if not scores:
         return Score.error(f"No reward applies to domain {problem.domain!r} of problem {problem.id}.")
@@ -148,6 +172,7 @@ def _add(problem: Problem, scores: dict[str, Score], weights: dict[str, float]) 
         parts=parts,
         detail="; ".join(f"{name}: {score.detail}" for name, score in scores.items() if score.detail),
         timed_out=timed_out,
+        unreadable=any(score.unreadable for score in scores.values()),
     )
 
 

@@ -7,7 +7,7 @@ answered in time, gets error scores: what cannot be judged is left out of traini
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,14 @@ class _Batch:
 class RewardPool:
     """RewardWorker actors. Not for several threads."""
 
-    def __init__(self, specs: Sequence[RewardSpec], config: RewardWorkersConfig | None = None):
-        self.specs, self.config = specs, config or RewardWorkersConfig()
+    def __init__(
+        self,
+        specs: Sequence[RewardSpec],
+        config: RewardWorkersConfig | None = None,
+        inputs: Mapping[str, Any] | None = None,
+    ):
+        """`inputs`: what the stage hands to its rewards, by role (see `rewards.combine.build_reward`)."""
+        self.specs, self.config, self.inputs = specs, config or RewardWorkersConfig(), inputs
         self.restarts = 0  # workers started again, since the start of the pool
         self._workers = [self._start() for _ in range(self.config.workers)]
         self._queues: list[deque[tuple[Any, _Batch]]] = [deque() for _ in self._workers]  # oldest first, as answered
@@ -70,7 +76,8 @@ class RewardPool:
         return finished
 
     def take_counts(self) -> dict[str, Counter[str]]:
-        """Judgements since the last call: reward name -> how many pass, fail, error, and hit a time limit (timeout)."""
+        """Judgements since the last call: reward name -> how many pass, fail, error, hit a time limit (timeout), and
+        could not be read (unreadable)."""
         total: dict[str, Counter[str]] = {}
         answers = [worker.take_counts.remote() for worker in self._workers]
         for counts in wait(answers, phase="counting rewards", deadline_s=self.config.deadline_s):
@@ -84,7 +91,7 @@ class RewardPool:
             kill(worker)
 
     def _start(self) -> Any:
-        return spawn(RewardWorker, self.specs)
+        return spawn(RewardWorker, self.specs, self.inputs)
 
     def _send(self, index: int, batch: _Batch) -> None:
         if not self._queues[index]:

@@ -23,6 +23,7 @@ class Score:
     parts: dict[str, float] = field(default_factory=dict)  # named terms before weighting, each in [0, 1]
     detail: str = ""  # one sentence for people: what was extracted, why it failed
     timed_out: bool = False  # the grader, or the program it ran, was stopped at its time limit
+    unreadable: bool = False  # the completion lacks what the reward reads; a stage in which all do must not go on
 
     def __post_init__(self) -> None:
         if (self.value is None) != (self.verdict is Verdict.ERROR):

@@ -1,6 +1,7 @@
 """A reward in a process of its own. A plain class: `ray.remote(RewardWorker)` makes it an actor where Ray is used."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from data.problems import Problem
 from rewards.combine import build_reward
@@ -11,17 +12,19 @@ from rewards.reward import Score
 class RewardWorker:
     """Holds one reward and scores batches with it."""
 
-    def __init__(self, specs: Sequence[RewardSpec]):
-        self._reward = build_reward(specs)
+    def __init__(self, specs: Sequence[RewardSpec], inputs: Mapping[str, Any] | None = None):
+        """`inputs`: see `build_reward`."""
+        self._reward = build_reward(specs, inputs)
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str], progress: float = 1.0) -> list[Score]:
         """One Score per pair; `progress` is the share of the stage's steps already taken, in [0, 1]."""
         return self._reward.score_batch(problems, completions, progress)
 
     def take_counts(self) -> dict[str, dict[str, int]]:
-        """Judgements since the last call: reward name -> {"pass": n, "fail": n, "error": n, "timeout": n of them}."""
+        """Judgements since the last call: reward name -> {"pass": n, "fail": n, "error": n, "timeout": n of them,
+        "unreadable": n of them}."""
         taken = {
-            name: {kind: counts[kind] for kind in ("pass", "fail", "error", "timeout")}
+            name: {kind: counts[kind] for kind in ("pass", "fail", "error", "timeout", "unreadable")}
             for name, counts in self._reward.counts.items()
         }
         for counts in self._reward.counts.values():

@@ -8,7 +8,7 @@ from data.config import OPERATIONAL, ProblemSource
 from data.problem_pool import ProblemsConfig
 from rewards.config import RewardSpec, RewardWorkersConfig
 from rl.objective import ObjectiveConfig
-from rollouts.config import GeneratorConfig, RolloutConfig
+from rollouts.config import GeneratorConfig, JudgeServiceConfig, RolloutConfig
 from training.config import OptimizerConfig, TrainingConfig
 
 
@@ -96,6 +96,9 @@ class GRPOConfig(TrainingConfig, extra="forbid", frozen=True):
     generator: GeneratorConfig = Field(default=GeneratorConfig(), description="the sampling processes")
     reward_workers: RewardWorkersConfig = Field(
         default=RewardWorkersConfig(), description="the scoring processes, which work while others are still sampled"
+    )
+    judges: JudgeServiceConfig = Field(
+        default=JudgeServiceConfig(), description="the processes of the inputs `grm` and `judge`, where there are any"
     )
     optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(), description="constant 3e-6 as the paper; schedule not stated"

@@ -10,7 +10,7 @@ import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from cluster.actors import start_ray, wait
 from data.problem_pool import ProblemPool
 from data.problems import Problem
 from rewards.pool import RewardPool
+from rewards.reward import Verdict
 from rl.batch import MissingRoutes, NonFiniteLoss, TrainingSequence, make_mini_batches
 from rl.config import GRPOConfig
 from rl.experience import ScoredGroup, counts, rollout_metrics, sample_and_score, sample_rows, training_sequences
 from rl.lengths import LengthHistory
 from rl.watcher import Watcher, with_models
+from rollouts.judge import start_judges, stop_judges
 from rollouts.pool import GeneratorPool
 from rollouts.probe import SyncFault, check_sync
 from rollouts.transport import open_transport
@@ -75,9 +77,10 @@ class Session:
         policy = str(context.inputs["policy"])
         self.objective = config.objective.resolve()
         self.problems = ProblemPool(config.problems, "train", context.seed, config.held_out_sources)
+        self.judges = start_judges(context.inputs, config.judges)
         specs = with_models(config.rewards, context.inputs)
-        self.rewards = RewardPool(specs, config.reward_workers)
-        self.watcher = Watcher(config.watch, specs, config, context) if config.watch else None
+        self.rewards = RewardPool(specs, config.reward_workers, self.judges)
+        self.watcher = Watcher(config.watch, specs, config, context, self.judges) if config.watch else None
         self.trainer = spawn_trainer(
             "rl.trainer:PolicyTrainer",
             config.trainer,
@@ -224,15 +227,16 @@ class Session:
             sentence = f"{self.context.name}: all {self.too_long} prompts fill the policy's context; use shorter ones"
             raise StageError(sentence)
         sequences, counters = training_sequences(groups, self.objective, self.longest)
+        judged = self.rewards.take_counts()
         failures = {
-            f"reward/{name}_{kind}s": counts[kind]
-            for name, counts in self.rewards.take_counts().items()
-            for kind in ("error", "timeout")
+            f"reward/{name}_{kind}s": counts[kind] for name, counts in judged.items() for kind in ("error", "timeout")
         }
+        failures |= {f"reward/{name}_unreadable": n for name, counts in judged.items() if (n := counts["unreadable"])}
         counters["experience/prompts_too_long"] = self.too_long
         self.pending_metrics = rollout_metrics(groups) | counters | failures | self.sync_metrics | self.watch_metrics
         self.watch_metrics = {}
         self._check_unscorable(groups, counters["experience/unscorable"], counters["experience/sampled"])
+        self._check_readable(groups, judged)
         self._check_supports(sequences)
         return sequences
 
@@ -246,6 +250,18 @@ class Session:
             f"unscorable_limit {self.config.unscorable_limit}: {commonest}",
             retry=True,  # a grader may have been out of order
         )
+
+    def _check_readable(self, groups: Sequence[ScoredGroup], judged: Mapping[str, Counter[str]]) -> None:
+        """All completions earned the same for the same reason: there is nothing in them to learn from."""
+        for name, verdicts in judged.items():
+            total = sum(verdicts[verdict] for verdict in Verdict)
+            if total and verdicts["unreadable"] == total:
+                reasons = Counter(score.detail for scored in groups for score in scored.scores if score.unreadable)
+                commonest = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+                raise StageError(
+                    f"{self.context.name}: the reward {name} could read none of {total} completions: {commonest}; "
+                    "teach the policy to write what it reads first (a cold start), or let completions be longer"
+                )
 
     def _check_supports(self, sequences: Sequence[TrainingSequence]) -> None:
         missing = sum(sequence.support is None for sequence in sequences)
@@ -329,6 +345,7 @@ class Session:
         self.rewards.close()
         if self.watcher:
             self.watcher.close()
+        stop_judges(self.judges)
         self.trainer.stop()
 
     def _dump(self, mini_batch: Sequence[TrainingSequence], step: int):

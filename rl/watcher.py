@@ -35,15 +35,21 @@ class Watcher:
     """Held-out problems, the judges of the answers, and the first check. Judges run in a reward worker of their own."""
 
     def __init__(
-        self, config: RewardWatchConfig, specs: Sequence[RewardSpec], stage: GRPOConfig, context: StageContext
+        self,
+        config: RewardWatchConfig,
+        specs: Sequence[RewardSpec],
+        stage: GRPOConfig,
+        context: StageContext,
+        served: Mapping[str, Any],
     ):
+        """`served`: judges that rewards ask, by role (see `rollouts.judge`)."""
         self.config, self.stage, self.seed = config, stage, context.seed
         self.watch = RewardWatch(config.errors, config.length_factor)
         pool = ProblemPool(stage.problems.model_copy(update={"safety_share": 0.0}), "held_out", context.seed)
         problems = pool.draw_distinct(config.problems, 0.0) + pool.draw_distinct(config.problems, 1.0)
         self.problems = [problem for problem in problems if problem.checker != "code"]  # programs take minutes
         self.second, judges = self._judges(specs, context)
-        self.rewards = RewardPool(judges, stage.reward_workers)
+        self.rewards = RewardPool(judges, stage.reward_workers, served)
 
     def _judges(self, specs: Sequence[RewardSpec], context: StageContext) -> tuple[str | None, list[RewardSpec]]:
         """Name of the second judge, and all of them, whatever the step and weight they train at."""

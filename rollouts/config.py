@@ -148,3 +148,21 @@ class RolloutConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
             group_size=group_size,
             seed=seed,
         )
+
+
+JUDGE_ROLES = (
+    "grm",
+    "judge",
+)  # inputs of a stage that are judges of its rewards: each is served by processes of its own
+
+
+class JudgeServiceConfig(BaseModel, extra="forbid", frozen=True):
+    """The processes of a stage's judges (its inputs `grm` and `judge`), and how they draw their judgements."""
+
+    generator: GeneratorConfig = Field(
+        default=GeneratorConfig(replicas=1), description="the sampling processes of each judge; one shares the cores"
+    )
+    rollout: RolloutConfig = Field(
+        default=RolloutConfig(temperature=0.5, max_new_tokens=4096),
+        description="temperature 0.5 is DeepSeek-GRM's; votes differ by it and by the order of what is judged",
+    )

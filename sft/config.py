@@ -9,7 +9,7 @@ from data.config import ProblemSource
 from data.problem_pool import ProblemsConfig
 from models.config import TinyModelConfig
 from rewards.config import RewardSpec, RewardWorkersConfig
-from rollouts.config import GeneratorConfig, RolloutConfig
+from rollouts.config import GeneratorConfig, JudgeServiceConfig, RolloutConfig
 from sft.filters import FilterConfig
 from training.config import OptimizerConfig, TrainingConfig
 
@@ -132,4 +132,9 @@ class RejectionSamplingConfig(CurationConfig, extra="forbid", frozen=True):
     filters: FilterConfig = Field(default=FilterConfig(max_per_problem=2), description="readability filters")
     general_share: float = Field(
         default=0.25, ge=0, lt=1, description="share of non-reasoning rows in the result; 200k of 800k in the paper"
+    )
+    judges: JudgeServiceConfig = Field(
+        default=JudgeServiceConfig(),
+        description="the processes of the inputs `judge` and `grm`, where rewards ask a judge: for problems that no "
+        "rule can check (B.3.3)",
     )

@@ -20,8 +20,10 @@ from data.write import DataCard, count_by, write_dataset
 from models.checkpoint import context_length, load_tokenizer
 from rewards.config import RewardSpec
 from rewards.language import SCRIPTS, language_consistency
+from rollouts.config import JudgeServiceConfig
 from sft.config import CurationConfig
 from sft.filters import Filters, Trace, normalize
+from sft.grm_config import GRMDataConfig
 from sft.sampling import Prompt, Sampled, sampled_chunks
 from training.run_log import write_stats
 from training.stage import StageContext, StageError
@@ -59,10 +61,12 @@ def curate(
     rewards: Sequence[RewardSpec],
     context: StageContext,
     renderings: Mapping[str, Render] | None = None,
+    judges: JudgeServiceConfig | None = None,
 ) -> Curated:
     """Sample completions for `config.prompts` problems, verify and filter them.
 
     renderings: source name -> how it puts a problem to the policy; one pass over the problems for each.
+    judges: how the stage's inputs `judge` and `grm` are served, where its rewards ask them.
     Raises StageError, with the commonest reasons, when no completion passes.
     """
     policy = context.inputs["policy"]
@@ -80,6 +84,8 @@ def curate(
         chunk_prompts=config.chunk_prompts,
         work=context.output / ".work",
         on_group=lambda done: context.report(_progress(done, len(prompts), filters)),
+        inputs=context.inputs,
+        judges=judges,
     )
     for chunk in chunks:
         for prompt, completions in chunk:
@@ -177,7 +183,7 @@ def chosen(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
     return [items[place] for place in sorted(places)]
 
 
-def without_held_out(rows: Sequence[Row], config: CurationConfig) -> tuple[list[Row], dict[str, Any]]:
+def without_held_out(rows: Sequence[Row], config: CurationConfig | GRMDataConfig) -> tuple[list[Row], dict[str, Any]]:
     """Rows free of held-out text, and what was looked for and found.
 
     Benchmarks and held-out instructions by 10-grams; the evaluation's procedural problems by their exact question,
@@ -232,7 +238,7 @@ def write(
         },
         rejected=dict(sorted(curated.filters.reasons.items())),
         decontamination=decontamination,
-        tokens=_token_stats(load_tokenizer(context.inputs["policy"]), rows),
+        tokens=token_stats(load_tokenizer(context.inputs["policy"]), rows),
         sampling={
             "prompts": curated.prompts,
             "prompts_too_long": curated.prompts_too_long,
@@ -252,7 +258,7 @@ def _rates(sampled: Counter[str], accepted: Iterable[str]) -> dict[str, float]:
     return {name: counts[name] / total for name, total in sorted(sampled.items())}
 
 
-def _token_stats(tokenizer: Any, rows: Sequence[Row]) -> dict[str, float]:
+def token_stats(tokenizer: Any, rows: Sequence[Row]) -> dict[str, float]:
     """Lengths of the assistant's turns in the policy's tokens, EOS not counted."""
     texts = [m["content"] for row in rows for m in row["messages"] if m["role"] == "assistant"]
     lengths = np.array([len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]])

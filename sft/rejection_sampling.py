@@ -12,7 +12,7 @@ GENERAL = "general"  # the domain of non-reasoning problems
 
 
 def run(config: RejectionSamplingConfig, context: StageContext) -> None:
-    curated = curate(config, config.rewards, context)
+    curated = curate(config, config.rewards, context, judges=config.judges)
     curated.kept = curated.filters.limit_per_problem(curated.kept)
     reasoning = [candidate for candidate in curated.kept if candidate.problem.domain != GENERAL]
     general = [candidate for candidate in curated.kept if candidate.problem.domain == GENERAL]

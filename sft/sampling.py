@@ -5,7 +5,7 @@ one row per prompt and sample. A completion depends on its prompt, its number an
 killed samples the prompts that are missing and ends with the same groups as one that was not.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from rewards.combine import check_rewards
 from rewards.config import RewardSpec, RewardWorkersConfig
 from rewards.pool import RewardPool
 from rewards.reward import Score, Verdict
-from rollouts.config import GeneratorConfig
+from rollouts.config import GeneratorConfig, JudgeServiceConfig
+from rollouts.judge import start_judges, stop_judges
 from rollouts.pool import GeneratorPool
 from rollouts.records import Group, Request, SamplingParams
 from training.stage import StageError
@@ -68,10 +69,13 @@ def sampled_chunks(
     chunk_prompts: int,
     work: Path,
     on_group: Callable[[int], None],
+    inputs: Mapping[str, Path] | None = None,
+    judges: JudgeServiceConfig | None = None,
 ) -> Iterator[Chunk]:
     """All prompts with their completions, in order, a chunk at a time; whole ones found in `work` are read.
 
-    `on_group` is told, after every group, how many of all prompts are done.
+    `on_group` is told, after every group, how many of all prompts are done. `inputs`: the stage's; those that are
+    judges are served to the rewards, as `judges` says.
     Raises StageError when `work` belongs to other prompts or a reward cannot be built.
     """
     _check_rewards(rewards)
@@ -83,7 +87,9 @@ def sampled_chunks(
             file = work / f"prompts_{start:08d}.parquet"
             if not is_whole(file, "its prompts are sampled again"):
                 start_ray()
-                sampler = sampler or _Sampler(policy, generator, RewardPool(rewards, reward_workers))
+                if sampler is None:
+                    served = start_judges(inputs or {}, judges or JudgeServiceConfig())
+                    sampler = _Sampler(policy, generator, RewardPool(rewards, reward_workers, served), served)
                 _fill(file, asked, sampler, params, lambda done, start=start: on_group(start + done))
             yield _read(file, asked)
             on_group(start + len(asked))
@@ -95,8 +101,10 @@ def sampled_chunks(
 class _Sampler:
     """Generators and reward workers: a group is scored while others are still being sampled."""
 
-    def __init__(self, policy: Path, generator: GeneratorConfig, rewards: RewardPool) -> None:
-        self.pool, self.rewards = GeneratorPool(str(policy), generator), rewards
+    def __init__(
+        self, policy: Path, generator: GeneratorConfig, rewards: RewardPool, judges: Mapping[str, Any]
+    ) -> None:
+        self.pool, self.rewards, self.judges = GeneratorPool(str(policy), generator), rewards, judges
 
     def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[tuple[str, list[Sampled]]]:
         """(key, scored completions) of every prompt, as they are ready."""
@@ -115,6 +123,7 @@ class _Sampler:
     def close(self) -> None:
         self.pool.close()
         self.rewards.close()
+        stop_judges(self.judges)
 
 
 def _fill(

@@ -143,3 +143,11 @@ def test_mistakes_are_one_sentence_with_exit_code_two(here, arguments, said):
     result = r1(*arguments)
     assert result.exit_code == 2
     assert said in result.output and result.output.count("\n") == 1
+
+
+def test_a_reward_that_asks_a_judge_says_how_to_give_it_one():
+    base = Path(__file__).parents[1] / "recipes/tiny/base"
+    missing = CliRunner().invoke(main, ["reward", "audit", "rewards.generative:Generative"])
+    assert missing.exit_code == 2 and "--input grm=CHECKPOINT" in missing.stderr
+    other = CliRunner().invoke(main, ["reward", "audit", "rewards.generative:Generative", "--input", f"policy={base}"])
+    assert other.exit_code == 2 and "expected ROLE=PATH with role grm or judge" in other.stderr

@@ -129,8 +129,8 @@ def test_worker_scores_and_counts():
     scores = worker.score([problem(), problem(truth="12"), problem(checker="oracle")], [GOOD] * 3, progress=0.0)
     assert [score.value for score in scores] == [1.5, 0.5, None]
     assert worker.take_counts() == {
-        "accuracy": {"pass": 1, "fail": 1, "error": 1, "timeout": 0},
-        "format": {"pass": 3, "fail": 0, "error": 0, "timeout": 0},
+        "accuracy": {"pass": 1, "fail": 1, "error": 1, "timeout": 0, "unreadable": 0},
+        "format": {"pass": 3, "fail": 0, "error": 0, "timeout": 0, "unreadable": 0},
     }
     assert worker.take_counts()["format"]["pass"] == 0
     worker.close()
