@@ -101,8 +101,9 @@ class RuleJudge:
     def close(self) -> None: ...
 
     def _compare(self, query: Query) -> str:
+        first, second = query.shown
         try:
-            return judge_pair(query.problem, *query.shown, self.config, query.seed)
+            return judge_pair(query.problem, first, second, self.config, query.seed)
         except ValueError as error:
             raise StageError(f"judge: kind rule is for the tiny chain's own instructions ({error})") from None
 
