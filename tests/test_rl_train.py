@@ -19,6 +19,7 @@ from rewards.config import RewardSpec
 from rl.config import GRPOConfig
 from rl.objective import ObjectiveConfig
 from rollouts.config import GeneratorConfig, RolloutConfig
+from tests.conftest import make_checkpoint
 from training.config import OptimizerConfig, TrainerConfig
 from training.mesh import MeshConfig
 from training.run_log import read_log
@@ -123,6 +124,21 @@ def test_sharded_ranks_train_and_generators_get_their_weights(undisturbed, tiny_
     same = ("reward/mean", "loss/policy", "optimizer/grad_norm", "policy/entropy", "moe/max_violation")
     assert {k: rows[0][k] for k in same} == pytest.approx({k: alone[0][k] for k in same}, rel=1e-5, abs=1e-6)
     assert (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_ranks_of_a_pipeline_train_what_generators_sample(ray_session, tmp_path):
+    """Before and after a sync; every completion gets the logprobs that it was sampled with."""
+    from rl.train import run
+
+    trainer = CONFIG.trainer.model_copy(update={"mesh": MeshConfig(pipeline=2)})
+    config = CONFIG.model_copy(update={"trainer": trainer, "steps": 4})
+    run(config, context_for(make_checkpoint(tmp_path / "policy", num_layers=4), tmp_path / "run"))
+    rows = read_log(tmp_path / "run" / "metrics.jsonl")
+    assert len(rows) == 4 and all(row["mismatch/abs_mean"] < 1e-5 for row in rows)
+    probes = [row["sync/probe_abs_mean"] for row in rows if "sync/probe_abs_mean" in row]
+    assert probes and max(probes) < 1e-5
+    assert (tmp_path / "run" / "model.safetensors").exists()
 
 
 @pytest.mark.slow
