@@ -69,10 +69,15 @@ class SFTConfig(TrainingConfig, extra="forbid", frozen=True):
     )
 
     @model_validator(mode="after")
-    def _warmup_moves_nothing_else(self) -> Self:
+    def _indexers_can_learn(self) -> Self:
         moved = [name for name in ("bias_speed", "balance_weight") if getattr(self, name) > 0]
         if self.indexer == "warmup" and moved:
             raise ValueError(f"indexer: warmup trains indexers alone, and {moved[0]} moves routers; set it to 0")
+        if self.indexer != "frozen" and self.trainer.recompute == "norms_and_up_projections":
+            raise ValueError(
+                f"indexer: {self.indexer} computes a loss inside attention, which trainer.recompute "
+                "norms_and_up_projections would keep with all its scores; set it to blocks or none"
+            )
         return self
 
 
