@@ -75,6 +75,11 @@ class SFTConfig(TrainingConfig, extra="forbid", frozen=True):
             raise ValueError(f"indexer: warmup trains indexers alone, and {moved[0]} moves routers; set it to 0")
         if self.indexer != "frozen" and self.trainer.mesh.pipeline > 1:
             raise ValueError(f"indexer: {self.indexer} is not there in a pipeline; set trainer.mesh.pipeline to 1")
+        if self.indexer != "frozen" and self.trainer.recompute == "norms_and_up_projections":
+            raise ValueError(
+                f"indexer: {self.indexer} computes a loss inside attention, which trainer.recompute "
+                "norms_and_up_projections would keep with all its scores; set it to blocks or none"
+            )
         return self
 
 

@@ -22,11 +22,6 @@ RECALLED, WANTED = "indexer/recalled", "indexer/wanted"  # sums behind indexer/r
 class SupervisedTrainer(Trainer):
     def __init__(self, *args, indexer: IndexerStage = "frozen", **kwargs):
         self.stage: Stage | None = None if indexer == "frozen" else indexer
-        if self.stage and kwargs.get("recompute") == "norms_and_up_projections":
-            raise ValueError(
-                f"indexer {indexer}: its loss is computed inside attention, which trainer.recompute "
-                "norms_and_up_projections would keep; set it to blocks or none"
-            )
         self.lessons: Lessons | None = None  # of the last pass
         super().__init__(*args, **kwargs)
 

@@ -37,12 +37,15 @@ FACTORIES = {"transformers": transformers_generator, "vllm": vllm_generator}
 # DeepSeek-V4 has caches of its own in the embedded engine; the others differ in their attention's shapes alone, and are
 # compared in tests/test_rollouts_architectures.py.
 HOSTED = {"transformers": ("tiny", "llama", "v4"), "vllm": ("tiny", "llama")}
+SLOW = {("transformers", "v4"), ("vllm", "tiny"), ("vllm", "llama")}
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((engine, model), id=f"{engine}-{model}", marks=[pytest.mark.slow] if engine == "vllm" else [])
+        pytest.param(
+            (engine, model), id=f"{engine}-{model}", marks=[pytest.mark.slow] if (engine, model) in SLOW else []
+        )
         for engine, models in HOSTED.items()
         for model in models
     ],
