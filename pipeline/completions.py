@@ -11,9 +11,11 @@ from data.problems import Problem
 from pipeline.statistics import summarise
 from rewards.canonical import canonical_answer
 from rewards.reward import Score, Verdict
+from rewards.utility import utility_of_completion
 from rollouts.records import Completion
 
 GENERAL = "general"  # domain of general instructions
+INSTRUCTION = "instruction"  # the checker of those whose true utility is known
 COLUMNS = pa.schema(
     {
         "checkpoint": pa.string(),
@@ -29,6 +31,7 @@ COLUMNS = pa.schema(
         "correct": pa.bool_(),  # null, like the next two, when unscorable
         "format": pa.bool_(),
         "language_consistency": pa.float64(),
+        "utility": pa.float64(),  # of an answer to an instruction (rewards.utility); null for other problems
         "length": pa.int32(),  # tokens
         "truncated": pa.bool_(),  # cut off by the length limit
     }
@@ -52,6 +55,7 @@ def completion_row(checkpoint: str, problem: Problem, sample: int, completion: C
         "correct": score.verdict is Verdict.PASS if scorable else None,
         "format": score.parts["format"] == 1.0 if scorable else None,
         "language_consistency": score.parts["language"] if scorable else None,
+        "utility": utility_of_completion(problem, completion.text) if problem.checker == INSTRUCTION else None,
         "length": len(completion.token_ids),
         "truncated": completion.finish_reason == "length",
     }

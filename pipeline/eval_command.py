@@ -151,6 +151,9 @@ def _score_table(checkpoints: dict[str, Any]) -> "Table":
     for name in sorted({name for scores in domains for name in scores}):
         cells = (_interval(scores[name]["pass@1"]) if name in scores else "-" for scores in domains)
         table.add_row(Text(f"pass@1, {name}"), *cells)
+    utilities = [scores.get("general", {}).get("utility") for scores in domains]
+    if any(utilities):
+        table.add_row("true utility, general", *map(_interval, utilities))
     return table
 
 

@@ -12,7 +12,7 @@ A claim that something does not fall has its line at -MAY_FALL instead of zero. 
 all of them hold.
 
 A target ("at least 25 points") is a separate question, met or missed by the mean, and never changes a verdict.
-Seven comparisons at 95 % are not corrected for being seven; and the intervals do not cover a second training run.
+Eight comparisons at 95 % are not corrected for being eight; and the intervals do not cover a second training run.
 """
 
 from collections.abc import Iterable, Mapping
@@ -42,7 +42,7 @@ class Claim:
 
     higher: str
     lower: str
-    quantity: str  # pass@1 | language_consistency
+    quantity: str  # pass@1 | language_consistency | utility, which is of general answers
     margin: float = 0.0  # share in [0, 1]
     optional: bool = False  # left out when a checkpoint of it was not evaluated
 
@@ -114,6 +114,13 @@ FINDINGS = (
         target=Target(at_least=0.10),
     ),
     Finding(
+        key="general_rl_helps",
+        title="General RL raises what general answers are worth",
+        paper="AlpacaEval 2.0: Dev3 62.1, R1 87.6; ArenaHard: 75.6 and 92.3 (Table 3). Here: their true utility.",
+        claims=(Claim(higher="r1", lower="dev3", quantity="utility"),),
+        target=Target(at_least=0.10),
+    ),
+    Finding(
         key="distilling_beats_rl",
         title="Distilling beats RL on the small student",
         paper="AIME 2024: Distill-Qwen-32B 72.6, Qwen2.5-32B with RL alone 47.0 (Table 16).",
@@ -170,15 +177,15 @@ class Measurements:
         return checkpoint in self._by_checkpoint
 
     def of(self, checkpoint: str, quantity: str) -> dict[str, float]:
-        return problem_means(self._by_checkpoint.get(checkpoint, ()), quantity)
+        """Problem -> mean. Rows of the domain "general" have a utility and are left out of all else, as of the headline
+        scores."""
+        rows = self._by_checkpoint.get(checkpoint, ())
+        return problem_means((r for r in rows if (r.get("domain") == "general") == (quantity == "utility")), quantity)
 
 
 def check_findings(completions: Iterable[Mapping[str, Any]]) -> list[CheckedFinding]:
-    """Judge every finding. `completions` are the rows of completions.parquet; an empty iterable measures nothing.
-
-    The findings are about reasoning: rows of the domain "general" are left out, as they are of the headline scores.
-    """
-    measured = Measurements(tuple(row for row in completions if row.get("domain") != "general"))
+    """Judge every finding. `completions` are the rows of completions.parquet; an empty iterable measures nothing."""
+    measured = Measurements(tuple(completions))
     return [_check(finding, measured) for finding in FINDINGS]
 
 

@@ -11,7 +11,7 @@ from pipeline.report_html import Html, chip, duration, fill, join, missing, numb
 
 Row = Mapping[str, Any]
 _CHIPS = {Outcome.HOLDS: "good", Outcome.FAILS: "bad", Outcome.NOISE: "noise", Outcome.UNMEASURED: "none"}
-_QUANTITIES = {"pass@1": "pass@1", "language_consistency": "language consistency"}
+_QUANTITIES = {"pass@1": "pass@1", "language_consistency": "language consistency", "utility": "utility"}
 
 
 def headline(run: RunFiles) -> Html:
@@ -131,11 +131,19 @@ def _score_rows(checkpoints: Mapping[str, Any], names: Sequence[str], k: str) ->
         _group("Behaviour", width),
         _interval_row("language consistency, %", [r.get("language_consistency") for r in overall]),
         _share_row("right format, %", [r.get("format_rate") for r in overall]),
+        *_utility_rows(checkpoints, names),
         _plain_row("mean length, tokens", overall, "length_mean", lambda v: f"{v:,.0f}"),
         _plain_row("truncated", overall, "truncated", number),
         _plain_row("unscorable", overall, "unscorable", number),
     ]
     return rows
+
+
+def _utility_rows(checkpoints: Mapping[str, Any], names: Sequence[str]) -> list[Html]:
+    """What answers to general instructions are worth; no row where the suite has none."""
+    general = [(checkpoints[name].get("by_domain") or {}).get("general") or {} for name in names]
+    values = [row.get("utility") for row in general]
+    return [_interval_row("true utility of general answers, %", values)] if any(values) else []
 
 
 def _group(title: str, width: int) -> Html:

@@ -160,12 +160,12 @@ def summarise(rows: Iterable[Mapping[str, Any]], *, seed: int = 0, resamples: in
 
     Args:
         rows: records with problem_id, verdict, format (bool), language_consistency (float or None), length (tokens),
-            completion; and, where known, answer (else read from the answer tags) and truncated (bool).
+            completion; and, where known, answer (else read from the answer tags), truncated (bool) and utility (float).
 
     Returns:
-        n_problems, k (most completions of a problem), pass@1, pass@k, cons@k, language_consistency, format_rate,
-        length_mean (tokens), truncated, unscorable and n_completions (counts). Unscorable completions are left out
-        of everything but the last two; what cannot be computed is None.
+        n_problems, k (most completions of a problem), pass@1, pass@k, cons@k, language_consistency, utility,
+        format_rate, length_mean (tokens), truncated, unscorable and n_completions (counts). Unscorable completions are
+        left out of everything but the last two; what cannot be computed is None.
     """
     by_problem: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -188,6 +188,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], *, seed: int = 0, resamples: in
         if voted
         else None,
         "language_consistency": _estimate(_column(scorable, "language_consistency"), seed, resamples),
+        "utility": _estimate(_column(scorable, "utility"), seed, resamples),
         "format_rate": _mean(_column(scorable, "format")),
         "length_mean": _mean(_column(scorable, "length")),
         "truncated": sum(bool(row.get("truncated")) for problem in problems for row in problem),

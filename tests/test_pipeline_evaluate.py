@@ -118,6 +118,11 @@ def test_general_instructions_are_scored_apart(evaluated):
     scores = json.loads((evaluated[0] / "results.json").read_text(encoding="utf-8"))["checkpoints"]["dev1"]
     assert scores["by_domain"][GENERAL]["n_problems"] == 2
     assert sum(row["n_problems"] for row in scores["by_language"].values()) == scores["overall"]["n_problems"] == 8
+    general = [row for row in rows_of(evaluated[0]) if row["checkpoint"] == "dev1" and row["domain"] == GENERAL]
+    assert scores["by_domain"][GENERAL]["utility"]["mean"] == pytest.approx(
+        np.mean([row["utility"] for row in general])
+    )
+    assert scores["overall"]["utility"] is None
 
 
 def test_progress_counts_problems_over_all_checkpoints(evaluated):

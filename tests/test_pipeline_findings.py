@@ -144,3 +144,19 @@ def test_unscorable_completions_do_not_count_as_failures():
 def test_every_finding_cites_the_paper():
     assert all(finding.paper and bool(finding.claims) != bool(finding.unmeasured) for finding in FINDINGS)
     assert len({finding.key for finding in FINDINGS}) == len(FINDINGS)
+
+
+def test_the_utility_of_general_answers_is_compared_on_general_problems_alone():
+    """Reasoning rows have none; and a general answer that passes is no gain in pass@1."""
+
+    def general(checkpoint, utility):
+        rows = _completions(checkpoint, 1.0, seed=1)
+        return [{**row, "problem_id": f"g{row['problem_id']}", "domain": "general", "utility": utility} for row in rows]
+
+    dev1 = _completions("dev1", 0.5)
+    parts = [_completions("dev3", 0.5), general("dev3", 0.4), _completions("r1", 0.5), general("r1", 0.55), dev1]
+    checked = _check(*parts)["general_rl_helps"]
+    assert checked.outcome is Outcome.HOLDS and checked.target is not None and checked.target.met
+    assert checked.claims[0].difference.mean == pytest.approx(0.15)
+    assert checked.claims[0].difference.n_problems == 60
+    assert _check(*parts)["chain_gains"].claims[0].higher < 0.7  # of reasoning alone
