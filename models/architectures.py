@@ -24,7 +24,9 @@ def check_architecture(config: PreTrainedConfig, indexed: bool = False) -> None:
     """
     kind = config.model_type
     if indexed and kind != _INDEXED:
-        raise ValueError(f"indexer: this {kind} model has no indexer to train, only {_INDEXED} has; set it to frozen")
+        raise ValueError(
+            f"indexer: those of {_INDEXED} alone are trained here, and this is a {kind} model; set it to frozen"
+        )
     if why := _OTHER_ATTENTION.get(kind):
         raise ValueError(
             f"model type {kind} cannot be trained or sampled here: {why}, and r1's attention sees all earlier tokens "
@@ -50,6 +52,15 @@ def check_architecture(config: PreTrainedConfig, indexed: bool = False) -> None:
         raise ValueError(
             f"this {kind} model has rotary embeddings (longrope) that depend on how long a sequence is, and r1 packs "
             "sequences of several lengths in one row: take a model with another rope_type"
+        )
+
+
+def check_rounding(config: PreTrainedConfig) -> None:
+    """Raises ValueError for a model some of whose weights must not be gathered and multiplied in bfloat16."""
+    if config.model_type in _OWN_ATTENTION:
+        raise ValueError(
+            f"trainer.precision bfloat16 would round what {config.model_type} keeps in float32 (hyper-connections, "
+            "sinks, norms), and generators do not; set it to float32"
         )
 
 

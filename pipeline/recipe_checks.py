@@ -171,9 +171,12 @@ def _reward_model_problems(name: str, config: Any, settings: Document, inputs: S
         role = getattr(reward_class, "input_role", None)
         wanted.add(role)
         names |= {getattr(reward_class, "name", spec.use)} if here[0] == "rewards" else set()
-        if role is not None and role not in roles and not spec.options.get("model"):
+        if role is not None and spec.options.get("model"):
+            place = settings.place((*here, "options", "model"))
+            yield f"{place}: options.model: give the model as input '{role}' of stage '{name}': inputs are hashed"
+        elif role is not None and role not in roles:
             place = settings.place((*here, "use"))
-            yield f"{place}: {spec.use} needs the input '{role}' of stage '{name}', or the option `model`"
+            yield f"{place}: {spec.use} needs the input '{role}' of stage '{name}'"
     if watch is not None and watch.reward not in names:
         place = settings.place(("watch", "reward"))
         yield f"{place}: watch.reward: stage '{name}' has no reward '{watch.reward}'{did_you_mean(watch.reward, names)}"

@@ -29,10 +29,16 @@ class RewardWatchConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fa
         ge=8,
         description="held-out problems of each kind, reasoning and general; 64 show a change of a tenth",
     )
-    errors: float = Field(
-        default=2.0,
+    sources: tuple[ProblemSource, ...] = Field(
+        default=(),
+        description="held-out problems to watch on, general ones with domain general; needed where problems.sources "
+        "are trained on, which leave out whatever shares 10 words in a row with these. None: held-out procedural ones",
+    )
+    risk: float = Field(
+        default=0.05,
         gt=0,
-        description="standard errors of a paired difference that count as a rise or a fall; 2 errs once in 20 or less",
+        lt=1,
+        description="chance of a false alert in a whole run whose judges stand still; 0.05 as is usual",
     )
     length_factor: float = Field(
         default=2.0, gt=1, description="growth of general answers that counts as parting, under a rising reward"
@@ -193,8 +199,12 @@ class GRPOConfig(TrainingConfig, extra="forbid", frozen=True):
         return self
 
     @model_validator(mode="after")
-    def _watched_reward_is_listed(self) -> Self:
-        if self.watch is not None and not self.problems.instruction_share and not self.problems.sources:
+    def _there_is_something_to_watch(self) -> Self:
+        if self.watch is None:
+            return self
+        if self.problems.sources and not self.watch.sources:
+            raise ValueError("watch: the stage trains on all of problems.sources; give held-out ones as watch.sources")
+        if not self.problems.instruction_share and not self.watch.sources:
             raise ValueError("watch: there are no general problems to watch; set problems.instruction_share")
         return self
 

@@ -11,13 +11,14 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cluster.actors import start_ray, wait
+from cluster.actors import ActorDied, PhaseTimeout, start_ray, wait
 from data.problem_pool import ProblemPool
 from data.problems import Problem
 from rewards.pool import RewardPool
@@ -48,6 +49,10 @@ def run(config: GRPOConfig, context: StageContext) -> None:
     session = Session(config, context)
     try:
         train(session)
+    except StageError:
+        with suppress(ActorDied, PhaseTimeout):
+            session.saving.poll()  # a checkpoint that is whole by now is one to go on from
+        raise
     finally:
         session.close()
 
@@ -59,13 +64,14 @@ def train(session: "Session") -> None:
         session.maybe_refresh_reference(step)
         session.sync_weights(step)
         if session.watch_reward(rollout):
-            break
+            return session.save_policy()
         groups = session.sample_and_score(step)
         sequences = session.annotate(session.compare(groups))
         for mini_batch in make_mini_batches(sequences, config.mini_batches, session.seed("mini-batches", step)):
             session.update(mini_batch, step)
             step += 1
         session.end_rollout((rollout + 1) * config.mini_batches)
+    session.watch_last()
     session.save_policy()
 
 
@@ -76,7 +82,8 @@ class Session:
         self.config, self.context = config, context
         policy = str(context.inputs["policy"])
         self.objective = config.objective.resolve()
-        self.problems = ProblemPool(config.problems, "train", context.seed, config.held_out_sources)
+        held_out = (*config.held_out_sources, *(config.watch.sources if config.watch else ()))
+        self.problems = ProblemPool(config.problems, "train", context.seed, held_out)
         self.judges = start_judges(context.inputs, config.judges)
         specs = with_models(config.rewards, context.inputs)
         self.rewards = RewardPool(specs, config.reward_workers, self.judges)
@@ -161,14 +168,20 @@ class Session:
         step = rollout * self.config.mini_batches
         self._report(step, phase="watching the reward")
         found = self.watcher.check(self.pool, self._render)
-        self.watch_metrics = found.metrics
-        if not found.alert:
-            return False
-        logger.warning("%s: step %d: %s", self.context.name, step, found.alert)
-        stops = self.watcher.config.on_alert == "stop"
-        if stops:  # no rollout batch follows that would log them
-            self.log.log(step, found.metrics)
+        for sentence in filter(None, (found.alert, found.blind)):
+            logger.warning("%s: step %d: %s", self.context.name, step, sentence)
+        stops = bool(found.alert) and self.watcher.config.on_alert == "stop"
+        if not stops and rollout < self.config.rollouts:
+            self.watch_metrics = found.metrics  # logged with the rollout batch that follows
+        elif read_log(self.context.output / METRICS)[-1:] != [{"step": step, **found.metrics}]:
+            self.log.log(step, found.metrics)  # once, also when the stage is killed now and looks again
         return stops
+
+    def watch_last(self) -> None:
+        """Look at the policy that the stage leaves."""
+        if self.watcher is not None:
+            self.sync_weights(self.config.steps)
+            self.watch_reward(self.config.rollouts)
 
     def sample_and_score(self, step: int) -> list[ScoredGroup]:
         """A rollout batch. Under dynamic sampling, further questions take the place of groups without signal."""
@@ -182,6 +195,7 @@ class Session:
             groups += self._sample_round(step, resampling, missing)
             asked += missing
             missing = count - sum(scored.has_signal for scored in groups)
+            self.saving.poll()
             if missing == 0:
                 break
         self.too_long = asked - len(groups)
@@ -274,6 +288,7 @@ class Session:
 
     def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
         started = time.monotonic()
+        self.saving.poll()
         try:
             dealt = self.trainer.dealt(sequences, len)
             parts = self._wait(self.trainer.annotate.each(dealt), "old and reference logprobs")

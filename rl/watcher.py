@@ -6,18 +6,19 @@ from typing import Any
 
 from data.problem_pool import ProblemPool
 from data.problems import Problem
+from data.sources import read_problems
 from rewards.combine import check_rewards
 from rewards.config import RewardSpec
 from rewards.pool import RewardPool
-from rewards.reward import Verdict
+from rewards.reward import Score, Verdict
 from rl.config import GRPOConfig, RewardWatchConfig
-from rl.experience import sample_and_score
+from rl.experience import ScoredGroup, sample_and_score
 from rl.reward_watch import Check, Comparison, RewardWatch
 from rollouts.pool import GeneratorPool
 from training.stage import StageContext, StageError
 
 GENERAL = "general"
-_ACCURACY = RewardSpec(use="rewards.accuracy:Accuracy", except_domains=[GENERAL])
+_ACCURACY = RewardSpec(use="rewards.accuracy:Accuracy")
 
 
 def with_models(specs: Sequence[RewardSpec], inputs: Mapping[str, Path]) -> list[RewardSpec]:
@@ -32,7 +33,8 @@ def with_models(specs: Sequence[RewardSpec], inputs: Mapping[str, Path]) -> list
 
 
 class Watcher:
-    """Held-out problems, the judges of the answers, and the first check. Judges run in a reward worker of their own."""
+    """Held-out problems, the judges of the answers, and what they said first. Each judge has reward workers of its own:
+    one that fails takes no other along, and the second may be of the same kind as the watched one."""
 
     def __init__(
         self,
@@ -44,35 +46,19 @@ class Watcher:
     ):
         """`served`: judges that rewards ask, by role (see `rollouts.judge`)."""
         self.config, self.stage, self.seed = config, stage, context.seed
-        self.watch = RewardWatch(config.errors, config.length_factor)
-        pool = ProblemPool(stage.problems.model_copy(update={"safety_share": 0.0}), "held_out", context.seed)
-        problems = pool.draw_distinct(config.problems, 0.0) + pool.draw_distinct(config.problems, 1.0)
-        self.problems = [problem for problem in problems if problem.checker != "code"]  # programs take minutes
-        self.second, judges = self._judges(specs, context)
-        self.rewards = RewardPool(judges, stage.reward_workers, served)
-
-    def _judges(self, specs: Sequence[RewardSpec], context: StageContext) -> tuple[str | None, list[RewardSpec]]:
-        """Name of the second judge, and all of them, whatever the step and weight they train at."""
-        names = {getattr(reward, "name", spec.use): spec for spec, (reward, _) in _checked(specs)}
-        watched = names.get(self.config.reward)
-        if watched is None:
-            known = ", ".join(sorted(names))
-            raise StageError(f"{context.name}: watch.reward is '{self.config.reward}', the stage's rewards are {known}")
-        judges = [watched.model_copy(update={"weight": 1.0, "from_share": 0.0, "domains": [GENERAL]}), _ACCURACY]
-        if self.config.second is None:
-            return None, judges
-        (second,) = with_models([self.config.second], context.inputs)
-        ((reward, _),) = check_rewards([second])
-        judges.append(second.model_copy(update={"domains": [GENERAL]}))
-        return getattr(reward, "name", second.use), judges
+        self.first = next(r for r in range(stage.rollouts) if r / stage.rollouts >= stage.general_from_share)
+        due = sum(self.is_due(rollout) for rollout in range(stage.rollouts + 1))
+        self.watch = RewardWatch(due - 1, config.risk, config.length_factor)
+        self.problems = _held_out(config, stage, context.seed)
+        self.judges = {
+            judge: RewardPool([spec], stage.reward_workers, served)
+            for judge, spec in _judges(config, specs, context).items()
+        }
 
     def is_due(self, rollout: int) -> bool:
-        """From the first rollout batch with general problems on, and before the last."""
-        progress = rollout / self.stage.rollouts
-        first = next(r for r in range(self.stage.rollouts) if r / self.stage.rollouts >= self.stage.general_from_share)
-        return progress >= self.stage.general_from_share and (
-            (rollout - first) % self.config.every == 0 or rollout == self.stage.rollouts - 1
-        )
+        """Before which rollout batches to look: from the first one with general problems on. And after the last."""
+        since = rollout - self.first
+        return since >= 0 and (since % self.config.every == 0 or rollout == self.stage.rollouts)
 
     def check(
         self, pool: GeneratorPool, render: Callable[[Sequence[Problem]], Sequence[list[int] | None]]
@@ -82,26 +68,55 @@ class Watcher:
             self.problems,
             render=render,
             pool=pool,
-            rewards=self.rewards,
+            rewards=self.judges["accuracy"],
             params=self.stage.rollout.params(1, self.seed),
             progress=1.0,
             expected_tokens=lambda problem: 0.0,
         )
         check = Check()
+        general = {scored.group.key: scored for scored in groups if scored.problem.domain == GENERAL}
         for scored in groups:
             (score,), (completion,) = scored.scores, scored.group.completions
-            key = scored.problem.id
-            if scored.problem.domain != GENERAL:
-                check.note("accuracy", key, None if score.value is None else float(score.verdict is Verdict.PASS))
-                continue
-            check.note("reward", key, score.parts.get(self.config.reward))
-            check.note("second", key, score.parts.get(self.second) if self.second else None)
-            check.note("length", key, len(completion.token_ids))
+            if scored.problem.domain == GENERAL:
+                check.note("length", scored.problem.id, len(completion.token_ids))
+            else:
+                right = None if score.value is None else float(score.verdict is Verdict.PASS)
+                check.note("accuracy", scored.problem.id, right)
+        for judge in self.judges.keys() - {"accuracy"}:
+            for key, (score,) in self._scores(judge, general).items():
+                check.note(judge, general[key].problem.id, score.value)
         return self.watch.compare(check)
 
+    def _scores(self, judge: str, groups: Mapping[str, ScoredGroup]) -> dict[str, list[Score]]:
+        for key, scored in groups.items():
+            self.judges[judge].submit(key, scored.problem, [c.text for c in scored.group.completions])
+        return self.judges[judge].collect()
+
     def close(self) -> None:
-        self.rewards.close()
+        for pool in self.judges.values():
+            pool.close()
 
 
-def _checked(specs: Sequence[RewardSpec]) -> Sequence[tuple[RewardSpec, tuple[Any, Any]]]:
-    return list(zip(specs, check_rewards(specs), strict=True))
+def _held_out(config: RewardWatchConfig, stage: GRPOConfig, seed: int) -> list[Problem]:
+    """So many of each kind, reasoning and general; fewer where files have no more."""
+    if not config.sources:
+        pool = ProblemPool(stage.problems.model_copy(update={"safety_share": 0.0}), "held_out", seed)
+        found = pool.draw_distinct(config.problems, 0.0) + pool.draw_distinct(config.problems, 1.0)
+    else:
+        listed = {problem.id: problem for source in config.sources for problem in read_problems(source)}
+        kinds = [[p for p in listed.values() if (p.domain == GENERAL) == is_general] for is_general in (False, True)]
+        found = [problem for kind in kinds for problem in kind[: config.problems]]
+    return [problem for problem in found if problem.checker != "code"]  # programs take minutes
+
+
+def _judges(config: RewardWatchConfig, specs: Sequence[RewardSpec], context: StageContext) -> dict[str, RewardSpec]:
+    """By their names in rl.reward_watch, whatever the steps, domains and weights they train at."""
+    names = {getattr(reward, "name", s.use): s for s, (reward, _) in zip(specs, check_rewards(specs), strict=True)}
+    if config.reward not in names:
+        known = ", ".join(sorted(names))
+        raise StageError(f"{context.name}: watch.reward is '{config.reward}', the stage's rewards are {known}")
+    chosen = {"accuracy": _ACCURACY, "reward": names[config.reward]}
+    if config.second is not None:
+        (chosen["second"],) = with_models([config.second], context.inputs)
+    alone = {"weight": 1.0, "from_share": 0.0, "domains": None, "except_domains": []}
+    return {judge: spec.model_copy(update=alone) for judge, spec in chosen.items()}

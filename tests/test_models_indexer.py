@@ -263,7 +263,7 @@ def test_frozen_indexers_rest_and_keep_their_reach(checkpoint, tmp_path):
 
 
 def test_what_cannot_be_taught_is_refused(llama_checkpoint):
-    with pytest.raises(ValueError, match="this llama model has no indexer to train"):
+    with pytest.raises(ValueError, match="of deepseek_v32 alone are trained here, and this is a llama model"):
         trainer(llama_checkpoint, "warmup")
     with pytest.raises(ValidationError, match="warmup trains indexers alone, and bias_speed moves routers"):
         SFTConfig(indexer="warmup", bias_speed=0.001)

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from fp8.config import Fp8Config
 from fp8.convert import convert
+from models.architectures import check_rounding
 from models.attention import PackedLayout
 from models.checkpoint import (
     hub_pieces,
@@ -182,6 +183,8 @@ def test_what_v4_does_not_have_here_is_refused(checkpoint, tmp_path):
         convert(model, Fp8Config(backend="reference"))
     with pytest.raises(ValueError, match="DeepSeek-V4 is not written in FP8 here"):
         save_model(tmp_path, model, load_tokenizer(checkpoint), dtype="fp8")
+    with pytest.raises(ValueError, match=r"precision bfloat16 would round what deepseek_v4 keeps in float32"):
+        check_rounding(model.config)
     with pytest.raises(ValueError, match=r"needs layout=\.\.\. in the model call"):
         model(torch.tensor([[9, 10]]), use_cache=False)
     config = AutoConfig.for_model("deepseek_v4", **CONFIGS["deepseek_v4"], num_hidden_layers=3)

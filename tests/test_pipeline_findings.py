@@ -87,7 +87,7 @@ def test_missing_checkpoints_and_few_problems_are_not_measured():
 
 def test_preference_hacking_says_why_it_is_not_measured():
     checked = _check()["preference_hacking"]
-    assert checked.outcome is Outcome.UNMEASURED and "preference reward" in checked.reason
+    assert checked.outcome is Outcome.UNMEASURED and "reward_hacking.yaml" in checked.reason
 
 
 def test_readability_is_language_consistency_whatever_the_layout():

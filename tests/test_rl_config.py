@@ -81,3 +81,12 @@ def test_completions_may_grow_longer_at_a_step():
 def test_a_length_that_is_never_reached_is_refused():
     with pytest.raises(ValueError, match="max_new_tokens_from: step 20 is not among the stage's 16 steps"):
         GRPOConfig(steps=16, max_new_tokens_from={20: 64})
+
+
+def test_a_watch_needs_problems_that_are_not_trained_on():
+    files = {"problems": {"sources": [{"path": "train.jsonl"}]}}
+    with pytest.raises(ValidationError, match=r"give held-out ones as watch\.sources"):
+        GRPOConfig.model_validate({**files, "watch": {}})
+    GRPOConfig.model_validate({**files, "watch": {"sources": [{"path": "held_out.jsonl"}]}})
+    with pytest.raises(ValidationError, match="there are no general problems to watch"):
+        GRPOConfig.model_validate({"watch": {}})

@@ -1,7 +1,5 @@
 """The watch for reward hacking: when a reward and what it stands for have parted."""
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,7 +22,7 @@ WELL = {"reward": 0.5, "accuracy": 0.8, "second": 0.7, "length": 20.0}
 
 
 def compare(**now: float):
-    watch = RewardWatch(errors=2.0, length_factor=2.0)
+    watch = RewardWatch(comparisons=1, risk=0.05, length_factor=2.0)
     assert watch.compare(check(**WELL)).alert == ""
     rng = np.random.default_rng(1)
     second = check(**WELL | now)
@@ -37,9 +35,9 @@ def compare(**now: float):
 @pytest.mark.parametrize(
     ("now", "says"),
     [
-        ({"reward": 0.8, "second": 0.5}, "the second judge from 0.7"),
-        ({"reward": 0.8, "accuracy": 0.6}, "held-out accuracy from 0.8"),
-        ({"reward": 0.8, "length": 50.0}, "length of general answers from 20 to 50 tokens"),
+        ({"reward": 0.8, "second": 0.5}, "the second judge went from 0.7"),
+        ({"reward": 0.8, "accuracy": 0.6}, "held-out accuracy went from 0.8"),
+        ({"reward": 0.8, "length": 50.0}, "length of general answers went from 20 to 50 tokens"),
     ],
 )
 def test_a_rising_reward_with_a_falling_judge_is_an_alert(now, says):
@@ -63,31 +61,49 @@ def test_what_is_no_hacking_raises_no_alert(now):
     assert found.alert == "" and found.metrics["watch/parted"] == 0
 
 
-def test_noise_alone_hardly_ever_alerts():
-    rng, alerts = np.random.default_rng(0), 0
+def noisy(rng, **shift: float) -> Check:
+    found = Check()
+    for judge in ("reward", "accuracy", "second", "length"):
+        for number, value in enumerate(rng.normal(1, 0.3, 64)):
+            found.note(judge, f"{number}", value + shift.get(judge, 0.0))
+    return found
+
+
+def test_a_run_that_gets_better_is_hardly_ever_alerted_however_often_it_is_looked_at():
+    """The reward rises for good reasons and the other judges stand still: one run in twenty, at most."""
+    rng, alerted = np.random.default_rng(0), 0
     for _ in range(200):
-        watch = RewardWatch(errors=2.0, length_factor=2.0)
-        for _ in range(2):
-            found = Check()
-            for judge in ("reward", "accuracy", "second", "length"):
-                for number, value in enumerate(rng.normal(1, 0.3, 64)):
-                    found.note(judge, f"{number}", value)
-            alerts += bool(watch.compare(found).alert)
-    assert alerts < 6
+        watch = RewardWatch(comparisons=25, risk=0.05, length_factor=2.0)
+        watch.compare(noisy(rng))
+        alerts = [watch.compare(noisy(rng, reward=1.0)).alert for _ in range(25)]
+        alerted += any(alerts)
+    assert alerted <= 16
 
 
 def test_unscorable_answers_and_other_problems_are_left_out():
-    first, now = {"a": 0.0, "b": 1.0, "c": 0.5}, {"b": 1.0, "c": 1.0, "d": 9.0}
-    assert paired_difference(first, now) == pytest.approx((0.25, 0.25))
-    assert paired_difference(first, {"b": 1.0}) is None
-    found = Check()
-    found.note("reward", "a", None)
-    assert math.isnan(found.mean("reward"))
-    assert RewardWatch(2.0, 2.0).compare(found).metrics == {"watch/parted": 0.0}
+    first = {f"{number}": number / 10 for number in range(10)}
+    now = {problem: value + 0.1 for problem, value in first.items() if problem != "0"} | {"other": 9.0}
+    assert paired_difference(first, now) == pytest.approx((0.1, 0.0))
+    assert paired_difference(first, {f"{number}": 1.0 for number in range(7)}) is None  # too few to have an error
+
+
+def test_a_judge_that_fails_at_first_is_compared_with_what_it_says_later():
+    """And that nobody watched meanwhile is said."""
+    rng, watch = np.random.default_rng(0), RewardWatch(2, 0.05, 2.0)
+    silent = noisy(rng)
+    silent.values["second"] = {}
+    for number in range(64):
+        silent.note("second", f"{number}", None)
+    found = watch.compare(silent)
+    assert found.blind == "the watch cannot compare second (0 judged, 64 unscorable)"
+    assert found.metrics["watch/unscorable"] == 64 and "watch/second" not in found.metrics
+    assert watch.compare(noisy(rng)).alert == ""
+    found = watch.compare(noisy(rng, reward=0.5, second=-0.5))
+    assert "the second judge went from" in found.alert and found.blind == ""
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(-1, 1), min_size=2, max_size=20), st.floats(-1, 1))
+@given(st.lists(st.floats(-1, 1), min_size=8, max_size=20), st.floats(-1, 1))
 def test_the_difference_is_paired(values, shift):
     first = {str(number): value for number, value in enumerate(values)}
     mean, error = paired_difference(first, {problem: value + shift for problem, value in first.items()})
@@ -95,13 +111,13 @@ def test_the_difference_is_paired(values, shift):
 
 
 def test_the_first_check_survives_a_restart(tmp_path):
-    watch = RewardWatch(2.0, 2.0)
+    watch = RewardWatch(1, 0.05, 2.0)
     watch.compare(check(**WELL))
     watch.save(tmp_path / "watch.json")
-    again = RewardWatch(2.0, 2.0)
+    again = RewardWatch(1, 0.05, 2.0)
     again.load(tmp_path / "watch.json")
     assert again.first == watch.first
     assert again.compare(check(**WELL | {"reward": 0.9, "second": 0.4})).alert
-    fresh = RewardWatch(2.0, 2.0)
+    fresh = RewardWatch(1, 0.05, 2.0)
     fresh.load(tmp_path / "missing.json")
-    assert fresh.first is None
+    assert fresh.first == {}

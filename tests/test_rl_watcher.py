@@ -59,6 +59,7 @@ def test_general_problems_are_judged_late_and_watched_also_across_a_kill(
     assert ["watch/reward" in row for row in rollouts] == [False, False, True, True]
     assert all(0 <= row["reward/helpful"] <= 1 and row["reward/helpful_errors"] == 0 for row in rollouts[2:])
     assert {"watch/accuracy", "watch/second", "watch/length", "watch/parted"} <= set(rollouts[2])
+    assert rows[-1]["step"] == 8 and "watch/reward" in rows[-1]  # the policy that the stage leaves
 
     def kill(event):
         if event["step"] == 6 and event.get("phase") == "sampling":
@@ -76,7 +77,7 @@ def test_an_alert_can_end_the_stage_with_the_policy_of_then(
     ray_session, tiny_checkpoint, helpful_rm, tmp_path, monkeypatch, caplog
 ):
     def compare(self, check):
-        self.first, is_first = self.first or check, self.first is None
+        self.first, is_first = {"seen": {}}, not self.first
         metrics = {"watch/parted": float(not is_first)}
         return Comparison(metrics=metrics, alert="" if is_first else "they have parted")
 

@@ -39,11 +39,14 @@ class CheckpointStore:
         return self.commit(step)
 
     def begin(self, step: int) -> Path:
-        """An empty folder to fill; it is no checkpoint before `commit`."""
+        """A folder to fill; it is no checkpoint before `commit`. The log must be complete up to `step`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._drop_leftovers()
         temporary = self._temporary(step)
         temporary.mkdir()
+        if self.log is not None:
+            self.log.sync()
+            (temporary / LOG_SIZES).write_text(json.dumps(self.log.sizes(step)), encoding="utf-8")
         return temporary
 
     def commit(self, step: int) -> Path:
@@ -52,12 +55,9 @@ class CheckpointStore:
         A checkpoint of the same step is replaced.
         """
         temporary, final = self._temporary(step), self.folder / f"step_{step:08d}"
-        if not _files(temporary):
-            raise ValueError(f"the checkpoint of step {step} is empty: nothing was written to {temporary}")
-        if self.log is not None:
-            self.log.sync()
-            (temporary / LOG_SIZES).write_text(json.dumps(self.log.sizes(step)), encoding="utf-8")
         files = _files(temporary)
+        if all(path.name == LOG_SIZES for path in files):
+            raise ValueError(f"the checkpoint of step {step} is empty: nothing was written to {temporary}")
         checksums = {path.relative_to(temporary).as_posix(): sha256(path) for path in files}
         (temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=2), encoding="utf-8")
         for path in [temporary / CHECKSUMS, *files, *{path.parent for path in files}, temporary]:

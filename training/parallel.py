@@ -16,13 +16,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from models.indexer import awake
 from training.mesh import MeshConfig
 from training.policy import Policy
-from training.process_group import join
+from training.process_group import deadline, join
 
 Precision = Literal["float32", "bfloat16", "fp8"]
 Value = TypeVar("Value")
@@ -53,7 +54,7 @@ class Ranks:
             raise ValueError(
                 f"a mesh of {mesh.ranks} ranks in a group of {found}: start ranks with training.group.spawn_trainer"
             )
-        places = init_device_mesh(device.type, (mesh.pipeline, mesh.data), mesh_dim_names=("pipeline", "data"))
+        places = _make_mesh(device, pipeline=mesh.pipeline, data=mesh.data)
         ranks = cls(
             dist.get_rank(),
             found,
@@ -63,8 +64,8 @@ class Ranks:
         )
         if mesh.expert == 1:
             return ranks
-        shape = (mesh.pipeline, mesh.data // mesh.expert, mesh.expert)
-        places = init_device_mesh(device.type, shape, mesh_dim_names=("pipeline", "expert_data", "expert"))
+        rest = mesh.data // mesh.expert
+        places = _make_mesh(device, pipeline=mesh.pipeline, expert_data=rest, expert=mesh.expert)
         return replace(ranks, expert=places["expert"], expert_data=places["expert_data"])
 
     @property
@@ -113,6 +114,14 @@ def _gather(value: Value, mesh: DeviceMesh | None) -> list[Value]:
     values: list[Any] = [None] * mesh.size()
     dist.all_gather_object(values, value, group=mesh.get_group())
     return values
+
+
+def _make_mesh(device: torch.device, **sizes: int) -> DeviceMesh:
+    """All ranks in a mesh of these dimensions. Their groups wait as long as that of all ranks does."""
+    mesh = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+    for group in mesh.get_all_groups():
+        _set_pg_timeout(deadline(), group)
+    return mesh
 
 
 def shard(policy: Policy, ranks: Ranks) -> None:

@@ -14,6 +14,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from training.process_group import deadline
+
 # A single process is told that it is one, and every save that tensors will be gathered in another version.
 warnings.filterwarnings("ignore", module=r"torch\.distributed.*")
 
@@ -23,7 +25,7 @@ class StateWriter:
 
     def __init__(self) -> None:
         # The thread's collectives need a group of their own, or they would mix with those of training.
-        self._group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._group: Any = dist.new_group(timeout=deadline(), backend="gloo") if dist.is_initialized() else None
         self._written: Future | None = None
 
     def begin(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from data.chat import Template, render_prompt
 from fp8.config import Fp8Config
 from fp8.convert import LayerPrecision, convert
+from models.architectures import check_rounding
 from models.checkpoint import (
     hub_pieces,
     load_model,
@@ -76,6 +77,8 @@ class Trainer:
         self.tokenizer = load_tokenizer(checkpoint)
         self.model = self._load_model()
         mesh.check_model(self.model.config)
+        if self.ranks.rounds:
+            check_rounding(self.model.config)
         mtp_module = None if drop_mtp else load_mtp_module(checkpoint, self.model.config)
         if mtp_module is not None:
             mtp_module.requires_grad_(mtp)
@@ -103,7 +106,8 @@ class Trainer:
 
     def _shard(self, policy: Policy) -> Policy:
         if self.fp8 is not None:
-            self.audit = convert(policy, self.fp8, device=self.device, keep_blocks=self.ranks.data is None)
+            audit = convert(policy, self.fp8, device=self.device, keep_blocks=self.ranks.data is None)
+            self.audit = self.audit or audit  # the policy's comes first, and copies have no more
         shard(policy, self.ranks)  # moves a layer at a time to the device
         return policy.to(self.device) if self.ranks.data is None else policy
 
