@@ -141,7 +141,7 @@ def test_roles_that_may_stay_empty_and_judges_that_are_missing(tmp_path, tiny_ch
         "watch: {reward: helpfull}\n",
     )
     assert "needs the input 'judge'" in faults
-    assert "needs the input 'helpful_rm' of stage 'rl', or the option `model`" in faults
+    assert "needs the input 'helpful_rm' of stage 'rl'" in faults
     assert "stage 'rl' has no reward 'helpfull'; did you mean 'helpful'?" in faults
     assert "no reward of stage 'rl' asks for its input 'safety_rm'" in faults
     assert "it is a checkpoint without the head of a reward model" in faults
