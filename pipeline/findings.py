@@ -130,8 +130,8 @@ FINDINGS = (
         key="preference_hacking",
         title="Too much preference reward gets hacked",
         paper="Under the helpfulness reward model the reward rises while Codeforces falls (Fig. 6).",
-        unmeasured="Not measured by evaluations. recipes/tiny/reward_hacking.yaml trains under a learned reward for too long, "
-        "and the charts of its watch show the reward beside what it stands for.",
+        unmeasured="Not measured by evaluations. recipes/tiny/reward_hacking.yaml trains too long under a learned "
+        "reward, and the charts of its watch show the reward beside what it stands for.",
     ),
 )
 

@@ -145,3 +145,13 @@ def test_roles_that_may_stay_empty_and_judges_that_are_missing(tmp_path, tiny_ch
     assert "stage 'rl' has no reward 'helpfull'; did you mean 'helpful'?" in faults
     assert "no reward of stage 'rl' asks for its input 'safety_rm'" in faults
     assert "it is a checkpoint without the head of a reward model" in faults
+
+
+def test_a_reward_model_in_a_recipe_is_an_input_so_that_its_content_counts(tmp_path, tiny_checkpoint):
+    faults = recipe_faults(
+        tmp_path,
+        pipeline=f"name: test\nstages: {{rl: {{recipe: rl.yaml, inputs: {{policy: {tiny_checkpoint}}}}}}}\n",
+        rl="stage: grpo\nproblems: {instruction_share: 0.5}\nrollout: {max_new_tokens: 32}\n"
+        'rewards: [{use: "rewards.preference:HelpfulReward", domains: [general], options: {model: some/folder}}]\n',
+    )
+    assert "options.model: give the model as input 'helpful_rm' of stage 'rl': inputs are hashed" in faults
