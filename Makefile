@@ -18,7 +18,7 @@ run: $(READY)  ## the whole chain on the tiny model; resumes, and skips what is 
 endif
 
 # Two files at a time, with one thread each: most of a test's time is one process starting or waiting for another.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 test: $(READY) $(VLLM)  ## all tests
 	$(PYTEST)
