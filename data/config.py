@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 RowSchema = Literal["auto", "r1", "gsm8k", "math", "aime", "columns"]
 PreferenceSchema = Literal["auto", "pairs", "ranked", "safety", "ultrafeedback", "helpsteer2", "helpsteer2_preference"]
 JudgeStyle = Literal["full", "terse"]  # how a generative reward model is asked
+JUDGE_ROLES = ("grm", "judge")  # inputs of a stage that judge for its rewards, each served by processes of its own
 JUDGING = "judging"  # domain and checker of problems that ask for a judgement
 FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # Marks of fields, for the readers of recipes:

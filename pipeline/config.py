@@ -86,9 +86,9 @@ def stage_seed(pipeline_seed: int, stage: str) -> int:
 def load(path: Path, overrides: Sequence[str] = (), kinds: Mapping[str, StageKind] = KINDS) -> Pipeline:
     """Read a pipeline, or a stage recipe, with `key=value` overrides.
 
-    A stage recipe gets its name, inputs and run folder from the `pipeline.yaml` beside it that lists it; when the
-    overrides name all its inputs (`inputs.policy=PATH`) it needs no pipeline and runs under runs/<recipe name>.
-    Where there is no recipes/..., the one that was installed with this package is meant.
+    A stage recipe gets its name, inputs and run folder from the pipeline beside it that lists it (`pipeline.yaml`, if
+    it does); when the overrides name all its inputs (`inputs.policy=PATH`) it needs no pipeline and runs under
+    runs/<recipe name>. Where there is no recipes/..., the one that was installed with this package is meant.
     """
     settings = _parse_overrides(overrides)
     path = _installed(path)
@@ -115,9 +115,8 @@ def _load_single(
     kind = document.data["stage"]
     roles = kinds[kind].inputs if isinstance(kind, str) and kind in kinds else {}
     given = {keys[1] for keys, _ in settings if keys[0] == "inputs" and len(keys) > 1}
-    beside = path.parent / "pipeline.yaml"
-    pipeline, listing = None, []
-    if not (roles and given >= set(roles)) and beside.exists():
+    pipeline, listing, beside = None, [], None
+    if not (roles and given >= set(roles)) and (beside := _pipeline_beside(path)) is not None:
         pipeline = _read_pipeline(beside)
         listing = _stages_with_recipe(pipeline, path)
     if len(listing) > 1:
@@ -128,14 +127,26 @@ def _load_single(
     missing = [role for role in roles if role not in given]
     if not listing and missing:
         wanted = " ".join(f"inputs.{role}=PATH" for role in missing)
-        raise RecipeError(
-            f"{path}: no pipeline.yaml beside it lists this recipe, so say where its inputs are: {wanted}"
-        )
+        raise RecipeError(f"{path}: no pipeline beside it lists this recipe, so say where its inputs are: {wanted}")
     name = listing[0] if listing else path.stem
     if pipeline is None or not listing:
         pipeline = Document({"name": name, "stages": {name: {"recipe": path.name}}}, {(): Place(str(path), 1, 1)})
     prefixed = [(keys if keys[0] in ("seed", "output", "all") else [name, *keys], value) for keys, value in settings]
     return _build(_laid_over(pipeline, prefixed, str(path)), path, kinds, only=name)
+
+
+def _pipeline_beside(path: Path) -> Path | None:
+    """pipeline.yaml or another pipeline in the same folder, the first by name, whose own text lists the recipe."""
+    others = sorted(file for file in path.parent.glob("*.yaml") if file.name != "pipeline.yaml")
+    for file in (path.parent / "pipeline.yaml", *others):
+        if file.exists() and file != path:
+            try:
+                listed = _stages_with_recipe(read_yaml(file), path)
+            except RecipeError:  # a file that is none of this recipe's business
+                continue
+            if listed:
+                return file
+    return None
 
 
 def _stages_with_recipe(pipeline: Document, path: Path) -> list[str]:

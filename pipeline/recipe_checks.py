@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from data.config import FILE_SUFFIXES, JUDGING, PreferenceSource, ProblemSource, is_local
+from data.config import FILE_SUFFIXES, JUDGE_ROLES, JUDGING, PreferenceSource, ProblemSource, is_local
 from data.safety_prompts import SAFETY
 from data.schemas import SourceError
 from data.sources import check_first_row
@@ -18,7 +18,6 @@ from pipeline.inputs import Input, context_length, longest_completion, too_long
 from pipeline.yaml_source import Document, KeyPath, Place
 from rewards.combine import check_rewards
 from rewards.config import RewardSpec
-from rollouts.config import JUDGE_ROLES
 
 _DEFAULT = "default"  # the entry of `prompting` for checkpoints that have none of their own
 

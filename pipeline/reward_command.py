@@ -114,7 +114,8 @@ def _loaded(use: str, options: dict[str, Any], inputs: list[str] | None) -> Iter
 @contextmanager
 def _served(inputs: list[str]) -> Iterator[dict[str, Any]]:
     """Role -> handle of the judges in ROLE=PATH. Starts Ray only where there are any."""
-    from rollouts.config import JUDGE_ROLES, JudgeServiceConfig
+    from data.config import JUDGE_ROLES
+    from rollouts.config import JudgeServiceConfig
 
     folders = {}
     for given in inputs:

@@ -116,7 +116,7 @@ def _sentence(model: type[BaseModel], path: KeyPath, group: list[Any], document:
     value = _short(fault["input"])
     if kind in ("path_not_file", "path_not_directory"):
         noun = "file" if kind == "path_not_file" else "folder"
-        return f"{place}: {key} names the {noun} {value}, which does not exist"
+        return f"{place}: {key} names the {noun} {str(fault['input'])!r}, which does not exist"
     wanted = [_WANTED[f["type"]].format(**f.get("ctx", {})) for f in group if f["type"] in _WANTED]
     if not wanted:
         message = fault["msg"].removeprefix("Value error, ")

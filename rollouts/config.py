@@ -150,12 +150,6 @@ class RolloutConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
         )
 
 
-JUDGE_ROLES = (
-    "grm",
-    "judge",
-)  # inputs of a stage that are judges of its rewards: each is served by processes of its own
-
-
 class JudgeServiceConfig(BaseModel, extra="forbid", frozen=True):
     """The processes of a stage's judges (its inputs `grm` and `judge`), and how they draw their judgements."""
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from cluster.actors import kill, spawn
 from data.chat import render_prompt
-from models.checkpoint import load_tokenizer
-from rollouts.config import JUDGE_ROLES, JudgeServiceConfig
+from data.config import JUDGE_ROLES
+from rollouts.config import JudgeServiceConfig
 from rollouts.pool import GeneratorPool
 from rollouts.records import Request
 
@@ -22,6 +22,8 @@ class ServedJudge:
     """Answers conversations one batch after the other; its generators are processes of their own and end with it."""
 
     def __init__(self, checkpoint: str, config: JudgeServiceConfig):
+        from models.checkpoint import load_tokenizer  # imports torch, which the driver that starts this has no need of
+
         self._config = config
         self._tokenizer = load_tokenizer(checkpoint)
         self._pool = GeneratorPool(checkpoint, config.generator)

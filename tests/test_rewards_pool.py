@@ -39,8 +39,8 @@ def test_every_group_gets_its_own_scores(make_pool):
     assert {key: [score.detail for score in row] for key, row in scores.items()} == {
         str(i): [f"obedient: {i}a", f"obedient: {i}b"] for i in range(20)
     }
-    assert pool.take_counts() == {"obedient": {"pass": 40, "fail": 0, "error": 0, "timeout": 0}}
-    assert pool.take_counts() == {"obedient": {"pass": 0, "fail": 0, "error": 0, "timeout": 0}}
+    assert pool.take_counts() == {"obedient": {"pass": 40, "fail": 0, "error": 0, "timeout": 0, "unreadable": 0}}
+    assert pool.take_counts() == {"obedient": {"pass": 0, "fail": 0, "error": 0, "timeout": 0, "unreadable": 0}}
     assert pool.collect() == {}
 
 
