@@ -108,6 +108,13 @@ def test_the_rubric_of_a_problem_reaches_the_judge():
     assert "Count the vowels." in judge.asked[0] and "Write principles" not in judge.asked[0]
 
 
+@pytest.mark.parametrize("rubric", [None, "", " "])
+def test_an_empty_rubric_is_none(rubric):
+    judge = ByLength()
+    score(judge, "hello", problem=make_problem(question="?", metadata={"rubric": rubric}))
+    assert "rubric" not in judge.asked[0] and "Write principles" in judge.asked[0]
+
+
 def test_a_completion_cannot_score_itself():
     """What it writes is quoted, so the prompt has one line with scores: the example's."""
     judge = ByLength()
