@@ -15,6 +15,7 @@ from rollouts.config import GeneratorConfig, RolloutConfig
 from training.config import OptimizerConfig, TrainingConfig
 
 Objective = Literal["helpful", "safety"]
+RewardObjective = Literal["helpful", "safety", "judgement"]
 
 
 class EndpointConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
@@ -152,10 +153,11 @@ class PreferenceDataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan
 class RewardModelConfig(TrainingConfig, extra="forbid", frozen=True, allow_inf_nan=False):
     """A reward model: the policy's architecture with a scalar head (DeepSeek-R1, section 3.1)."""
 
-    objective: Objective = Field(
+    objective: RewardObjective = Field(
         default="helpful",
-        description="helpful: pairwise, Bradley-Terry; safety: point-wise, binary cross-entropy. The paper says "
-        "pairwise and point-wise, the formulas are ours",
+        description="helpful: pairwise, Bradley-Terry; safety: point-wise, binary cross-entropy; judgement: the same "
+        "on right and wrong judgements, for a meta RM (DeepSeek-GRM). R1's paper says pairwise and point-wise, the "
+        "formulas are ours",
     )
     epochs: int = Field(default=1, ge=1, description="passes over the data; the paper's 1")
     batch_size: int = Field(default=256, ge=1, description="pairs, or labels, per optimizer step; the paper's 256")

@@ -75,11 +75,12 @@ def load_examples(config: RewardModelConfig, policy: Path, dataset: Path, seed: 
     Raises StageError for a dataset of the other kind, and when either part is empty.
     """
     tokenizer, limit = load_tokenizer(policy), min(config.max_length, context_length(policy))
-    read = read_safety_labels if config.objective == "safety" else read_pairs
+    read = read_pairs if config.objective == "helpful" else read_safety_labels
     examples = Examples(train=[], held_out=[], too_long=0)
     too_long = 0
     try:
         for record in read(PreferenceSource(path=str(dataset / "data.parquet"), bad_row_limit=1.0)):
+            _refuse_other_labels(record, config.objective, dataset)
             item = _scored(tokenizer, record)
             if max(map(len, item.token_ids)) > limit:
                 too_long += 1
@@ -96,6 +97,14 @@ def load_examples(config: RewardModelConfig, policy: Path, dataset: Path, seed: 
             "held_out_share"
         )
     return Examples(train=examples.train, held_out=examples.held_out, too_long=too_long)
+
+
+def _refuse_other_labels(record: Record, objective: str, dataset: Path) -> None:
+    """Raise StageError where labels say something else than the objective: both kinds have the same columns."""
+    if isinstance(record, PreferencePair) or record.is_of_a_judgement == (objective == "judgement"):
+        return
+    found, right = ("right judgements", "judgement") if record.is_of_a_judgement else ("safe responses", "safety")
+    raise StageError(f"reward_model, objective {objective}: {dataset} labels {found}; take objective: {right}")
 
 
 def _scored(tokenizer: Any, record: Record) -> Scored:
