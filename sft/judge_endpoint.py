@@ -16,6 +16,7 @@ from training.stage import StageError
 
 _LONGEST_ANSWER = 4 << 20  # bytes
 _PIECE = 1 << 16
+_CUT_OFF = ("length", "content_filter")  # finish reasons of answers that are not whole
 
 
 class Endpoint:
@@ -29,8 +30,9 @@ class Endpoint:
         self._path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self._headers = {"Content-Type": "application/json"} | self._authorization()
 
-    def complete(self, messages: list[dict[str, str]], temperature: float | None = None) -> str:
-        """The answer to a conversation; `temperature` None takes the configured one. Safe for several threads.
+    def complete(self, messages: list[dict[str, str]], temperature: float | None = None) -> tuple[str, bool]:
+        """The answer to a conversation, and whether it was cut off; `temperature` None takes the configured one. Safe
+        for several threads.
 
         Raises TimeoutError when it is not there by the deadline, ConnectionError when the server is away, overloaded or
         broken, ValueError when it refuses the question, StageError when no question can succeed.
@@ -90,11 +92,13 @@ def _read(response: HTTPResponse, connection: HTTPConnection, end: float) -> byt
     return content
 
 
-def _text_of(content: bytes) -> str:
-    """The assistant's message; empty, which holds no verdict, where the answer is none of OpenAI's API."""
+def _text_of(content: bytes) -> tuple[str, bool]:
+    """The assistant's message, and whether it was cut off; "", which holds no verdict, where the answer is none of
+    OpenAI's API."""
     try:
         answer: Any = json.loads(content)
-        text = answer["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        return ""
-    return text if isinstance(text, str) else ""
+        choice = answer["choices"][0]
+        text, cut_off = choice["message"]["content"], choice.get("finish_reason") in _CUT_OFF
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        return "", False
+    return (text, cut_off) if isinstance(text, str) else ("", False)

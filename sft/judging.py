@@ -47,8 +47,15 @@ class Judgement:
     swapped: tuple[bool, ...]  # whether responses[1] was shown first; as long as `values`
 
     @property
+    def by_order(self) -> list[float]:
+        """The mean of each order that has a value, responses[0] shown first before the other."""
+        orders = [[v for v, s in zip(self.values, self.swapped, strict=True) if s is order] for order in (False, True)]
+        return [sum(values) / len(values) for values in orders if values]
+
+    @property
     def mean(self) -> float:
-        return sum(self.values) / len(self.values)
+        """The mean of the orders' means: a judge that likes a place cancels out, however many values each order has."""
+        return sum(self.by_order) / len(self.by_order)
 
 
 @dataclass(slots=True)
@@ -57,6 +64,7 @@ class _Standing:
 
     value: int | None = None  # as shown
     unreadable: int = 0  # answers without a verdict
+    refused: int = 0
     asked: int = 0
 
 
@@ -84,8 +92,9 @@ def judge_all(
 ) -> Judged:
     """`queries` judgements of each question, the two orders equally often (one more of either, by seed).
 
-    on_answer: told how many of all queries are settled. A question counts when at least half of its queries do. Raises
-    StageError when the judge does not answer, or when more than `failed_limit` of the queries have no verdict.
+    on_answer: told how many of all queries are settled. A question counts when at least half of its queries do, and one
+    in each order that was asked. Raises StageError when the judge does not answer, or when more than `failed_limit` of
+    the queries have no verdict.
     """
     plan = {
         f"{question.key}/{number}": (question, _is_swapped(question, number, seed))
@@ -151,16 +160,17 @@ def _is_swapped(question: Question, number: int, seed: int) -> bool:
 
 def _query(key: str, question: Question, is_swapped: bool, standing: _Standing) -> Query:
     shown = question.responses[::-1] if is_swapped else question.responses
-    return Query(key=key, attempt=standing.asked, problem=question.problem, shown=shown)
+    return Query(key=key, attempt=standing.asked, unreadable=standing.unreadable, problem=question.problem, shown=shown)
 
 
 def _row(query: Query, answer: Answer) -> dict[str, Any]:
     read = read_verdict if len(query.shown) == 2 else read_label
-    value = None if answer.fault else read(answer.text)
+    value = None if answer.fault else read(answer.text, answer.truncated)
     fault = answer.fault or ("unreadable" if value is None else "")
+    detail = answer.detail or ("the answer was cut off" if answer.truncated else "")
     return {
         "key": query.key, "attempt": query.attempt, "value": value, "fault": fault, "text": answer.text,
-        "detail": answer.detail,
+        "detail": detail,
     }  # fmt: skip
 
 
@@ -171,13 +181,14 @@ def _take(row: dict[str, Any], standings: dict[str, _Standing], result: Judged) 
         result.faults[row["fault"]] += 1
     if row["fault"] in ("", "unreadable"):
         result.answers += 1
-    standing.unreadable += row["fault"] in ("unreadable", "refused")
+    standing.unreadable += row["fault"] == "unreadable"
+    standing.refused += row["fault"] == "refused"
     if row["value"] is not None:
         standing.value = row["value"]
 
 
 def _is_open(standing: _Standing, config: JudgeConfig) -> bool:
-    return standing.value is None and standing.unreadable <= config.retries
+    return standing.value is None and standing.unreadable + standing.refused <= config.retries
 
 
 def _check(standings: dict[str, _Standing], config: JudgeConfig, result: Judged) -> None:
@@ -208,7 +219,8 @@ def _collect(
         keys = [f"{question.key}/{number}" for number in range(queries)]
         found = [(standings[key].value, plan[key][1]) for key in keys]
         values = [(-value if is_swapped else value, is_swapped) for value, is_swapped in found if value is not None]
-        if 2 * len(values) < queries:
+        one_sided = {is_swapped for _, is_swapped in values} != {is_swapped for _, is_swapped in found}
+        if 2 * len(values) < queries or one_sided:
             result.unjudged += 1
             continue
         result.judgements[question.key] = Judgement(

@@ -59,8 +59,8 @@ def judging_stats(judged: Judged, questions: Sequence[Question]) -> dict[str, An
         "unjudged_questions": judged.unjudged,
     }
     if pairs:
-        by_order = [_means_by_order(j.values, j.swapped) for _, j in pairs]
-        flips = [_sign(a) * _sign(b) < 0 for a, b in (each for each in by_order if each is not None)]
+        both_orders = [j.by_order for _, j in pairs if len(j.by_order) == 2]
+        flips = [_sign(a) * _sign(b) < 0 for a, b in both_orders]
         stats |= {
             "first_preferred": _share(first),
             "order_flips": _share(flips),
@@ -84,11 +84,6 @@ def truth_stats(records: Sequence[Preference]) -> dict[str, Any]:
         stats["safe_share"] = _share([label.safe for label in labels])
         right = [label.safe == is_safe(label.response) for label in labels if label.problem]
     return stats | ({"right_by_true_utility": _share(right)} if right else {})
-
-
-def _means_by_order(values: Sequence[int], swapped: Sequence[bool]) -> tuple[float, float] | None:
-    orders = [[v for v, s in zip(values, swapped, strict=True) if s == order] for order in (False, True)]
-    return None if not all(orders) else (sum(orders[0]) / len(orders[0]), sum(orders[1]) / len(orders[1]))
 
 
 def _sign(value: float) -> int:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from data.instructions import instruction_problem
 from data.preferences import PreferencePair
 from rewards.verdicts import Conversation
 from rollouts.config import GeneratorConfig, RolloutConfig
+from rollouts.records import Completion, Group
 from sft import judging
 from sft.judge_endpoint import Endpoint
 from sft.judges import Answer, CheckpointJudge, EndpointJudge, RuleJudge
@@ -130,6 +132,41 @@ def test_a_dead_judge_is_given_up_and_nothing_is_lost(tmp_path):
     assert len(run(back, tmp_path, count=10).judgements) == 10 and len(back.asked) == 30
 
 
+def test_a_cut_off_answer_has_no_verdict(tmp_path):
+    judge = Scripted(lambda q: Answer(text=prefers_first_response(q), truncated=q.attempt == 0 and q.key == "q1/0"))
+    assert run(judge, tmp_path).faults == {"unreadable": 1} and ("q1/0", 1) in judge.asked
+    rows = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    (cut,) = [row for row in rows if row["fault"]]
+    assert (cut["key"], cut["value"], cut["detail"]) == ("q1/0", None, "the answer was cut off")
+
+
+def test_a_pair_with_verdicts_in_one_order_is_left_out(tmp_path):
+    config = RULE.model_copy(update={"failed_limit": 0.5})
+    silent = [number for number in range(4) if judging._is_swapped(questions(2)[1], number, 0)]
+    keys = {f"q1/{number}" for number in silent}
+    judged = run(Scripted(lambda q: "?" if q.key in keys else prefers_first_response(q)), tmp_path, 2, config)
+    assert judged.unjudged == 1 and set(judged.judgements) == {"q0"}
+    one_left = keys - {min(keys)}
+    judged = run(Scripted(lambda q: "?" if q.key in one_left else prefers_first_response(q)), tmp_path / "b", 2, config)
+    assert judged.unjudged == 0 and len(judged.judgements["q1"].values) == 3
+
+
+def test_a_single_query_and_labels_know_one_order(tmp_path):
+    assert len(run(Scripted(prefers_first_response), tmp_path, queries=1).judgements) == 6
+    label = Question(key="l", problem=PROBLEM, responses=("hello",))
+    judge = Scripted(lambda query: "[[safe]]" if query.key < "l/3" else "[[unsafe]]")
+    judged = judge_all([label], judge, RULE, queries=4, seed=0, journal=tmp_path / "labels.jsonl")
+    assert judged.judgements["l"].mean == 0.75
+
+
+@settings(deadline=None)
+@given(worth=st.integers(-1, 1), bias=st.integers(-1, 1), shown=st.lists(st.booleans(), min_size=1, max_size=6))
+def test_a_bias_for_a_place_cancels_out_however_many_verdicts_each_order_has(worth, bias, shown):
+    swapped = (*shown, not shown[0])
+    values = tuple(worth + (-bias if is_swapped else bias) for is_swapped in swapped)
+    assert Judgement(values=values, swapped=swapped).mean == pytest.approx(worth)
+
+
 class Server(ThreadingHTTPServer):
     daemon_threads = True
 
@@ -153,8 +190,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_): ...
 
 
-def said(text):
-    return 200, json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]})
+def said(text, finish="stop"):
+    message = {"role": "assistant", "content": text}
+    return 200, json.dumps({"choices": [{"message": message, "finish_reason": finish}]})
 
 
 def endpoint(server, **keys):
@@ -182,6 +220,22 @@ def test_busy_garbled_and_slow_answers_of_an_endpoint_are_asked_again(tmp_path):
     judged = run(judge, tmp_path)
     assert judged.faults == {"unreachable": 2, "unreadable": 2, "timeout": 1} and judged.failed == 0
     assert len(server.asked) == 24 + 5
+
+
+@pytest.mark.parametrize(("configured", "again"), [(0.0, 1.0), (0.7, 1.0), (1.5, 1.5)])
+def test_only_an_unreadable_answer_raises_the_temperature(tmp_path, configured, again):
+    replies = {1: (503, "busy"), 2: (400, "no"), 3: said("I like both.")}
+    server = Server(lambda number, body: replies.get(number) or said("[[A=B]]"))
+    judge = EndpointJudge(endpoint(server, temperature=configured, concurrency=1), "guidelines")
+    run(judge, tmp_path, count=1, queries=1)
+    assert [body["temperature"] for _, _, body in server.asked] == [configured, configured, configured, again]
+
+
+def test_answers_of_an_endpoint_are_read_after_their_reasoning_and_when_they_are_whole(tmp_path):
+    replies = {1: said("<think>Or [[A>>B]]?</think>\n[[B>A]]"), 2: said("[[A>>B]]", finish="length")}
+    server = Server(lambda number, body: replies.get(number) or said("[[A=B]]"))
+    judged = run(EndpointJudge(endpoint(server, concurrency=1), "guidelines"), tmp_path, count=1, queries=2)
+    assert sorted(map(abs, judged.judgements["q0"].values)) == [0, 1] and judged.faults == {"unreadable": 1}
 
 
 def test_a_server_that_drips_does_not_outlast_the_deadline():
@@ -249,6 +303,39 @@ def test_the_rule_judge_refuses_prompts_it_does_not_know(tmp_path):
     stranger = Question(key="q", problem=family_problem("chain_sum", 1, 0, "train", "en", 0), responses=("5", "6"))
     with pytest.raises(StageError, match="kind rule is for the tiny chain's own instructions"):
         judge_all([stranger], RuleJudge(RULE.rule), RULE, queries=2, seed=0, journal=tmp_path / "journal.jsonl")
+
+
+class Pool:
+    """A judge's generators that are cut off at the first try, and remember how they were asked."""
+
+    def __init__(self, checkpoint, config):
+        self.asked = []
+
+    def context(self):
+        return 10_000
+
+    def stream(self, requests, params):
+        for request in requests:
+            self.asked.append((request.key, params.temperature))
+            finish = "length" if request.key == "q0/0#0" else "stop"
+            completion = Completion(
+                token_ids=np.zeros(1, np.int32), sampling_logprobs=np.zeros(1, np.float32), policy_version=0,
+                finish_reason=finish, text="<think>[[A>>B]]?</think>\n> [[A>>B]]</think>\n[[B>A]]",
+            )  # fmt: skip
+            yield Group(key=request.key, prompt_ids=request.prompt_ids, completions=[completion])
+
+    def close(self): ...
+
+
+@pytest.mark.parametrize(("configured", "again"), [(0.0, 1.0), (0.7, 1.0), (1.5, 1.5)])
+def test_a_checkpoint_is_asked_again_where_it_was_cut_off(tmp_path, tiny_checkpoint, monkeypatch, configured, again):
+    monkeypatch.setattr("sft.judges.GeneratorPool", Pool)
+    monkeypatch.setattr("sft.judges.start_ray", lambda: None)
+    rollout = RolloutConfig(template="plain", temperature=configured)
+    judge = CheckpointJudge(tiny_checkpoint, rollout, GeneratorConfig(), "guidelines", seed=0)
+    judged = run(judge, tmp_path, count=1, queries=2)
+    assert judge.pool.asked == [("q0/0#0", configured), ("q0/1#0", configured), ("q0/0#1", again)]
+    assert judged.faults == {"unreadable": 1} and judged.judgements["q0"].mean == 0, "B each time, in both orders"
 
 
 @pytest.mark.slow
