@@ -39,10 +39,16 @@ class EndpointConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
 
     @model_validator(mode="after")
     def _is_an_address(self) -> Self:
-        if self.url and (urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname):
-            raise ValueError(f"endpoint.url: {self.url} is not a web address, such as http://127.0.0.1:8000/v1")
-        if urlsplit(self.url).username is not None:
+        parts = urlsplit(self.url)
+        if parts.username is not None:
             raise ValueError("endpoint.url: leave user and password out; name a variable in endpoint.api_key_env")
+        if "?" in self.url or "#" in self.url:
+            raise ValueError(
+                "endpoint.url: leave out what follows ? or #; a key belongs in the variable that endpoint.api_key_env "
+                "names"
+            )
+        if self.url and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError(f"endpoint.url: {self.url} is not a web address, such as http://127.0.0.1:8000/v1")
         return self
 
 
@@ -68,7 +74,7 @@ class JudgeConfig(BaseModel, extra="forbid", frozen=True):
         min_length=1,
         description="what is unsafe, for objective safety; R1's guidelines are not published, so this is a start",
     )
-    retries: int = Field(
+    retries: Annotated[int, OPERATIONAL] = Field(
         default=3, ge=0, description="further tries where an answer holds no readable verdict, or none comes"
     )
     failed_limit: Annotated[float, OPERATIONAL] = Field(
