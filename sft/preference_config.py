@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, model_validator
 
 from data.chat import Layout
-from data.config import OPERATIONAL, PreferenceSource
+from data.config import OPERATIONAL, PreferenceSource, ProblemSource
 from data.problem_pool import ProblemsConfig
 from rewards.config import RewardWorkersConfig
 from rewards.rule_judge import RuleJudgeConfig
@@ -147,8 +147,20 @@ class PreferenceDataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan
     balance_within: float | None = Field(
         default=0.05,
         ge=0,
-        description="chosen and rejected responses are made equally long on average, up to this share of their mean "
-        "length, by dropping the pairs that differ most; null keeps all. The paper balances and does not say how",
+        description="chosen and rejected responses are made equally long on average, in characters and up to this "
+        "share of their mean length, by dropping the pairs that differ most; null keeps all. The paper balances and "
+        "does not say how",
+    )
+    balance_drop_limit: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="largest share of the judged pairs that balancing may drop; ours. Where half of them are not "
+        "enough, better pairs are wanted, not fewer: the rest stay unbalanced, and the data card says so",
+    )
+    held_out_sources: tuple[ProblemSource, ...] = Field(
+        default=(),
+        description="benchmarks no prompt, response or listed record may share 10 words in a row with (R1, D.1)",
     )
     sources: tuple[PreferenceSource, ...] = Field(
         default=(), description="files or data sets that people have labelled, added as they are; none by default"

@@ -381,6 +381,13 @@ def test_balancing_brings_mean_lengths_together():
     assert abs(chosen - rejected) <= 0.05 * (chosen + rejected) / 2 and len(kept) > 200
 
 
+def test_balancing_stops_where_it_would_leave_little():
+    alike = [pair(n, 100, 50) for n in range(100)]
+    assert balanced(alike, 0.05) == []
+    assert len(balanced(alike, 0.05, drop_limit=0.5)) == 50
+    assert balanced(alike, 0.05, drop_limit=0.0) == alike
+
+
 def test_the_rule_judge_refuses_prompts_it_does_not_know(tmp_path):
     stranger = Question(key="q", problem=family_problem("chain_sum", 1, 0, "train", "en", 0), responses=("5", "6"))
     with pytest.raises(StageError, match="kind rule is for the tiny chain's own instructions"):
