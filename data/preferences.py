@@ -30,7 +30,7 @@ class BadRecord(ValueError):
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
-        self.reason = reason  # malformed | empty | identical | tied
+        self.reason = reason  # malformed | empty | identical | tied | unlabelled
 
 
 class _Asked:
@@ -195,6 +195,15 @@ def about(problem: Problem) -> dict[str, Any]:
         "language": problem.language,
         "metadata": {"problem": problem_to_row(problem)},
     }
+
+
+def record_texts(record: Preference) -> list[str]:
+    """All that was said: the turns up to the response, then the responses."""
+    if isinstance(record, RankedResponses):
+        responses = record.responses
+    else:
+        responses = (record.chosen, record.rejected) if isinstance(record, PreferencePair) else (record.response,)
+    return [*(turn["content"] for turn in record.messages), *responses]
 
 
 def _refuse_empty(**texts: str) -> None:

@@ -5,7 +5,7 @@ what was answered, is `sft.judging`.
 """
 
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +59,10 @@ class Judge(Protocol):
         """One answer for each query, as they come. Closing the iterator gives up the rest."""
         ...
 
+    def late(self) -> list[tuple[Query, Answer]]:
+        """Each answer that had been asked for when `ask` was closed or failed, and that came nevertheless, once."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -100,6 +104,9 @@ class RuleJudge:
             else:
                 yield query, Answer(text=judge_safety(query.shown[0], self.config, query.seed))
 
+    def late(self) -> list[tuple[Query, Answer]]:
+        return []
+
     def close(self) -> None: ...
 
     def _compare(self, query: Query) -> str:
@@ -115,15 +122,23 @@ class EndpointJudge:
 
     def __init__(self, endpoint: Endpoint, guidelines: str):
         self.endpoint, self.guidelines = endpoint, guidelines
+        self._late: list[tuple[Query, Answer]] = []
 
     def ask(self, queries: Sequence[Query]) -> Answers:
         threads = ThreadPoolExecutor(self.endpoint.config.concurrency)
+        asked: dict[Future[Answer], Query] = {}
         try:
-            asked = {threads.submit(self._ask, query): query for query in queries}
+            asked |= {threads.submit(self._ask, query): query for query in queries}
             for done in as_completed(asked):
-                yield asked[done], done.result()
+                yield asked.pop(done), done.result()
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
+            came = [(query, future) for future, query in asked.items() if not future.cancelled()]
+            self._late += [(query, future.result()) for query, future in came if future.exception() is None]
+
+    def late(self) -> list[tuple[Query, Answer]]:
+        late, self._late = self._late, []
+        return late
 
     def _ask(self, query: Query) -> Answer:
         temperature = max(self.endpoint.config.temperature, RETRY_TEMPERATURE) if query.unreadable else None
@@ -156,12 +171,12 @@ class CheckpointJudge:
             yield from self._sample([query for query in queries if (query.unreadable > 0) == warmer], warmer)
 
     def _sample(self, queries: Sequence[Query], warmer: bool) -> Answers:
-        requests, asked, room = [], {}, self.pool.context()
+        requests, asked, refused, room = [], {}, [], self.pool.context()
         for query in queries:
             prompt_ids = self._prompt(query)
             if len(prompt_ids) >= room:
                 detail = f"{len(prompt_ids)} tokens leave the judge no room to answer in its context of {room:.0f}"
-                yield query, Answer(fault="refused", detail=detail)
+                refused.append((query, Answer(fault="refused", detail=detail)))
                 continue
             requests.append(Request(key=query.seed, prompt_ids=prompt_ids))
             asked[query.seed] = query
@@ -170,6 +185,10 @@ class CheckpointJudge:
         for group in self.pool.stream(requests, params) if requests else ():
             completion = group.completions[0]
             yield asked[group.key], Answer(text=completion.text, truncated=completion.finish_reason == "length")
+        yield from refused
+
+    def late(self) -> list[tuple[Query, Answer]]:
+        return []  # what its engines were writing is cut off
 
     def _prompt(self, query: Query) -> list[int]:
         messages: list[dict[str, Any]] = question_of(query, self.guidelines).messages

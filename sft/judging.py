@@ -24,7 +24,8 @@ from training.stage import StageError
 SILENT_IN_A_ROW = (
     20  # queries without an answer, until a round is given up: a server that is down need not be asked all
 )
-HOPELESS_AFTER, HOPELESS_SHARE = 50, 0.9  # answers, and the share of them without a verdict
+HOPELESS_AFTER, HOPELESS_SHARE = 50, 0.9  # queries that were answered, and the share of them without a verdict
+SILENCE = ("timeout", "unreachable")  # faults after which the query is as good as not asked
 PAUSE_S = 2.0  # before the second round, doubled for each further one
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,10 @@ class _Standing:
     unreadable: int = 0  # answers without a verdict
     refused: int = 0
     asked: int = 0
+
+    @property
+    def in_vain(self) -> bool:
+        return self.value is None and self.unreadable > 0
 
 
 @dataclass(slots=True)
@@ -111,7 +116,7 @@ def judge_all(
             asked = [_query(key, *plan[key], standings[key]) for key in plan if _is_open(standings[key], config)]
             if not asked:
                 break
-            if turn and any(result.faults[fault] for fault in ("timeout", "unreachable")):
+            if turn and any(result.faults[fault] for fault in SILENCE):
                 time.sleep(PAUSE_S * 2 ** (turn - 1))
             _ask(asked, judge, standings, result, lines, on_answer)
     _check(standings, config, result)
@@ -127,27 +132,49 @@ def _ask(
     lines: Journal,
     on_answer: Callable[[int, int], None],
 ) -> None:
-    """One round. It ends early when the judge is away, and with an error when it writes nothing readable."""
+    """One round. It ends early when the judge is away, and with an error when it writes nothing readable.
+
+    Whatever ends it, answers that were on their way are kept.
+    """
     settled = sum(standing.value is not None for standing in standings.values())
-    answered = readable = silent = 0
-    with closing(judge.ask(asked)) as answers:
-        for query, answer in answers:
-            row = _row(query, answer)
-            lines.add(row)
-            _take(row, standings, result)
-            settled += row["value"] is not None
-            on_answer(settled, len(standings))
-            silent = 0 if not answer.fault or answer.fault == "refused" else silent + 1
-            if silent == SILENT_IN_A_ROW:
-                logger.warning("the judge left %d queries in a row without an answer: %s", silent, answer.detail)
-                return
-            answered, readable = answered + 1, readable + (row["value"] is not None)
-            if answered >= HOPELESS_AFTER and readable <= answered * (1 - HOPELESS_SHARE) and not silent:
-                raise StageError(
-                    f"judge: {answered - readable} of its first {answered} answers hold no verdict, e.g. "
-                    f"{answer.text[-120:]!r}; a judge must end with [[A>B]] or the like: take a stronger one, or "
-                    "give it more tokens"
-                )
+    in_vain = sum(standing.in_vain for standing in standings.values())
+    silent = 0
+
+    def keep(query: Query, answer: Answer) -> dict[str, Any]:
+        row = _row(query, answer)
+        lines.add(row)
+        _take(row, standings, result)
+        return row
+
+    try:
+        with closing(judge.ask(asked)) as answers:
+            for query, answer in answers:
+                in_vain -= standings[query.key].in_vain
+                row = keep(query, answer)
+                in_vain += standings[query.key].in_vain
+                settled += row["value"] is not None
+                on_answer(settled, len(standings))
+                silent = silent + 1 if row["fault"] in SILENCE else 0
+                if silent == SILENT_IN_A_ROW:
+                    logger.warning("the judge left %d queries in a row without an answer: %s", silent, answer.detail)
+                    return
+                if row["fault"] == "unreadable":
+                    _refuse_nonsense(in_vain, settled, answer)
+    finally:
+        for query, answer in judge.late():
+            keep(query, answer)
+
+
+def _refuse_nonsense(in_vain: int, settled: int, answer: Answer) -> None:
+    """Raise StageError when hardly any of the queries that were answered, ever, has a verdict. A later round asks only
+    what failed before, so its answers alone say nothing about the judge."""
+    answered = in_vain + settled
+    if answered >= HOPELESS_AFTER and in_vain >= answered * HOPELESS_SHARE:
+        shown = repr(answer.text[-120:]) if answer.text else answer.detail or "an empty text"
+        raise StageError(
+            f"judge: {in_vain} of its first {answered} answers hold no verdict, e.g. {shown}; a judge must end with "
+            "[[A>B]] or the like: take a stronger one, or give it more tokens"
+        )
 
 
 def _is_swapped(question: Question, number: int, seed: int) -> bool:
@@ -204,7 +231,8 @@ def _check(standings: dict[str, _Standing], config: JudgeConfig, result: Judged)
     if result.failed > config.failed_limit * result.queries:
         raise StageError(
             f"judge: {result.failed} of {result.queries} queries have no readable verdict after {config.retries} "
-            f"retries ({counted}), more than failed_limit {config.failed_limit:g}; take a stronger judge"
+            f"retries ({counted}), more than failed_limit {config.failed_limit:g}; take a stronger judge, or raise "
+            "judge.retries and run it again"
         )
 
 

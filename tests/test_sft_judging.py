@@ -1,5 +1,6 @@
 """Judges that answer, err, fall silent and die: what is counted, asked again, kept, and said."""
 
+import itertools
 import json
 import threading
 import time
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from data.config import OPERATIONAL
 from data.families import problem as family_problem
 from data.instructions import instruction_problem
 from data.preferences import PreferencePair
@@ -51,6 +54,9 @@ class Scripted:
                 raise KeyboardInterrupt
             self.asked.append((query.key, query.attempt))
             yield query, Answer(text=answer) if isinstance(answer, str) else answer
+
+    def late(self):
+        return []
 
     def close(self): ...
 
@@ -120,6 +126,43 @@ def test_a_judge_that_writes_nonsense_is_stopped_early(tmp_path):
     assert len(judge.asked) == 50
 
 
+def test_a_few_refusals_among_many_answers_stop_no_stage(tmp_path):
+    """A second round asks only what failed before: all of its answers hold no verdict, however good the judge is."""
+    refusal = Answer(fault="refused", detail="too long")
+
+    def reply(query):
+        number = int(query.key.split("/")[0][1:]) % 40
+        return (refusal, "?", prefers_first_response(query))[min(number, 2)]
+
+    config = RULE.model_copy(update={"failed_limit": 0.1, "retries": 1})
+    judged = run(Scripted(reply), tmp_path, count=280, config=config)
+    assert judged.failed == 56 and len(judged.judgements) == 266
+    again = Scripted(reply)
+    more = config.model_copy(update={"retries": 2})
+    assert run(again, tmp_path, count=280, config=more).failed == 56 and len(again.asked) == 56
+
+
+def test_a_judge_that_refuses_everything_is_no_nonsense(tmp_path):
+    judge = Scripted(lambda query: Answer(fault="refused", detail="too long"))
+    with pytest.raises(StageError, match=r"80 of 80 queries have no readable verdict .*320 refused"):
+        run(judge, tmp_path, count=20)
+
+
+def test_a_stage_goes_on_with_a_judge_that_was_mended(tmp_path):
+    with pytest.raises(StageError, match=r"hold no verdict, e\.g\. cut off"):
+        run(Scripted(lambda query: Answer(detail="cut off")), tmp_path, count=100)
+    assert run(Scripted(prefers_first_response), tmp_path, count=100).failed == 0
+
+
+def test_more_retries_may_be_tried_on_what_failed(tmp_path):
+    with pytest.raises(StageError, match=r"16 of 40 queries .*raise judge.retries and run it again"):
+        run(Scripted(lambda q: "?" if q.key < "q4" else prefers_first_response(q)), tmp_path, count=10)
+    more = JudgeConfig(kind="rule", retries=4)
+    assert OPERATIONAL in JudgeConfig.model_fields["retries"].metadata, "else it would be another recipe"
+    judge = Scripted(prefers_first_response)
+    assert run(judge, tmp_path, count=10, config=more).failed == 0 and len(judge.asked) == 16
+
+
 def test_a_dead_judge_is_given_up_and_nothing_is_lost(tmp_path):
     down = Answer(fault="unreachable", detail="connection refused")
     answers = iter(range(10))
@@ -181,8 +224,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append((self.path, self.headers.get("Authorization"), body))
-        status, answer = self.server.reply(len(self.server.asked), body)
+        status, answer, *headers = self.server.reply(len(self.server.asked), body)
         self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
         self.end_headers()
         for piece in answer if isinstance(answer, list) else [answer]:
             time.sleep(piece) if isinstance(piece, float) else self.wfile.write(piece.encode())
@@ -252,6 +297,97 @@ def test_what_no_retry_can_mend_stops_at_once(tmp_path, status, says):
     assert len(server.asked) < 10
 
 
+def test_an_answer_that_breaks_off_is_asked_again_and_never_read(tmp_path):
+    whole = json.dumps({"choices": [{"message": {"content": "[[A>B]]"}}]})
+    broken = (200, whole[:20], ("Content-Length", str(len(whole))))
+    chunked = (200, f"{len(whole):x}\r\n{whole[:20]}", ("Transfer-Encoding", "chunked"))
+    server = Server(lambda number, body: {1: broken, 2: chunked}.get(number) or said("[[A=B]]"))
+    judged = run(EndpointJudge(endpoint(server), "guidelines"), tmp_path)
+    assert judged.faults == {"unreachable": 2} and judged.failed == 0
+    assert "broke off" in (tmp_path / "journal.jsonl").read_text()
+
+
+@pytest.mark.parametrize("error", [{"error": {"code": 502}}, {"choices": [{"error": {"code": 502}, "message": {}}]}])
+def test_an_error_under_status_200_is_no_answer(error):
+    server = Server(lambda number, body: (200, json.dumps(error)))
+    with pytest.raises(ConnectionError, match=r"status 200 with an error: .*502"):
+        endpoint(server).complete([])
+
+
+@pytest.mark.parametrize(("retry_after", "seconds"), [("7", 7), ("0", 1), ("Thu, 26 Nov 2020 08:00:00 GMT", 1)])
+def test_a_busy_server_is_asked_again_when_it_says(monkeypatch, retry_after, seconds):
+    slept = []
+    monkeypatch.setattr("sft.judge_endpoint.time.sleep", slept.append)
+    busy = 429, "slow down", ("Retry-After", retry_after)
+    server = Server(lambda number, body: busy if number == 1 else said("[[A>B]]"))
+    assert endpoint(server).complete([]) == ("[[A>B]]", False)
+    assert slept == [seconds] and len(server.asked) == 2
+
+
+@pytest.mark.parametrize("retry_after", ["3600", "soon", "9" * 400])
+def test_nobody_waits_past_the_deadline_for_a_busy_server(retry_after):
+    server = Server(lambda number, body: (429, "slow down", ("Retry-After", retry_after)))
+    with pytest.raises(ConnectionError, match="status 429: slow down"):
+        endpoint(server).complete([])
+    assert len(server.asked) == 1
+
+
+def test_answers_that_were_on_their_way_are_kept_when_the_stage_stops(tmp_path):
+    """The first query is refused for good while three others are being answered: those are paid for."""
+    order, together = itertools.count(), threading.Barrier(4)
+
+    def reply(number, body):
+        place = next(order)
+        if place < 4:
+            together.wait(10)
+        return (401, "no") if place == 0 else (200, [0.3, said("[[A>B]]")[1]])
+
+    server = Server(reply)
+    judge = EndpointJudge(endpoint(server, concurrency=4), "guidelines")
+    with pytest.raises(StageError, match="status 401"):
+        run(judge, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert len(rows) == len(server.asked) - 1 >= 3 and all(row["value"] is not None for row in rows)
+    server.reply = lambda number, body: said("[[A>B]]")
+    asked_before = len(server.asked)
+    assert run(judge, tmp_path).failed == 0
+    assert len(server.asked) == asked_before + 24 - len(rows), "what is kept is not asked again"
+
+
+def test_no_message_and_no_file_holds_a_key_that_the_server_repeats(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "s3cret-" * 50 + "\r\n")  # longer than what is kept of an error
+    statuses = iter([400, 503, 200])
+
+    def reply(number, body):
+        status, key = next(statuses, 401), server.asked[-1][1].removeprefix("Bearer ")
+        return status, json.dumps({"error": f"wrong key {key}"}), ("Content-Type", "application/json")
+
+    server = Server(reply)
+    judge = EndpointJudge(endpoint(server, api_key_env="JUDGE_KEY", concurrency=1), "guidelines")
+    with pytest.raises(StageError, match=r"status 401.*wrong key …") as caught:
+        run(judge, tmp_path)
+    assert server.asked[0][1] == "Bearer " + "s3cret-" * 50
+    journal = (tmp_path / "journal.jsonl").read_text()
+    assert "s3cret" not in journal + str(caught.value)
+    assert [row["detail"].count("wrong key …") for row in map(json.loads, journal.splitlines())] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("key", ["s3cret\r\nHost: x", "s3cret\x00", "s3cret\u200b"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_shown(monkeypatch, key):
+    monkeypatch.setattr("os.environ", {"JUDGE_KEY": key})
+    with pytest.raises(StageError, match=r"JUDGE_KEY .*no HTTP header can carry") as caught:
+        Endpoint(EndpointConfig(url="http://127.0.0.1:1/v1", model="m", api_key_env="JUDGE_KEY"))
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://h/v1?key=s3cret", "https://h/v1#s3cret", "ftp://u:s3cret@h/v1"])
+def test_an_address_holds_no_key(url):
+    with pytest.raises(ValidationError) as caught:
+        EndpointConfig(url=url, model="m")
+    [fault] = caught.value.errors()
+    assert "endpoint.api_key_env" in fault["msg"] and "s3cret" not in fault["msg"]
+
+
 def test_a_missing_key_is_said_before_anything_is_asked(monkeypatch):
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     with pytest.raises(StageError, match=r"JUDGE_KEY .* is not set"):
@@ -297,6 +433,13 @@ def test_balancing_brings_mean_lengths_together():
     kept = balanced([pair(n, 20 + n % 30, 20) for n in range(200)] + [pair(200 + n, 20, 35) for n in range(100)], 0.05)
     chosen, rejected = (sum(len(getattr(p, side)) for p in kept) / len(kept) for side in ("chosen", "rejected"))
     assert abs(chosen - rejected) <= 0.05 * (chosen + rejected) / 2 and len(kept) > 200
+
+
+def test_balancing_stops_where_it_would_leave_little():
+    alike = [pair(n, 100, 50) for n in range(100)]
+    assert balanced(alike, 0.05) == []
+    assert len(balanced(alike, 0.05, drop_limit=0.5)) == 50
+    assert balanced(alike, 0.05, drop_limit=0.0) == alike
 
 
 def test_the_rule_judge_refuses_prompts_it_does_not_know(tmp_path):

@@ -149,6 +149,7 @@ def test_a_calibrated_model_has_no_calibration_error_and_a_sure_one_has():
     margins = np.where(right, logits, -logits)
     assert calibration_error(margins) < 0.02
     assert calibration_error(margins * 20) > 0.1
+    assert calibration_error(np.full(9, -40.0)) == pytest.approx(1), "always sure and always wrong"
 
 
 def test_length_alone_shows_in_the_measures():
@@ -182,6 +183,19 @@ def test_prompts_are_in_one_part_only_and_long_records_are_left_out(tiny_checkpo
     prompts = {record.prompt for record, _ in load_examples(config(), tiny_checkpoint, again, 3).held_out}
     held_out = {record.prompt for record, _ in everything.held_out}
     assert prompts == held_out & {pair(index).prompt for index in range(20)}
+
+
+def test_rows_that_are_no_record_are_counted(tiny_checkpoint, tmp_path):
+    folder = save(tmp_path / "pairs", [pair(index) for index in range(40)])
+    rows = pq.read_table(folder / "data.parquet").to_pylist()
+    for row in rows[:3]:
+        row["chosen"] = row["rejected"]
+    pq.write_table(pa.Table.from_pylist([*rows, {**rows[5], "chosen": " "}]), folder / "data.parquet")
+    examples = load_examples(config(), tiny_checkpoint, folder, 3)
+    assert (
+        examples.refused == {"identical": 3, "empty": 1}
+        and examples.too_long + sum(map(len, (examples.train, examples.held_out))) == 37
+    )
 
 
 def test_a_dataset_of_the_other_kind_is_refused(tiny_checkpoint, datasets):
