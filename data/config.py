@@ -105,8 +105,8 @@ class PreferenceSource(RowSource, extra="forbid", frozen=True):
         ge=0,
         le=1,
         description="largest share of rows that may be left out as malformed, empty or identical; they are counted and "
-        "the first of each kind is named. Sets labelled by people have some, a wrong schema has nothing else. Ties are "
-        "honest and do not count",
+        "the first of each kind is named. Sets labelled by people have some, a wrong schema has nothing else. Ties and "
+        "rows without a label are honest and do not count",
     )
 
 

@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from data.config import JUDGING, JudgeStyle
 from data.instructions import Split, bad_answer, good_answer, instruction_problem
@@ -103,6 +104,11 @@ def quote(text: str) -> str:
     return "\n".join(f"> {line}" for line in text.splitlines() or [""])
 
 
+def rubric_of(metadata: Mapping[str, Any]) -> str:
+    """What a problem or an item wants to be judged by; "" where it does not say (no `rubric`, null or blank)."""
+    return str(metadata.get("rubric") or "").strip()
+
+
 def judging_problem(item: RankedResponses, style: JudgeStyle, hinted: bool = False) -> Problem:
     """The item as a problem for a policy that is to become a GRM; `rewards.grm_rule:GRMRule` grades it.
 
@@ -117,7 +123,7 @@ def judging_problem(item: RankedResponses, style: JudgeStyle, hinted: bool = Fal
             item.responses,
             style,
             item.language,
-            item.metadata.get("rubric", ""),
+            rubric_of(item.metadata),
             best=truth["best"] if hinted and "best" in truth else None,
         ),
         ground_truth=json.dumps(truth),

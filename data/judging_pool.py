@@ -1,13 +1,14 @@
 """The judging items a stage draws from: ranked responses from files, or procedural ones of the tiny chain."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from data.config import JudgingConfig
+from data.decontaminate import decontaminate
 from data.instructions import Split
 from data.judging import in_order, judging_problem, judging_truth, procedural_item
 from data.preference_sources import Tally, read_ranked
-from data.preferences import BadRecord, RankedResponses
+from data.preferences import BadRecord, RankedResponses, record_texts
 from data.problems import Problem
 from data.schemas import SourceError
 
@@ -15,15 +16,28 @@ from data.schemas import SourceError
 class JudgingPool:
     """An endless, reproducible sequence of items: number i is always the same, its responses in the same order."""
 
-    def __init__(self, config: JudgingConfig, split: Split, seed: int, languages: Sequence[str]):
-        """Raises SourceError when the sources hold no item that a judgement can be right about."""
+    def __init__(
+        self,
+        config: JudgingConfig,
+        split: Split,
+        seed: int,
+        languages: Sequence[str],
+        held_out_texts: Iterable[str] = (),
+    ):
+        """Listed items that share 10 words in a row with `held_out_texts` are left out and counted.
+
+        Raises SourceError when the sources hold no item that a judgement can be right about.
+        """
         self.config, self.seed, self.languages = config, seed, tuple(languages)
         self.split: Split = split
         self.tally = Tally()
-        self._listed = [item for source in config.sources for item in read_ranked(source, self.tally)]
-        self._listed = [item for item in self._listed if self._has_right_judgement(item)]
+        listed = [item for source in config.sources for item in read_ranked(source, self.tally)]
+        right = [item for item in listed if self._has_right_judgement(item)]
+        clean = decontaminate(right, held_out_texts, record_texts)
+        self._listed, self.contaminated = clean.kept, clean.dropped_count
         if config.sources and not self._listed:
-            refused = ", ".join(f"{count} {reason}" for reason, count in self.tally.refused.most_common())
+            counts = [*self.tally.refused.most_common(), *([("held out", clean.dropped_count)] if right else [])]
+            refused = ", ".join(f"{count} {reason}" for reason, count in counts)
             raise SourceError(f"no item of judging.sources has a strictly best response ({refused or 'none at all'})")
 
     def item(self, index: int) -> RankedResponses:

@@ -1,13 +1,14 @@
 """From one row of a preference data set to a record, for each known layout. Pure functions.
 
     pairs                   prompt, chosen, rejected: texts, or lists of {role, content} of which the last turn is the
-                            response (UltraFeedback binarized, HH as messages); score_chosen, score_rejected or gap
+                            response, with the turns of the prompt before it (UltraFeedback binarized, HH as messages)
+                            or without, where prompt is a list too (TRL); score_chosen, score_rejected or gap
     ranked                  prompt, responses, and perhaps truth (or scores)
     ultrafeedback           instruction, completions with response and overall_score (or fine-grained_score)
     helpsteer2              prompt, response, helpfulness; the rows of one prompt follow each other
     helpsteer2_preference   prompt, response_1, response_2, preference_strength from -3 (first) to 3 (second)
     safety                  prompt, response and safe, is_safe, label (safe | unsafe | harmless | harmful ...), or
-                            response_harm_label (WildGuard)
+                            response_harm_label (WildGuard); rows where all of these are null have no label
 
 Rows that r1 wrote itself are `pairs`, `ranked` and `safety` with more columns.
 """
@@ -36,19 +37,18 @@ _TURN = re.compile(r"<extra_id_1>(User|Assistant)\n")  # how HelpSteer2 writes e
 
 
 def read_pair(row: Row, common: Common) -> PreferencePair:
-    """Where chosen and rejected are conversations, what comes before the last turn is the prompt."""
+    """Where chosen and rejected are conversations, what comes before the last turn belongs to the prompt."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
+    before: Turns = ()
     if isinstance(chosen, list) and isinstance(rejected, list):
         before, chosen = _last_turn(chosen)
         _, rejected = _last_turn(rejected)
-    else:
-        before = ()
-    history, prompt = _asked(before) if before and "history" not in row else (_turns(row.get("history")), row["prompt"])
+    history, prompt = _prompt(row, before)
     gap = _number(row, "gap")
     if gap is None and None not in (scores := (_number(row, "score_chosen"), _number(row, "score_rejected"))):
         gap = float(scores[0]) - float(scores[1])  # pyright: ignore[reportArgumentType]
     return PreferencePair(
-        prompt=_text(prompt),
+        prompt=prompt,
         chosen=_text(chosen),
         rejected=_text(rejected),
         gap=gap,
@@ -69,7 +69,9 @@ def read_ranked(row: Row, common: Common) -> RankedResponses:
 
 
 def read_safety(row: Row, common: Common) -> SafetyLabel:
-    value = next(row[name] for name in _SAFE_COLUMNS if row.get(name) is not None)
+    value = next((row[name] for name in _SAFE_COLUMNS if row.get(name) is not None), None)
+    if value is None:
+        raise BadRecord("unlabelled", "there is no label")
     safe = value if isinstance(value, bool) else _SAFE.get(str(value).strip().lower())
     if safe is None:
         raise BadRecord("malformed", f"the label {value!r} is none of {', '.join(_SAFE)}, true and false")
@@ -162,8 +164,6 @@ def _helpsteer_turns(text: str) -> tuple[Turns, str]:
         for role, said in zip(pieces[::2], pieces[1::2], strict=True)
         if said.strip()
     ]
-    if not turns:
-        raise BadRecord("empty", "prompt is empty")
     return _asked(tuple(turns))
 
 
@@ -175,7 +175,21 @@ def _last_turn(turns: list[Any]) -> tuple[Turns, str]:
     return tuple(before), last["content"]
 
 
+def _prompt(row: Row, before: Turns) -> tuple[Turns, str]:
+    """(history, prompt) of a pair. `before`: what stands before the response in `chosen`, with or without the turns of
+    the prompt, or nothing."""
+    prompt = row.get("prompt")
+    if "history" in row:  # a row of ours
+        return _turns(row["history"]), _text(prompt)
+    if isinstance(prompt, list):
+        asked = _turns(prompt)
+        return _asked(before if before[: len(asked)] == asked else (*asked, *before))
+    return _asked(before) if before else ((), _text(prompt))
+
+
 def _asked(turns: Turns) -> tuple[Turns, str]:
+    if not turns:
+        raise BadRecord("empty", "prompt is empty")
     *history, last = turns
     if last["role"] != "user":
         raise BadRecord("malformed", f"the turn before the response is the {last['role']}'s, not the user's")

@@ -18,25 +18,32 @@ from data.preferences import BadRecord, Preference, PreferencePair, RankedRespon
 from data.schemas import SourceError, detect_language
 from data.sources import PlacedRow, placed_rows
 
+HONEST = ("tied", "unlabelled")  # reasons to leave a row out although nothing is wrong with it
 Wanted = TypeVar("Wanted", PreferencePair, RankedResponses, SafetyLabel)
 
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the rows read so far."""
+    """What became of the rows of one source, or of several."""
 
     kept: int = 0
-    refused: Counter[str] = field(default_factory=Counter)  # malformed | empty | identical | tied -> rows
+    refused: Counter[str] = field(default_factory=Counter)  # BadRecord's reasons -> rows
     examples: dict[str, str] = field(default_factory=dict)  # the same -> "train.jsonl line 12: chosen is empty"
 
     def refuse(self, place: str, fault: BadRecord) -> None:
         self.refused[fault.reason] += 1
         self.examples.setdefault(fault.reason, f"{place}: {fault}")
 
+    def add(self, other: "Tally") -> None:
+        """Count the rows of another source as well."""
+        self.kept += other.kept
+        self.refused += other.refused
+        self.examples = other.examples | self.examples
+
     @property
     def faulty_share(self) -> float:
-        """Of all rows, those that should not be there; ties are honest."""
-        faulty = self.refused.total() - self.refused["tied"]
+        """Of all rows, those that should not be there."""
+        faulty = self.refused.total() - sum(self.refused[reason] for reason in HONEST)
         return faulty / max(1, self.kept + self.refused.total())
 
 
@@ -66,14 +73,18 @@ def _read(
     source: PreferenceSource, convert: Callable[[Preference], Wanted | None], wanted: str, tally: Tally
 ) -> Iterator[Wanted]:
     """Raises SourceError when the layout is unknown or holds other records, when nothing is left, and, once all rows
-    are read, when more than `bad_row_limit` of them had to be left out."""
-    yield from islice(_converted(source, convert, wanted, tally), source.limit)
-    named = "; ".join(f"{count} {reason} ({tally.examples[reason]})" for reason, count in tally.refused.most_common())
-    if not tally.kept:
+    are read, when more than `bad_row_limit` of them had to be left out. `tally` grows when the reading ends."""
+    own = Tally()  # the limit is a share of this source's rows, whatever else the caller counts
+    try:
+        yield from islice(_converted(source, convert, wanted, own), source.limit)
+    finally:
+        tally.add(own)
+    named = "; ".join(f"{count} {reason} ({own.examples[reason]})" for reason, count in own.refused.most_common())
+    if not own.kept:
         raise SourceError(f"{source.path}: there are no {wanted}{f': {named}' if named else ''}")
-    if tally.faulty_share > source.bad_row_limit:
+    if own.faulty_share > source.bad_row_limit:
         raise SourceError(
-            f"{source.path}: {tally.faulty_share:.0%} of the rows had to be left out, more than bad_row_limit "
+            f"{source.path}: {own.faulty_share:.0%} of the rows had to be left out, more than bad_row_limit "
             f"{source.bad_row_limit:g}: {named}; mend the file, name its row_schema, or raise bad_row_limit"
         )
 
@@ -98,7 +109,7 @@ def _record(read: Callable[[Any, Any], Preference], row: Any, common: Any) -> Pr
         return read(row, common)
     except BadRecord:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadRecord("malformed", f"{type(error).__name__}: {error}") from None
 
 
@@ -116,15 +127,22 @@ def _layout_rows(source: PreferenceSource) -> Iterator[tuple[str, str, dict[str,
     stem = Path(source.path).name.split(".", 1)[0]
     every = _chain(first, rows)
     for number, (place, row) in enumerate(_merged(every) if layout == "helpsteer2" else every, start=1):
-        asked = row.get("prompt") or row.get("instruction")
-        found = detect_language(asked) if source.language == "auto" and isinstance(asked, str) else source.language
-        language = "en" if found == "auto" else found
+        language = detect_language(_asked_text(row)) if source.language == "auto" else source.language
         yield place, layout, row, {"id": f"{stem}-{number}", "source": stem, "language": language}
 
 
 def _chain(first: PlacedRow, rows: Iterator[PlacedRow]) -> Iterator[PlacedRow]:
     yield first
     yield from rows
+
+
+def _asked_text(row: dict[str, Any]) -> str:
+    """What the user says in a row; as much as can be found."""
+    asked = row.get("prompt") or row.get("instruction") or row.get("chosen")
+    if isinstance(asked, list):
+        turns = [turn for turn in asked if isinstance(turn, dict) and turn.get("role") == "user"]
+        return "\n".join(str(turn.get("content")) for turn in turns)
+    return asked if isinstance(asked, str) else ""
 
 
 def _merged(rows: Iterator[PlacedRow]) -> Iterator[PlacedRow]:

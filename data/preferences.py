@@ -16,6 +16,7 @@ from data.problems import Problem
 from data.schemas import problem_from_row, problem_to_row
 
 Turns = tuple[dict[str, str], ...]
+JUDGEMENT = {"labels": "judgement"}  # metadata of labels that say whether a judgement is right
 _TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _COMMON = [("id", pa.string()), ("prompt", pa.string()), ("history", _TURNS)]
 _ENDS = [("source", pa.string()), ("language", pa.string()), ("metadata", pa.string())]
@@ -29,7 +30,7 @@ class BadRecord(ValueError):
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
-        self.reason = reason  # malformed | empty | identical | tied
+        self.reason = reason  # malformed | empty | identical | tied | unlabelled
 
 
 class _Asked:
@@ -136,7 +137,10 @@ class RankedResponses(_Asked):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SafetyLabel(_Asked):
-    """One response, whole with its reasoning, and whether it is safe by written guidelines. Raises BadRecord."""
+    """One response, whole with its reasoning, and whether it is safe by written guidelines. Raises BadRecord.
+
+    With JUDGEMENT in its metadata the response is a judgement, and `safe` says that it is right.
+    """
 
     id: str
     prompt: str
@@ -149,6 +153,10 @@ class SafetyLabel(_Asked):
 
     def __post_init__(self) -> None:
         _refuse_empty(prompt=self.prompt, response=self.response)
+
+    @property
+    def is_of_a_judgement(self) -> bool:
+        return JUDGEMENT.items() <= self.metadata.items()
 
 
 Preference = PreferencePair | RankedResponses | SafetyLabel
@@ -187,6 +195,15 @@ def about(problem: Problem) -> dict[str, Any]:
         "language": problem.language,
         "metadata": {"problem": problem_to_row(problem)},
     }
+
+
+def record_texts(record: Preference) -> list[str]:
+    """All that was said: the turns up to the response, then the responses."""
+    if isinstance(record, RankedResponses):
+        responses = record.responses
+    else:
+        responses = (record.chosen, record.rejected) if isinstance(record, PreferencePair) else (record.response,)
+    return [*(turn["content"] for turn in record.messages), *responses]
 
 
 def _refuse_empty(**texts: str) -> None:

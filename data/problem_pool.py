@@ -14,7 +14,7 @@ from data.instructions import instruction_problem
 from data.problems import Problem
 from data.safety_prompts import safety_problem
 from data.schemas import SourceError
-from data.sources import read_problems
+from data.sources import held_out_texts, read_problems
 
 
 class ProblemsConfig(BaseModel, extra="forbid", frozen=True):
@@ -63,14 +63,17 @@ class ProblemPool:
     """An endless, reproducible sequence of problems: number i is always the same one."""
 
     def __init__(self, config: ProblemsConfig, split: Split, seed: int, held_out: Sequence[ProblemSource] = ()):
-        """`held_out`: benchmarks; listed problems that share 10 words in a row with them are left out and counted."""
+        """`held_out`: benchmarks; listed problems, and items to judge, that share 10 words in a row with them are left
+        out and counted."""
         self.config, self.seed = config, seed
         self.split: Split = split
         self._orders: dict[int, list[int]] = {}  # of the last epoch drawn from
-        self._judging = _judging_pool(config, split, seed) if config.judging else None
+        self._judging = _judging_pool(config, split, seed, held_out) if config.judging else None
+        if self._judging is not None:
+            self._listed, self.contaminated = [], self._judging.contaminated
+            return
         listed = (problem for source in config.sources for problem in read_problems(source))
-        texts = (text for source in held_out for problem in read_problems(source) for text in problem_texts(problem))
-        clean = decontaminate(listed, texts, problem_texts)
+        clean = decontaminate(listed, held_out_texts(held_out), problem_texts)
         self._listed, self.contaminated = clean.kept, clean.dropped_count
         if config.sources and not self._listed:
             found = f" that are not held out ({self.contaminated} are)" if self.contaminated else ""
@@ -115,8 +118,8 @@ class ProblemPool:
         return self._listed[self._orders[epoch][place]]
 
 
-def _judging_pool(config: ProblemsConfig, split: Split, seed: int) -> Any:
+def _judging_pool(config: ProblemsConfig, split: Split, seed: int, held_out: Sequence[ProblemSource]) -> Any:
     from data.judging_pool import JudgingPool  # imports pyarrow, which other problems need not
 
     assert config.judging is not None
-    return JudgingPool(config.judging, split, seed, config.languages)
+    return JudgingPool(config.judging, split, seed, config.languages, held_out_texts(held_out))

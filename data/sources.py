@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data.config import FILE_SUFFIXES, ProblemSource, RowSource
+from data.decontaminate import problem_texts
 from data.problems import Problem
 from data.schemas import SourceError, detect_schema, problem_from_source_row
 
@@ -40,6 +41,11 @@ def read_problems(source: ProblemSource) -> Iterator[Problem]:
     if source.shuffle_seed is not None:
         problems = shuffled(problems, seed=source.shuffle_seed, buffer_size=source.shuffle_buffer)
     return islice(problems, source.limit)
+
+
+def held_out_texts(sources: Iterable[ProblemSource]) -> Iterator[str]:
+    """What training data must not share ten words in a row with: the questions and solutions of benchmarks."""
+    return (text for source in sources for problem in read_problems(source) for text in problem_texts(problem))
 
 
 def check_first_row(source: ProblemSource) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 HEAD_FILE, DESCRIPTION_FILE = "reward_head.safetensors", "reward_model.json"
-Objective = Literal["helpful", "safety"]
+Objective = Literal["helpful", "safety", "judgement"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,8 @@ class RewardDescription:
 
     def bounded(self, score: float) -> float:
         """A reward in [0, 1]. Helpful: the sigmoid of the standardised score, since Bradley-Terry scores have no zero
-        and no unit; 0.5 is an ordinary response. Safety: the sigmoid of the score, which is the probability of safe."""
+        and no unit; 0.5 is an ordinary response. Safety, judgement: the sigmoid of the score, which is the probability
+        of safe, of right."""
         standardised = (score - self.mean) / self.std if self.objective == "helpful" else score
         return 1 / (1 + math.exp(-max(-60.0, min(60.0, standardised))))
 

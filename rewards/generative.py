@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 
 from data.chat import parse_completion
 from data.config import JudgeStyle
-from data.judging import judging_messages
+from data.judging import judging_messages, rubric_of
 from data.preferences import Turns
 from data.problems import Problem
 from rewards.grm import read_vote, scaled, shuffled_orders
@@ -112,7 +112,7 @@ class Generative:
         return tallies
 
     def _prompt(self, problem: Problem, texts: Sequence[str]) -> Turns:
-        rubric = str(problem.metadata.get("rubric", ""))
+        rubric = rubric_of(problem.metadata)
         return judging_messages(problem.messages, texts, self.options.style, problem.language, rubric)
 
     def _score(self, tally: _Tally) -> Score:

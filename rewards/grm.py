@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from data.config import JudgeStyle
-from data.judging import judging_messages
+from data.judging import judging_messages, rubric_of
 from data.preferences import RankedResponses, Turns
 from rewards.grm_text import Unreadable, read_scores
 from rewards.judges import Answer, Judge
@@ -106,7 +106,7 @@ def scaled(total: int, votes: int) -> float:
 
 def ballot(item: RankedResponses, order: Sequence[int], style: JudgeStyle) -> Turns:
     """The prompt of one vote, which shows response order[j] at place j."""
-    shown, rubric = [item.responses[i] for i in order], item.metadata.get("rubric", "")
+    shown, rubric = [item.responses[i] for i in order], rubric_of(item.metadata)
     return judging_messages(item.messages, shown, style, item.language, rubric)
 
 

@@ -2,7 +2,8 @@
 
 A judgement ends with one line such as `Scores: [7, 3]`: an integer from 1 to 10 for each response. Markdown marks, a
 box, other brackets and Chinese labels are forgiven, and answer tags around it. Brackets must be there and closed: of
-`Scores: 7, 1` nobody knows whether a 10 was cut off. Everything else cannot be read, for a reason to be counted:
+`Scores: 7, 1` nobody knows whether a 10 was cut off. Quoted lines are not read. Everything else cannot be read, for a
+reason to be counted:
 
     truncated       the length limit ended it: its last line may be a quotation
     no_scores       the last line holds no scores in brackets
@@ -16,8 +17,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from data.chat import parse_completion
 from data.judging import HIGHEST, LOWEST
+from rewards.own_words import own_lines
 
 Reason = Literal["truncated", "no_scores", "several_scores", "not_integers", "out_of_range", "wrong_count"]
 
@@ -39,15 +40,14 @@ class Unreadable:
 def read_scores(text: str, count: int, truncated: bool = False) -> tuple[int, ...] | Unreadable:
     """The scores of `count` responses, each in 1..10, or why there are none. Never raises for any text.
 
-    Only the final part after the reasoning is read, and of it the last line. Raises ValueError for a count below 1.
+    Only what the judge wrote itself after its reasoning is read, and of it the last line. Raises ValueError for a count
+    below 1.
     """
     if count < 1:
         raise ValueError(f"read_scores: there must be at least one response, got {count}")
     if truncated:
         return Unreadable("truncated")
-    parsed = parse_completion(text)
-    final = parsed.final if parsed.answer is None else parsed.answer
-    lines = [line for line in final.splitlines() if line.strip()]
+    lines = own_lines(text)
     named = [payload for line in lines if (payload := _payload(line)) is not None]
     if not named or _payload(lines[-1]) is None:
         return Unreadable("no_scores")

@@ -12,6 +12,7 @@ advantages compare within a group, so only the scale against the other terms mat
 """
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -23,6 +24,7 @@ from data.problems import Problem
 from rewards.reward import Score
 
 DESCRIPTION_FILE = "reward_model.json"
+Conversation = tuple[list[dict[str, str]], str]  # the turns up to the response, and the response
 SCORER = "training.reward_scorer:RewardScorer"  # imported by its own process alone: rewards stay free of torch
 
 
@@ -61,12 +63,9 @@ class _Preference:
         """One Score per pair; a response that is missing earns 0 and is not shown to the model."""
         texts = [self.judged_part(completion) for completion in completions]
         asked = [place for place, text in enumerate(texts) if text.strip()]
-        values: list[float | None] = []
-        if asked:
-            conversations = [([dict(turn) for turn in problems[p].messages], texts[p]) for p in asked]
-            values = self._ask(conversations)
-        found = dict(zip(asked, values, strict=True))
-        return [self._as_score(found[place]) if place in found else _missing() for place in range(len(texts))]
+        conversations = [([dict(turn) for turn in problems[p].messages], texts[p]) for p in asked]
+        found = dict(zip(asked, self._scores(conversations) if asked else [], strict=True))
+        return [found.get(place) or _missing() for place in range(len(texts))]
 
     def judged_part(self, completion: str) -> str:
         raise NotImplementedError
@@ -79,16 +78,34 @@ class _Preference:
             kill(self._scorer)
             self._scorer = None
 
-    def _ask(self, conversations: list[tuple[list[dict[str, str]], str]]) -> list[float | None]:
-        """A process that died is started again and asked once more; one that is silent is not waited for twice."""
-        from cluster.actors import ActorDied, PhaseTimeout, wait
+    def _scores(self, conversations: list[Conversation]) -> list[Score]:
+        """A batch that is late is unscorable as a whole: tried again row by row it would outlast its worker's time."""
+        from cluster.actors import PhaseTimeout
 
-        phase, deadline_s = f"{self.name}: scoring", self.options.deadline_s
         try:
-            return wait(self._scoring().score.remote(conversations), phase=phase, deadline_s=deadline_s)
+            return [self._as_score(value) for value in self._ask(conversations)]
+        except PhaseTimeout:
+            late = f"{self.name}: the reward model did not score within {self.options.deadline_s:g} s"
+            return [Score.error(late, timed_out=True)] * len(conversations)
+
+    def _ask(self, conversations: list[Conversation]) -> list[float | None]:
+        """A process that died is started again and asked once more, both within the deadline."""
+        from cluster.actors import ActorDied
+
+        end = time.monotonic() + self.options.deadline_s
+        try:
+            return self._ask_once(conversations, end)
         except ActorDied:
             self.close()
-            return wait(self._scoring().score.remote(conversations), phase=phase, deadline_s=deadline_s)
+            return self._ask_once(conversations, end)
+
+    def _ask_once(self, conversations: list[Conversation], end: float) -> list[float | None]:
+        """Raises PhaseTimeout at the time `end` (monotonic, seconds); the process that is late is then ended."""
+        from cluster.actors import PhaseTimeout, wait
+
+        asked = self._scoring().score.remote(conversations)
+        try:
+            return wait(asked, phase=f"{self.name}: scoring", deadline_s=max(0.0, end - time.monotonic()))
         except PhaseTimeout:
             self.close()
             raise

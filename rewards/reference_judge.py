@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from data.chat import parse_completion
 from data.judging import quote, transcript
 from data.preferences import Turns
 from data.problems import Problem
 from rewards.generative import judge_from, judged_part
 from rewards.judges import Answer, Judge, JudgeFailed, seed_of
+from rewards.own_words import own_lines
 from rewards.reward import Score
 
 Ruling = Literal["correct", "incorrect"]
@@ -98,7 +98,7 @@ def read_ruling(answer: Answer | None) -> Ruling | None:
     """The verdict on the last line of a judgement; None when it is cut off, missing or contradicted. Never raises."""
     if answer is None or answer.truncated:
         return None
-    lines = [line for line in parse_completion(answer.text).final.splitlines() if line.strip()]
+    lines = own_lines(answer.text)
     last = _ruling(lines[-1]) if lines else None
     contradicted = {_ruling(line) for line in lines} - {None, last}
     return None if contradicted else last

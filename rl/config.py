@@ -55,7 +55,8 @@ class GRPOConfig(TrainingConfig, extra="forbid", frozen=True):
     problems: ProblemsConfig = Field(default=ProblemsConfig(), description="prompts to sample on")
     held_out_sources: tuple[ProblemSource, ...] = Field(
         default=(),
-        description="benchmarks no problem of `problems.sources` may share 10 words in a row with (R1, D.1)",
+        description="benchmarks no problem of `problems.sources`, nor item of `problems.judging.sources`, may share 10 "
+        "words in a row with (R1, D.1)",
     )
     rewards: tuple[RewardSpec, ...] = Field(
         default=(RewardSpec(use="rewards.accuracy:Accuracy"), RewardSpec(use="rewards.format:Format")),

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from data.chat import render_prompt
-from data.decontaminate import decontaminate, problem_texts
+from data.decontaminate import decontaminate
 from data.instructions import instructions
 from data.problem_pool import ProblemPool, ProblemsConfig
 from data.problems import Problem
-from data.sources import read_problems
+from data.sources import held_out_texts
 from data.write import DataCard, count_by, write_dataset
 from models.checkpoint import context_length, load_tokenizer
 from rewards.config import RewardSpec
@@ -189,7 +189,7 @@ def without_held_out(rows: Sequence[Row], config: CurationConfig | GRMDataConfig
     Benchmarks and held-out instructions by 10-grams; the evaluation's procedural problems by their exact question,
     since all problems of one template share their words (their splits are disjoint by a hash of the task besides).
     """
-    texts = [text for source in config.held_out_sources for p in read_problems(source) for text in problem_texts(p)]
+    texts = list(held_out_texts(config.held_out_sources))
     texts += [i.question for language in ("en", "zh") for i in instructions("held_out", language)]
     clean = decontaminate(rows, texts, lambda row: [message["content"] for message in row["messages"]])
     pool = ProblemPool(ProblemsConfig(), "held_out", HELD_OUT_SEED)

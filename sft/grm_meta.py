@@ -1,14 +1,14 @@
 """What a meta RM learns from: judgements, each with whether it is right (DeepSeek-GRM, arXiv:2504.02495, section 4).
 
 The paper's meta RM is a pointwise scalar model, trained with binary cross-entropy on whether a judgement agrees with
-what is known of its item. That is the stage `reward_model` with objective safety: its rows are those of safety labels,
-`safe` being "right". Judgements that cannot be read are left out, for they are never counted.
+what is known of its item. That is the stage `reward_model` with objective judgement: its rows are those of safety
+labels, `safe` being "right". Judgements that cannot be read are left out, for they are never counted.
 """
 
 from collections import Counter
 from typing import Any
 
-from data.preferences import SAFETY_SCHEMA, SafetyLabel, preference_row
+from data.preferences import JUDGEMENT, SAFETY_SCHEMA, SafetyLabel, preference_row
 from data.write import DataCard, count_by, write_dataset
 from sft.curation import chosen
 from sft.grm_config import GRMDataConfig
@@ -37,6 +37,7 @@ def run(config: GRMDataConfig, context: StageContext) -> None:
                         safe=not fault,
                         source=SOURCE,
                         language=problem.language,
+                        metadata=dict(JUDGEMENT),
                     )
                 )
     kept = chosen(_distinct(labels), config.max_rows, context.seed)

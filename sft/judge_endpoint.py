@@ -5,8 +5,10 @@ Redirects are not followed, so that a key reaches nobody but the server that was
 
 import json
 import os
+import re
 import time
 from contextlib import closing
+from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,10 +18,14 @@ from training.stage import StageError
 
 _LONGEST_ANSWER = 4 << 20  # bytes
 _PIECE = 1 << 16
+_CUT_OFF = ("length", "content_filter")  # finish reasons of answers that are not whole
+_SHORTEST_PAUSE_S = 1.0  # a server that says "Retry-After: 0" is not asked in a tight loop
+_SAID = 300  # characters of an error that are kept
+_HEADER_TEXT = re.compile(r"[\x20-\x7e\xa0-\xff]+")  # latin-1 without control characters
 
 
 class Endpoint:
-    """Raises StageError when the environment variable that should hold the key is not set."""
+    """Raises StageError when the environment variable that should hold the key is not set, or holds no key."""
 
     def __init__(self, config: EndpointConfig):
         self.config = config
@@ -27,10 +33,16 @@ class Endpoint:
         self._address = parts.hostname or "", parts.port
         self._connection = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._path = parts.path.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-        self._headers = {"Content-Type": "application/json"} | self._authorization()
+        self._key = _key(config.api_key_env)
+        self._headers = {"Content-Type": "application/json"}
+        if self._key:
+            self._headers["Authorization"] = f"Bearer {self._key}"
 
-    def complete(self, messages: list[dict[str, str]], temperature: float | None = None) -> str:
-        """The answer to a conversation; `temperature` None takes the configured one. Safe for several threads.
+    def complete(self, messages: list[dict[str, str]], temperature: float | None = None) -> tuple[str, bool]:
+        """The answer to a conversation, and whether it was cut off; `temperature` None takes the configured one. Safe
+        for several threads.
+
+        A busy server that says when to come back (Retry-After) is asked again then, if that is before the deadline.
 
         Raises TimeoutError when it is not there by the deadline, ConnectionError when the server is away, overloaded or
         broken, ValueError when it refuses the question, StageError when no question can succeed.
@@ -40,39 +52,93 @@ class Endpoint:
             "model": config.model, "messages": messages, "max_tokens": config.max_tokens,
             "temperature": config.temperature if temperature is None else temperature,
         }  # fmt: skip
-        try:
-            with closing(self._connection(*self._address, timeout=config.deadline_s)) as connection:
-                connection.request("POST", self._path, json.dumps(body), self._headers)
-                response = connection.getresponse()
-                content = _read(response, connection, end)
-        except TimeoutError:
-            raise TimeoutError(f"no answer within {config.deadline_s:g} s") from None
-        except (OSError, HTTPException) as error:
-            raise ConnectionError(f"{config.url}: {type(error).__name__}: {error}") from None
+        while True:
+            response, content = self._post(json.dumps(body), end)
+            pause = _pause(response)
+            if pause is None or time.monotonic() + pause >= end:
+                break
+            time.sleep(pause)
         if response.status != 200:
             self._refuse(response.status, content)
-        return _text_of(content)
+        return self._text_of(content)
 
-    def _authorization(self) -> dict[str, str]:
-        name = self.config.api_key_env
-        if name is None:
-            return {}
-        if not os.environ.get(name):
-            raise StageError(
-                f"judge: the environment variable {name} (endpoint.api_key_env) is not set; export the key"
-            )
-        return {"Authorization": f"Bearer {os.environ[name]}"}
+    def _post(self, body: str, end: float) -> tuple[HTTPResponse, bytes]:
+        """One request: the response, and all of its content."""
+        try:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            with closing(self._connection(*self._address, timeout=left)) as connection:
+                connection.request("POST", self._path, body, self._headers)
+                response = connection.getresponse()
+                return response, _read(response, connection, end)
+        except TimeoutError:
+            raise TimeoutError(f"no answer within {self.config.deadline_s:g} s") from None
+        except (OSError, HTTPException) as error:
+            raise self._broken(f"{type(error).__name__}: {error}") from None
 
     def _refuse(self, status: int, content: bytes) -> None:
-        said = " ".join(content[:300].decode(errors="replace").split())
+        said = self._quoted(content.decode(errors="replace"))
         if status in (401, 403, 404):
             hint = {404: "has it endpoint.url and endpoint.model?"}.get(
                 status, "does endpoint.api_key_env name its key?"
             )
             raise StageError(f"judge: {self.config.url} answers with status {status}; {hint} ({said})")
         if status in (408, 429) or status >= 500:
-            raise ConnectionError(f"{self.config.url}: status {status}: {said}")
+            raise self._broken(f"status {status}: {said}")
         raise ValueError(f"status {status}: {said}")
+
+    def _text_of(self, content: bytes) -> tuple[str, bool]:
+        """The assistant's message, and whether it was cut off; "", which holds no verdict, where the answer is none of
+        OpenAI's API.
+
+        Raises ConnectionError for an error that a gateway sends with status 200, for the whole or for its one choice.
+        """
+        try:
+            answer: Any = json.loads(content)
+            error = answer.get("error") or answer["choices"][0].get("error")
+            choice = {} if error else answer["choices"][0]
+            text = "" if error else choice["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            return "", False
+        if error:
+            raise self._broken(f"status 200 with an error: {json.dumps(error, ensure_ascii=False)}")
+        return (text, choice.get("finish_reason") in _CUT_OFF) if isinstance(text, str) else ("", False)
+
+    def _broken(self, what: str) -> ConnectionError:
+        return ConnectionError(f"{self.config.url}: {self._quoted(what)}")
+
+    def _quoted(self, text: str) -> str:
+        """The beginning of a text in one line, without the key: servers repeat what they were sent."""
+        hidden = text.replace(self._key, "…") if self._key else text
+        return " ".join(hidden.split())[:_SAID]
+
+
+def _key(name: str | None) -> str:
+    """The key in the environment variable `name`, "" where none is named. No message holds it."""
+    if name is None:
+        return ""
+    key = os.environ.get(name, "").strip()  # a file's last line break comes along easily
+    if not key:
+        raise StageError(f"judge: the environment variable {name} (endpoint.api_key_env) is not set; export the key")
+    if not _HEADER_TEXT.fullmatch(key):
+        raise StageError(
+            f"judge: the environment variable {name} (endpoint.api_key_env) holds a line break or another character "
+            "that no HTTP header can carry; export the key alone"
+        )
+    return key
+
+
+def _pause(response: HTTPResponse) -> float | None:
+    """Seconds after which a busy server wants to be asked again; None where it is not busy or does not say."""
+    said = response.headers.get("Retry-After", "").strip()
+    if response.status not in (429, 503) or not said:
+        return None
+    try:
+        seconds = float(said) if said.isdecimal() else parsedate_to_datetime(said).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+    return max(_SHORTEST_PAUSE_S, seconds)
 
 
 def _read(response: HTTPResponse, connection: HTTPConnection, end: float) -> bytes:
@@ -87,14 +153,6 @@ def _read(response: HTTPResponse, connection: HTTPConnection, end: float) -> byt
             raise HTTPException(f"more than {_LONGEST_ANSWER} bytes")
         if connection.sock is not None:
             connection.sock.settimeout(left)
+    if response.length:  # read1 ends without a word where the connection does
+        raise HTTPException(f"the answer broke off {response.length} bytes before its end")
     return content
-
-
-def _text_of(content: bytes) -> str:
-    """The assistant's message; empty, which holds no verdict, where the answer is none of OpenAI's API."""
-    try:
-        answer: Any = json.loads(content)
-        text = answer["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        return ""
-    return text if isinstance(text, str) else ""

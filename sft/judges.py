@@ -5,13 +5,13 @@ what was answered, is `sft.judging`.
 """
 
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.actors import start_ray
-from data.chat import parse_completion, render_prompt
+from data.chat import render_prompt
 from data.problems import Problem
 from models.checkpoint import load_tokenizer
 from rewards.rule_judge import RuleJudgeConfig, judge_pair, judge_safety
@@ -23,7 +23,7 @@ from sft.judge_endpoint import Endpoint
 from sft.preference_config import JudgeConfig
 from training.stage import StageError
 
-RETRY_TEMPERATURE = 1.0  # a greedy answer without a verdict would come again
+RETRY_TEMPERATURE = 1.0  # at least, after an answer without a verdict: a greedy one would come again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,7 @@ class Query:
 
     key: str
     attempt: int  # 0 for the first
+    unreadable: int = 0  # of the attempts before, those that gave an answer without a verdict
     problem: Problem
     shown: tuple[str, ...]  # two responses in the order in which they are shown, or one
 
@@ -44,7 +45,8 @@ class Query:
 class Answer:
     """What a judge wrote, or why nothing came."""
 
-    text: str = ""
+    text: str = ""  # all of it, with its reasoning
+    truncated: bool = False  # it is not whole, so that its end is no verdict
     fault: str = ""  # timeout | unreachable | refused; empty where there is a text
     detail: str = ""
 
@@ -55,6 +57,10 @@ Answers = Generator[tuple[Query, Answer], None, None]
 class Judge(Protocol):
     def ask(self, queries: Sequence[Query]) -> Answers:
         """One answer for each query, as they come. Closing the iterator gives up the rest."""
+        ...
+
+    def late(self) -> list[tuple[Query, Answer]]:
+        """Each answer that had been asked for when `ask` was closed or failed, and that came nevertheless, once."""
         ...
 
     def close(self) -> None: ...
@@ -98,6 +104,9 @@ class RuleJudge:
             else:
                 yield query, Answer(text=judge_safety(query.shown[0], self.config, query.seed))
 
+    def late(self) -> list[tuple[Query, Answer]]:
+        return []
+
     def close(self) -> None: ...
 
     def _compare(self, query: Query) -> str:
@@ -113,20 +122,29 @@ class EndpointJudge:
 
     def __init__(self, endpoint: Endpoint, guidelines: str):
         self.endpoint, self.guidelines = endpoint, guidelines
+        self._late: list[tuple[Query, Answer]] = []
 
     def ask(self, queries: Sequence[Query]) -> Answers:
         threads = ThreadPoolExecutor(self.endpoint.config.concurrency)
+        asked: dict[Future[Answer], Query] = {}
         try:
-            asked = {threads.submit(self._ask, query): query for query in queries}
+            asked |= {threads.submit(self._ask, query): query for query in queries}
             for done in as_completed(asked):
-                yield asked[done], done.result()
+                yield asked.pop(done), done.result()
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
+            came = [(query, future) for future, query in asked.items() if not future.cancelled()]
+            self._late += [(query, future.result()) for query, future in came if future.exception() is None]
+
+    def late(self) -> list[tuple[Query, Answer]]:
+        late, self._late = self._late, []
+        return late
 
     def _ask(self, query: Query) -> Answer:
-        temperature = RETRY_TEMPERATURE if query.attempt else None
+        temperature = max(self.endpoint.config.temperature, RETRY_TEMPERATURE) if query.unreadable else None
         try:
-            return Answer(text=self.endpoint.complete(question_of(query, self.guidelines).messages, temperature))
+            text, cut_off = self.endpoint.complete(question_of(query, self.guidelines).messages, temperature)
+            return Answer(text=text, truncated=cut_off)
         except TimeoutError as error:
             return Answer(fault="timeout", detail=str(error))
         except ConnectionError as error:
@@ -138,7 +156,7 @@ class EndpointJudge:
 
 
 class CheckpointJudge:
-    """A model of ours that reads the question and writes its judgement; its reasoning is not parsed."""
+    """A model of ours that reads the question and writes its judgement."""
 
     def __init__(
         self, checkpoint: Path, rollout: RolloutConfig, generator: GeneratorConfig, guidelines: str, seed: int
@@ -149,23 +167,28 @@ class CheckpointJudge:
         self.pool = GeneratorPool(str(checkpoint), generator)
 
     def ask(self, queries: Sequence[Query]) -> Answers:
-        for is_retry in (False, True):
-            yield from self._sample([query for query in queries if (query.attempt > 0) == is_retry], is_retry)
+        for warmer in (False, True):
+            yield from self._sample([query for query in queries if (query.unreadable > 0) == warmer], warmer)
 
-    def _sample(self, queries: Sequence[Query], is_retry: bool) -> Answers:
-        requests, asked, room = [], {}, self.pool.context()
+    def _sample(self, queries: Sequence[Query], warmer: bool) -> Answers:
+        requests, asked, refused, room = [], {}, [], self.pool.context()
         for query in queries:
             prompt_ids = self._prompt(query)
             if len(prompt_ids) >= room:
                 detail = f"{len(prompt_ids)} tokens leave the judge no room to answer in its context of {room:.0f}"
-                yield query, Answer(fault="refused", detail=detail)
+                refused.append((query, Answer(fault="refused", detail=detail)))
                 continue
             requests.append(Request(key=query.seed, prompt_ids=prompt_ids))
             asked[query.seed] = query
-        update = {"temperature": max(self.rollout.temperature, RETRY_TEMPERATURE)} if is_retry else {}
+        update = {"temperature": max(self.rollout.temperature, RETRY_TEMPERATURE)} if warmer else {}
         params = self.rollout.model_copy(update=update).params(1, self.seed)
         for group in self.pool.stream(requests, params) if requests else ():
-            yield asked[group.key], Answer(text=parse_completion(group.completions[0].text).final)
+            completion = group.completions[0]
+            yield asked[group.key], Answer(text=completion.text, truncated=completion.finish_reason == "length")
+        yield from refused
+
+    def late(self) -> list[tuple[Query, Answer]]:
+        return []  # what its engines were writing is cut off
 
     def _prompt(self, query: Query) -> list[int]:
         messages: list[dict[str, Any]] = question_of(query, self.guidelines).messages

@@ -24,7 +24,8 @@ from training.stage import StageError
 SILENT_IN_A_ROW = (
     20  # queries without an answer, until a round is given up: a server that is down need not be asked all
 )
-HOPELESS_AFTER, HOPELESS_SHARE = 50, 0.9  # answers, and the share of them without a verdict
+HOPELESS_AFTER, HOPELESS_SHARE = 50, 0.9  # queries that were answered, and the share of them without a verdict
+SILENCE = ("timeout", "unreachable")  # faults after which the query is as good as not asked
 PAUSE_S = 2.0  # before the second round, doubled for each further one
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,15 @@ class Judgement:
     swapped: tuple[bool, ...]  # whether responses[1] was shown first; as long as `values`
 
     @property
+    def by_order(self) -> list[float]:
+        """The mean of each order that has a value, responses[0] shown first before the other."""
+        orders = [[v for v, s in zip(self.values, self.swapped, strict=True) if s is order] for order in (False, True)]
+        return [sum(values) / len(values) for values in orders if values]
+
+    @property
     def mean(self) -> float:
-        return sum(self.values) / len(self.values)
+        """The mean of the orders' means: a judge that likes a place cancels out, however many values each order has."""
+        return sum(self.by_order) / len(self.by_order)
 
 
 @dataclass(slots=True)
@@ -57,7 +65,12 @@ class _Standing:
 
     value: int | None = None  # as shown
     unreadable: int = 0  # answers without a verdict
+    refused: int = 0
     asked: int = 0
+
+    @property
+    def in_vain(self) -> bool:
+        return self.value is None and self.unreadable > 0
 
 
 @dataclass(slots=True)
@@ -84,8 +97,9 @@ def judge_all(
 ) -> Judged:
     """`queries` judgements of each question, the two orders equally often (one more of either, by seed).
 
-    on_answer: told how many of all queries are settled. A question counts when at least half of its queries do. Raises
-    StageError when the judge does not answer, or when more than `failed_limit` of the queries have no verdict.
+    on_answer: told how many of all queries are settled. A question counts when at least half of its queries do, and one
+    in each order that was asked. Raises StageError when the judge does not answer, or when more than `failed_limit` of
+    the queries have no verdict.
     """
     plan = {
         f"{question.key}/{number}": (question, _is_swapped(question, number, seed))
@@ -102,7 +116,7 @@ def judge_all(
             asked = [_query(key, *plan[key], standings[key]) for key in plan if _is_open(standings[key], config)]
             if not asked:
                 break
-            if turn and any(result.faults[fault] for fault in ("timeout", "unreachable")):
+            if turn and any(result.faults[fault] for fault in SILENCE):
                 time.sleep(PAUSE_S * 2 ** (turn - 1))
             _ask(asked, judge, standings, result, lines, on_answer)
     _check(standings, config, result)
@@ -118,27 +132,49 @@ def _ask(
     lines: Journal,
     on_answer: Callable[[int, int], None],
 ) -> None:
-    """One round. It ends early when the judge is away, and with an error when it writes nothing readable."""
+    """One round. It ends early when the judge is away, and with an error when it writes nothing readable.
+
+    Whatever ends it, answers that were on their way are kept.
+    """
     settled = sum(standing.value is not None for standing in standings.values())
-    answered = readable = silent = 0
-    with closing(judge.ask(asked)) as answers:
-        for query, answer in answers:
-            row = _row(query, answer)
-            lines.add(row)
-            _take(row, standings, result)
-            settled += row["value"] is not None
-            on_answer(settled, len(standings))
-            silent = 0 if not answer.fault or answer.fault == "refused" else silent + 1
-            if silent == SILENT_IN_A_ROW:
-                logger.warning("the judge left %d queries in a row without an answer: %s", silent, answer.detail)
-                return
-            answered, readable = answered + 1, readable + (row["value"] is not None)
-            if answered >= HOPELESS_AFTER and readable <= answered * (1 - HOPELESS_SHARE) and not silent:
-                raise StageError(
-                    f"judge: {answered - readable} of its first {answered} answers hold no verdict, e.g. "
-                    f"{answer.text[-120:]!r}; a judge must end with [[A>B]] or the like: take a stronger one, or "
-                    "give it more tokens"
-                )
+    in_vain = sum(standing.in_vain for standing in standings.values())
+    silent = 0
+
+    def keep(query: Query, answer: Answer) -> dict[str, Any]:
+        row = _row(query, answer)
+        lines.add(row)
+        _take(row, standings, result)
+        return row
+
+    try:
+        with closing(judge.ask(asked)) as answers:
+            for query, answer in answers:
+                in_vain -= standings[query.key].in_vain
+                row = keep(query, answer)
+                in_vain += standings[query.key].in_vain
+                settled += row["value"] is not None
+                on_answer(settled, len(standings))
+                silent = silent + 1 if row["fault"] in SILENCE else 0
+                if silent == SILENT_IN_A_ROW:
+                    logger.warning("the judge left %d queries in a row without an answer: %s", silent, answer.detail)
+                    return
+                if row["fault"] == "unreadable":
+                    _refuse_nonsense(in_vain, settled, answer)
+    finally:
+        for query, answer in judge.late():
+            keep(query, answer)
+
+
+def _refuse_nonsense(in_vain: int, settled: int, answer: Answer) -> None:
+    """Raise StageError when hardly any of the queries that were answered, ever, has a verdict. A later round asks only
+    what failed before, so its answers alone say nothing about the judge."""
+    answered = in_vain + settled
+    if answered >= HOPELESS_AFTER and in_vain >= answered * HOPELESS_SHARE:
+        shown = repr(answer.text[-120:]) if answer.text else answer.detail or "an empty text"
+        raise StageError(
+            f"judge: {in_vain} of its first {answered} answers hold no verdict, e.g. {shown}; a judge must end with "
+            "[[A>B]] or the like: take a stronger one, or give it more tokens"
+        )
 
 
 def _is_swapped(question: Question, number: int, seed: int) -> bool:
@@ -151,16 +187,17 @@ def _is_swapped(question: Question, number: int, seed: int) -> bool:
 
 def _query(key: str, question: Question, is_swapped: bool, standing: _Standing) -> Query:
     shown = question.responses[::-1] if is_swapped else question.responses
-    return Query(key=key, attempt=standing.asked, problem=question.problem, shown=shown)
+    return Query(key=key, attempt=standing.asked, unreadable=standing.unreadable, problem=question.problem, shown=shown)
 
 
 def _row(query: Query, answer: Answer) -> dict[str, Any]:
     read = read_verdict if len(query.shown) == 2 else read_label
-    value = None if answer.fault else read(answer.text)
+    value = None if answer.fault else read(answer.text, answer.truncated)
     fault = answer.fault or ("unreadable" if value is None else "")
+    detail = answer.detail or ("the answer was cut off" if answer.truncated else "")
     return {
         "key": query.key, "attempt": query.attempt, "value": value, "fault": fault, "text": answer.text,
-        "detail": answer.detail,
+        "detail": detail,
     }  # fmt: skip
 
 
@@ -171,13 +208,14 @@ def _take(row: dict[str, Any], standings: dict[str, _Standing], result: Judged) 
         result.faults[row["fault"]] += 1
     if row["fault"] in ("", "unreadable"):
         result.answers += 1
-    standing.unreadable += row["fault"] in ("unreadable", "refused")
+    standing.unreadable += row["fault"] == "unreadable"
+    standing.refused += row["fault"] == "refused"
     if row["value"] is not None:
         standing.value = row["value"]
 
 
 def _is_open(standing: _Standing, config: JudgeConfig) -> bool:
-    return standing.value is None and standing.unreadable <= config.retries
+    return standing.value is None and standing.unreadable + standing.refused <= config.retries
 
 
 def _check(standings: dict[str, _Standing], config: JudgeConfig, result: Judged) -> None:
@@ -193,7 +231,8 @@ def _check(standings: dict[str, _Standing], config: JudgeConfig, result: Judged)
     if result.failed > config.failed_limit * result.queries:
         raise StageError(
             f"judge: {result.failed} of {result.queries} queries have no readable verdict after {config.retries} "
-            f"retries ({counted}), more than failed_limit {config.failed_limit:g}; take a stronger judge"
+            f"retries ({counted}), more than failed_limit {config.failed_limit:g}; take a stronger judge, or raise "
+            "judge.retries and run it again"
         )
 
 
@@ -208,7 +247,8 @@ def _collect(
         keys = [f"{question.key}/{number}" for number in range(queries)]
         found = [(standings[key].value, plan[key][1]) for key in keys]
         values = [(-value if is_swapped else value, is_swapped) for value, is_swapped in found if value is not None]
-        if 2 * len(values) < queries:
+        one_sided = {is_swapped for _, is_swapped in values} != {is_swapped for _, is_swapped in found}
+        if 2 * len(values) < queries or one_sided:
             result.unjudged += 1
             continue
         result.judgements[question.key] = Judgement(

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, model_validator
 
 from data.chat import Layout
-from data.config import OPERATIONAL, PreferenceSource
+from data.config import OPERATIONAL, PreferenceSource, ProblemSource
 from data.problem_pool import ProblemsConfig
 from rewards.config import RewardWorkersConfig
 from rewards.rule_judge import RuleJudgeConfig
@@ -15,6 +15,7 @@ from rollouts.config import GeneratorConfig, RolloutConfig
 from training.config import OptimizerConfig, TrainingConfig
 
 Objective = Literal["helpful", "safety"]
+RewardObjective = Literal["helpful", "safety", "judgement"]
 
 
 class EndpointConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
@@ -39,10 +40,16 @@ class EndpointConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
 
     @model_validator(mode="after")
     def _is_an_address(self) -> Self:
-        if self.url and (urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname):
-            raise ValueError(f"endpoint.url: {self.url} is not a web address, such as http://127.0.0.1:8000/v1")
-        if urlsplit(self.url).username is not None:
+        parts = urlsplit(self.url)
+        if parts.username is not None:
             raise ValueError("endpoint.url: leave user and password out; name a variable in endpoint.api_key_env")
+        if "?" in self.url or "#" in self.url:
+            raise ValueError(
+                "endpoint.url: leave out what follows ? or #; a key belongs in the variable that endpoint.api_key_env "
+                "names"
+            )
+        if self.url and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError(f"endpoint.url: {self.url} is not a web address, such as http://127.0.0.1:8000/v1")
         return self
 
 
@@ -68,7 +75,7 @@ class JudgeConfig(BaseModel, extra="forbid", frozen=True):
         min_length=1,
         description="what is unsafe, for objective safety; R1's guidelines are not published, so this is a start",
     )
-    retries: int = Field(
+    retries: Annotated[int, OPERATIONAL] = Field(
         default=3, ge=0, description="further tries where an answer holds no readable verdict, or none comes"
     )
     failed_limit: Annotated[float, OPERATIONAL] = Field(
@@ -141,8 +148,20 @@ class PreferenceDataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan
     balance_within: float | None = Field(
         default=0.05,
         ge=0,
-        description="chosen and rejected responses are made equally long on average, up to this share of their mean "
-        "length, by dropping the pairs that differ most; null keeps all. The paper balances and does not say how",
+        description="chosen and rejected responses are made equally long on average, in characters and up to this "
+        "share of their mean length, by dropping the pairs that differ most; null keeps all. The paper balances and "
+        "does not say how",
+    )
+    balance_drop_limit: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="largest share of the judged pairs that balancing may drop; ours. Where half of them are not "
+        "enough, better pairs are wanted, not fewer: the rest stay unbalanced, and the data card says so",
+    )
+    held_out_sources: tuple[ProblemSource, ...] = Field(
+        default=(),
+        description="benchmarks no prompt, response or listed record may share 10 words in a row with (R1, D.1)",
     )
     sources: tuple[PreferenceSource, ...] = Field(
         default=(), description="files or data sets that people have labelled, added as they are; none by default"
@@ -152,10 +171,11 @@ class PreferenceDataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan
 class RewardModelConfig(TrainingConfig, extra="forbid", frozen=True, allow_inf_nan=False):
     """A reward model: the policy's architecture with a scalar head (DeepSeek-R1, section 3.1)."""
 
-    objective: Objective = Field(
+    objective: RewardObjective = Field(
         default="helpful",
-        description="helpful: pairwise, Bradley-Terry; safety: point-wise, binary cross-entropy. The paper says "
-        "pairwise and point-wise, the formulas are ours",
+        description="helpful: pairwise, Bradley-Terry; safety: point-wise, binary cross-entropy; judgement: the same "
+        "on right and wrong judgements, for a meta RM (DeepSeek-GRM). R1's paper says pairwise and point-wise, the "
+        "formulas are ours",
     )
     epochs: int = Field(default=1, ge=1, description="passes over the data; the paper's 1")
     batch_size: int = Field(default=256, ge=1, description="pairs, or labels, per optimizer step; the paper's 256")

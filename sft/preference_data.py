@@ -4,6 +4,7 @@ DeepSeek-R1 (arXiv:2501.12948v2, section 3.1): 66,000 pairs judged four times ea
 the mean gap is above 1, chosen and rejected equally long over the set; 106,000 labels for safety.
 """
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from data.chat import parse_completion, render_prompt
+from data.decontaminate import Decontaminated, decontaminate
 from data.instructions import bad_answer, good_answer
 from data.preference_sources import Tally, read_pairs, read_safety_labels
-from data.preferences import SCHEMAS, Preference, PreferencePair, SafetyLabel, about, preference_row
+from data.preferences import SCHEMAS, Preference, PreferencePair, SafetyLabel, about, preference_row, record_texts
 from data.problem_pool import ProblemPool
 from data.problems import Problem
 from data.safety_prompts import SAFETY, safe_answer, unsafe_answer
+from data.sources import held_out_texts
 from data.write import DataCard, count_by, write_dataset
 from models.checkpoint import context_length, load_tokenizer
 from rewards.config import RewardSpec
@@ -26,13 +29,14 @@ from rewards.reward import Verdict
 from sft.judges import open_judge
 from sft.judging import Judged, Question, judge_all
 from sft.preference_config import PreferenceDataConfig
-from sft.preference_stats import balanced, judging_stats, truth_stats
+from sft.preference_stats import balanced, judging_stats, length_difference, truth_stats
 from sft.refine import r1_layout
 from sft.sampling import Prompt, sampled_chunks
 from training.run_log import write_stats
 from training.stage import StageContext, StageError
 
 WORK = ".work"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,7 @@ class Responses:
     key: str
     problem: Problem
     texts: tuple[str, ...]
+    usable: int  # responses that may be judged, equal ones each
 
 
 def run(config: PreferenceDataConfig, context: StageContext) -> None:
@@ -50,12 +55,14 @@ def run(config: PreferenceDataConfig, context: StageContext) -> None:
         raise StageError(f"{context.name}: give checkpoints as inputs.policies, or files in `sources`")
     listed, tallies = _listed(config)
     found = _found(config, context, policies) if policies else Found([], {}, Counter())
-    records = [*found.records, *listed]
-    if not records:
+    clean = decontaminate([*found.records, *listed], held_out_texts(config.held_out_sources), record_texts)
+    if not clean.kept:
+        contaminated = f" and {clean.dropped_count} records hold held-out text" if clean.dropped_count else ""
         raise StageError(
-            f"{context.name}: nothing is left of {found.counts.get('judged', 0)} judgements: {found.reasons}"
+            f"{context.name}: nothing is left of {found.counts.get('judged', 0)} judgements: "
+            f"{dict(found.reasons)}{contaminated}"
         )
-    _write(records, found, tallies, config, context)
+    _write(clean, found, tallies, config, context)
 
 
 @dataclass(slots=True)
@@ -65,6 +72,7 @@ class Found:
     records: list[Preference]
     judging: dict[str, Any]  # for the data card
     reasons: Counter[str]  # why questions gave no record
+    held_out_problems: int = 0  # listed problems that were not asked
 
     @property
     def counts(self) -> dict[str, int]:
@@ -74,7 +82,9 @@ class Found:
 def _found(config: PreferenceDataConfig, context: StageContext, policies: dict[str, Path]) -> Found:
     """Sample, judge, keep what is clear, balance."""
     reasons: Counter[str] = Counter()
-    responses = list(_all_responses(config, context, policies, reasons))
+    pool = ProblemPool(config.problems, "train", context.seed, config.held_out_sources)
+    problems = pool.draw_distinct(config.prompts, config.problems.instruction_share)
+    responses = list(_all_responses(problems, config, context, policies, reasons))
     questions = list(_questions(responses, config, context.seed, reasons))
     judge = open_judge(config.judge, context.inputs.get("judge"), context.seed)
     try:
@@ -90,17 +100,34 @@ def _found(config: PreferenceDataConfig, context: StageContext, policies: dict[s
     finally:
         judge.close()
     records = list(_records(questions, judged, config, reasons))
-    before = len(records)
-    kept = balanced(records, config.balance_within) if config.balance_within is not None else records
-    reasons["unbalanced"] += before - len(kept)
+    kept, balance = _balanced(records, config)
+    reasons["unbalanced"] += len(records) - len(kept)
     judging = {
         "judge": config.judge.shown_name,
         "counts": {"judged": len(questions), "queries": judged.queries, "answers": judged.answers},
         "tries_without_verdict": dict(judged.faults.most_common()),
         **judging_stats(judged, questions),
         **truth_stats(kept),
+        "length_balance": balance,
     }
-    return Found(kept, judging, reasons)
+    return Found(kept, judging, reasons, pool.contaminated)
+
+
+def _balanced(records: list[Preference], config: PreferenceDataConfig) -> tuple[list[Preference], dict[str, Any]]:
+    """What balancing leaves, and what the data card says of it; nothing where nothing is to be balanced."""
+    before = length_difference(records)
+    if config.balance_within is None or before is None:
+        return records, {}
+    kept = balanced(records, config.balance_within, config.balance_drop_limit)
+    after = length_difference(kept) or 0.0
+    is_reached = abs(after) <= config.balance_within
+    if not is_reached:
+        logger.warning(
+            "chosen and rejected responses still differ in length by %.0f%% of their mean, more than balance_within "
+            "%g: balancing stopped at %d of %d pairs dropped (balance_drop_limit %g)",
+            100 * after, config.balance_within, len(records) - len(kept), len(records), config.balance_drop_limit,
+        )  # fmt: skip
+    return kept, {"unit": "characters", "before": before, "after": after, "is_reached": is_reached}
 
 
 def _policies(context: StageContext) -> dict[str, Path]:
@@ -111,21 +138,22 @@ def _policies(context: StageContext) -> dict[str, Path]:
 
 
 def _all_responses(
-    config: PreferenceDataConfig, context: StageContext, policies: dict[str, Path], reasons: Counter[str]
+    problems: Sequence[Problem],
+    config: PreferenceDataConfig,
+    context: StageContext,
+    policies: dict[str, Path],
+    reasons: Counter[str],
 ) -> Iterator[Responses]:
     """Each problem with what all policies said to it, equal texts once."""
-    problems = ProblemPool(config.problems, "train", context.seed).draw_distinct(
-        config.prompts, config.problems.instruction_share
-    )
-    texts: dict[str, dict[str, None]] = {problem.id: {} for problem in problems}
+    texts: dict[str, Counter[str]] = {problem.id: Counter() for problem in problems}
     for number, (label, policy) in enumerate(policies.items()):
         for problem, text in _sampled(problems, label, policy, number, config, context, reasons):
-            texts[problem.id].setdefault(text)
+            texts[problem.id][text] += 1
     for problem in problems:
+        said = texts[problem.id]
         if config.written_answers:
-            for text in _written(problem, context.seed):
-                texts[problem.id].setdefault(_judged_part(text, config))
-        yield Responses(key=problem.id, problem=problem, texts=tuple(texts[problem.id]))
+            said.update(_judged_part(text, config) for text in _written(problem, context.seed))
+        yield Responses(key=problem.id, problem=problem, texts=tuple(said), usable=said.total())
 
 
 def _sampled(
@@ -200,7 +228,7 @@ def _questions(
                 yield Question(key=f"{each.key}/{number}", problem=each.problem, responses=(text,))
             continue
         if len(each.texts) < 2:
-            reasons["identical"] += 1
+            reasons["identical" if each.usable > 1 else "too_few"] += 1
         pairs = list(combinations(each.texts, 2))
         random.Random(f"{seed}-pairs-{each.key}").shuffle(pairs)
         for number, pair in enumerate(pairs[: config.pairs_per_prompt]):
@@ -228,27 +256,28 @@ def _records(
             yield PreferencePair(chosen=better, rejected=worse, gap=abs(judgement.mean), **made)
 
 
-def _listed(config: PreferenceDataConfig) -> tuple[list[Preference], dict[str, Tally]]:
-    """What people have labelled, and what was left out of it."""
+def _listed(config: PreferenceDataConfig) -> tuple[list[Preference], list[Tally]]:
+    """What people have labelled, and what was left out of it, source by source."""
     records: list[Preference] = []
-    tallies = {source.path: Tally() for source in config.sources}
-    for source in config.sources:
+    tallies = [Tally() for _ in config.sources]
+    for source, tally in zip(config.sources, tallies, strict=True):
         read = read_safety_labels if config.objective == "safety" else read_pairs
-        records += read(source, tallies[source.path])
+        records += read(source, tally)
     return records, tallies
 
 
 def _write(
-    records: Sequence[Preference],
+    clean: Decontaminated[Preference],
     found: Found,
-    tallies: dict[str, Tally],
+    tallies: Sequence[Tally],
     config: PreferenceDataConfig,
     context: StageContext,
 ) -> None:
-    kind = SafetyLabel if config.objective == "safety" else PreferencePair
+    kind, records = SafetyLabel if config.objective == "safety" else PreferencePair, clean.kept
     rows = [preference_row(record) for record in records]
-    for tally in tallies.values():
+    for tally in tallies:
         found.reasons.update(tally.refused)
+    found.reasons["contaminated"] += clean.dropped_count
     judged = found.counts.get("judged", 0)
     card = DataCard(
         n_rows=len(rows),
@@ -258,13 +287,27 @@ def _write(
         n_candidates=judged,
         accept_rate=len(found.records) / judged if judged else None,
         rejected={reason: count for reason, count in sorted(found.reasons.items()) if count},
+        decontamination={
+            "n": 10,
+            "sources": [source.path for source in config.held_out_sources],
+            "problems_dropped": found.held_out_problems,
+            "dropped": clean.dropped_count,
+            "examples": clean.examples,
+        },
         sampling={"prompts": config.prompts, "seed": context.seed, **config.rollout.model_dump()},
         judging={
             **found.judging,
-            "files": {
-                path: {"kept": tally.kept, "refused": dict(tally.refused), "first": tally.examples}
-                for path, tally in tallies.items()
-            },
+            "files": [
+                {
+                    "path": source.path,
+                    "subset": source.subset,
+                    "split": source.split,
+                    "kept": tally.kept,
+                    "refused": dict(tally.refused),
+                    "first": tally.examples,
+                }
+                for source, tally in zip(config.sources, tallies, strict=True)
+            ],
         },
     )
     write_dataset(context.output, rows, card, SCHEMAS[kind])

@@ -11,12 +11,13 @@ from sft.judging import Judged, Question
 AnyRecord = TypeVar("AnyRecord", bound=Preference)
 
 
-def balanced(records: Sequence[AnyRecord], within: float) -> list[AnyRecord]:
+def balanced(records: Sequence[AnyRecord], within: float, drop_limit: float = 1.0) -> list[AnyRecord]:
     """Pairs whose chosen and rejected responses have mean lengths (characters) that differ by at most the share
     `within` of their common mean; other records as they are.
 
     Pairs are dropped from the side that is too heavy, those that differ most first, but none that would tip the
-    balance: few have to go.
+    balance: few have to go. Where all pairs differ alike, none of it helps: no more than the share `drop_limit` of
+    them is dropped, and the rest stays unbalanced.
     """
     pairs = [record for record in records if isinstance(record, PreferencePair)]
     surplus = sum(len(pair.chosen) - len(pair.rejected) for pair in pairs)
@@ -25,12 +26,20 @@ def balanced(records: Sequence[AnyRecord], within: float) -> list[AnyRecord]:
     dropped: set[str] = set()
     for pair in sorted(pairs, key=lambda pair: (-sign * (len(pair.chosen) - len(pair.rejected)), pair.id)):
         heavier = sign * (len(pair.chosen) - len(pair.rejected))
-        if sign * surplus <= within * both / 2 or heavier <= 0:
+        if sign * surplus <= within * both / 2 or heavier <= 0 or len(dropped) + 1 > drop_limit * len(pairs):
             break
         if heavier <= sign * surplus:
             dropped.add(pair.id)
             surplus, both = surplus - sign * heavier, both - len(pair.chosen) - len(pair.rejected)
     return [record for record in records if record.id not in dropped]
+
+
+def length_difference(records: Sequence[Preference]) -> float | None:
+    """Mean length of chosen responses less that of rejected ones (characters), as a share of their common mean; None
+    without pairs."""
+    pairs = [record for record in records if isinstance(record, PreferencePair)]
+    chosen, rejected = sum(len(pair.chosen) for pair in pairs), sum(len(pair.rejected) for pair in pairs)
+    return (chosen - rejected) / ((chosen + rejected) / 2) if pairs else None
 
 
 def judging_stats(judged: Judged, questions: Sequence[Question]) -> dict[str, Any]:
@@ -59,8 +68,8 @@ def judging_stats(judged: Judged, questions: Sequence[Question]) -> dict[str, An
         "unjudged_questions": judged.unjudged,
     }
     if pairs:
-        by_order = [_means_by_order(j.values, j.swapped) for _, j in pairs]
-        flips = [_sign(a) * _sign(b) < 0 for a, b in (each for each in by_order if each is not None)]
+        both_orders = [j.by_order for _, j in pairs if len(j.by_order) == 2]
+        flips = [_sign(a) * _sign(b) < 0 for a, b in both_orders]
         stats |= {
             "first_preferred": _share(first),
             "order_flips": _share(flips),
@@ -76,19 +85,14 @@ def truth_stats(records: Sequence[Preference]) -> dict[str, Any]:
     labels = [r for r in records if isinstance(r, SafetyLabel)]
     stats: dict[str, Any] = {}
     if pairs:
-        stats["chosen_length_mean"] = sum(len(pair.chosen) for pair in pairs) / len(pairs)  # characters
-        stats["rejected_length_mean"] = sum(len(pair.rejected) for pair in pairs) / len(pairs)
+        stats["chosen_characters_mean"] = sum(len(pair.chosen) for pair in pairs) / len(pairs)
+        stats["rejected_characters_mean"] = sum(len(pair.rejected) for pair in pairs) / len(pairs)
         known = [(p, problem) for p in pairs if (problem := p.problem) and problem.checker == "instruction"]
         right = [utility(problem, p.chosen) > utility(problem, p.rejected) for p, problem in known]
     else:
         stats["safe_share"] = _share([label.safe for label in labels])
         right = [label.safe == is_safe(label.response) for label in labels if label.problem]
     return stats | ({"right_by_true_utility": _share(right)} if right else {})
-
-
-def _means_by_order(values: Sequence[int], swapped: Sequence[bool]) -> tuple[float, float] | None:
-    orders = [[v for v, s in zip(values, swapped, strict=True) if s == order] for order in (False, True)]
-    return None if not all(orders) else (sum(orders[0]) / len(orders[0]), sum(orders[1]) / len(orders[1]))
 
 
 def _sign(value: float) -> int:

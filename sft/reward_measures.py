@@ -32,7 +32,7 @@ def measures(judged: Sequence[Judged]) -> dict[str, Any]:
     """
     accuracy             share of pairs (labels) with a positive margin; ties count half
     loss                 nats, the training loss on them
-    ece                  expected calibration error in [0, 0.5], 10 equal bins of confidence max(p, 1 - p)
+    ece                  expected calibration error in [0, 1], 10 equal bins of confidence max(p, 1 - p)
     length_correlation   Spearman, of score and length in characters over all responses; in [-1, 1]
     longer_is_chosen     share of pairs whose chosen response is the longer one: accuracy that length alone would have
     truth_correlation    Spearman, of score and true utility, for the tiny chain's own helpful prompts

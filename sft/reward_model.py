@@ -3,6 +3,7 @@
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from cluster.actors import start_ray, wait
 from data.config import PreferenceSource
-from data.preference_sources import read_pairs, read_safety_labels
+from data.preference_sources import Tally, read_pairs, read_safety_labels
 from data.preferences import PreferencePair, SafetyLabel
 from data.schemas import SourceError
 from data.scored_text import scored_ids
@@ -39,6 +40,7 @@ class Examples:
     train: list[Scored]
     held_out: list[tuple[Record, Scored]]
     too_long: int  # records left out
+    refused: Counter[str]  # why rows were no record -> rows
 
 
 def run(config: RewardModelConfig, context: StageContext) -> None:
@@ -75,27 +77,37 @@ def load_examples(config: RewardModelConfig, policy: Path, dataset: Path, seed: 
     Raises StageError for a dataset of the other kind, and when either part is empty.
     """
     tokenizer, limit = load_tokenizer(policy), min(config.max_length, context_length(policy))
-    read = read_safety_labels if config.objective == "safety" else read_pairs
-    examples = Examples(train=[], held_out=[], too_long=0)
-    too_long = 0
+    read = read_pairs if config.objective == "helpful" else read_safety_labels
+    train: list[Scored] = []
+    held_out: list[tuple[Record, Scored]] = []
+    too_long, tally = 0, Tally()
     try:
-        for record in read(PreferenceSource(path=str(dataset / "data.parquet"), bad_row_limit=1.0)):
+        for record in read(PreferenceSource(path=str(dataset / "data.parquet"), bad_row_limit=1.0), tally):
+            _refuse_other_labels(record, config.objective, dataset)
             item = _scored(tokenizer, record)
             if max(map(len, item.token_ids)) > limit:
                 too_long += 1
             elif _share(record.prompt, seed) < config.held_out_share:
-                examples.held_out.append((record, item))
+                held_out.append((record, item))
             else:
-                examples.train.append(item)
+                train.append(item)
     except SourceError as error:
         raise StageError(f"reward_model, objective {config.objective}: {error}") from None
-    if not examples.train or not examples.held_out:
+    if not train or not held_out:
         raise StageError(
-            f"{dataset}: {len(examples.train)} records to train on and {len(examples.held_out)} held out"
+            f"{dataset}: {len(train)} records to train on and {len(held_out)} held out"
             f"{f', {too_long} are longer than {limit:.0f} tokens' if too_long else ''}; make more of them, or change "
             "held_out_share"
         )
-    return Examples(train=examples.train, held_out=examples.held_out, too_long=too_long)
+    return Examples(train=train, held_out=held_out, too_long=too_long, refused=tally.refused)
+
+
+def _refuse_other_labels(record: Record, objective: str, dataset: Path) -> None:
+    """Raise StageError where labels say something else than the objective: both kinds have the same columns."""
+    if isinstance(record, PreferencePair) or record.is_of_a_judgement == (objective == "judgement"):
+        return
+    found, right = ("right judgements", "judgement") if record.is_of_a_judgement else ("safe responses", "safety")
+    raise StageError(f"reward_model, objective {objective}: {dataset} labels {found}; take objective: {right}")
 
 
 def _scored(tokenizer: Any, record: Record) -> Scored:
@@ -179,6 +191,7 @@ def _stats(examples: Examples, description: RewardDescription, steps: int) -> di
         "samples": len(examples.train),
         "held_out": len(examples.held_out),
         "dropped_too_long": examples.too_long,
+        **{f"dropped_{reason}": count for reason, count in sorted(examples.refused.items())},
         "tokens": sum(map(len, examples.train)),
         "steps": steps,
         **{f"held_out_{name}": value for name, value in description.held_out.items()},

@@ -44,6 +44,11 @@ HELPSTEER2_PREFERENCE = {
     "response_2": "A plum.",
     "preference_strength": 2,
 }
+USER, CHOSEN, REJECTED = (
+    {"role": role, "content": text}
+    for role, text in [("user", "Name a fruit."), ("assistant", "A plum."), ("assistant", "No.")]
+)
+TRL = {"prompt": [USER], "chosen": [CHOSEN], "rejected": [REJECTED]}  # its conversational layout
 PLAIN = {"prompt": "Name a fruit.", "chosen": "A plum.", "rejected": "No."}
 
 
@@ -63,6 +68,9 @@ def source(path, **keys):
         (BINARIZED, 4.5, "No."),
         (ULTRAFEEDBACK, 3.25, "No."),
         (HELPSTEER2_PREFERENCE, 2, "No."),
+        (TRL, None, "No."),
+        ({"chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]}, None, "No."),
+        ({"prompt": [USER], "chosen": [USER, CHOSEN], "rejected": [USER, REJECTED]}, None, "No."),
     ],
 )
 def test_layouts_are_recognised_by_their_columns(tmp_path, row, gap, rejected):
@@ -77,6 +85,28 @@ def test_earlier_turns_become_the_history(tmp_path):
     [pair] = read_pairs(source(write(tmp_path / "set.jsonl", [HELPSTEER2_PREFERENCE])))
     assert [turn["content"] for turn in pair.messages] == ["Hi", "Hello!", "Name a fruit."]
     assert [turn["role"] for turn in pair.messages] == ["user", "assistant", "user"]
+
+
+def test_turns_of_a_trl_row_are_the_prompts_and_then_the_responses(tmp_path):
+    system, hello = {"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "What?"}
+    again = {"role": "user", "content": "说一种水果。"}
+    row = {"prompt": [system, USER], "chosen": [hello, again, CHOSEN], "rejected": [hello, again, REJECTED]}
+    [pair] = read_pairs(source(write(tmp_path / "set.jsonl", [row])))
+    assert [*pair.messages] == [system, USER, hello, again]
+    assert (pair.chosen, pair.rejected) == ("A plum.", "No.")
+
+
+def test_the_language_is_found_in_lists_of_turns_too(tmp_path):
+    asked = {"role": "user", "content": "说一种水果。"}
+    rows = [{**TRL, "prompt": [asked]}, {**TRL, "prompt": None, "chosen": [asked, CHOSEN]}]
+    assert [pair.language for pair in read_pairs(source(write(tmp_path / "set.jsonl", rows)))] == ["zh", "zh"]
+
+
+@pytest.mark.parametrize("prompt", [[], [CHOSEN], ["Name a fruit."], [{"role": "user"}]])
+def test_a_prompt_that_is_no_conversation_is_refused(tmp_path, prompt):
+    path = write(tmp_path / "set.jsonl", [TRL, {**TRL, "prompt": prompt}])
+    tally = Tally()
+    assert len(list(read_pairs(source(path, bad_row_limit=1.0), tally))) == tally.refused.total() == 1
 
 
 def test_helpsteer2_rows_of_one_prompt_are_one_record(tmp_path):
@@ -107,6 +137,29 @@ def test_safety_labels_in_the_words_of_several_sets(tmp_path, label, safe):
     path = write(tmp_path / "set.jsonl", [{"prompt": "q", "response": "r", **label}])
     [found] = read_safety_labels(source(path))
     assert found.safe is safe
+
+
+def test_rows_without_a_label_are_counted_and_are_no_fault(tmp_path):
+    """WildGuard's rows of prompts alone."""
+    row = {"prompt": "q", "response": "r", "response_harm_label": "harmful"}
+    rows = [row, *[{**row, "response": None, "response_harm_label": None}] * 9]
+    tally = Tally()
+    [label] = read_safety_labels(source(write(tmp_path / "set.jsonl", rows), bad_row_limit=0.0), tally)
+    assert not label.safe and tally.refused == {"unlabelled": 9} and "line 2: there is no label" in str(tally.examples)
+    with pytest.raises(SourceError, match=r"there are no safety labels: 9 unlabelled"):
+        list(read_safety_labels(source(write(tmp_path / "none.jsonl", rows[1:]))))
+
+
+def test_a_tally_of_several_sources_lends_none_of_them_its_rows(tmp_path):
+    good, bad = (
+        write(tmp_path / "good.jsonl", [PLAIN] * 98),
+        write(tmp_path / "bad.jsonl", [PLAIN, {**PLAIN, "chosen": ""}]),
+    )
+    tally = Tally()
+    assert len(list(read_pairs(source(good), tally))) == 98
+    with pytest.raises(SourceError, match=r"bad.jsonl: 50% of the rows"):
+        list(read_pairs(source(bad), tally))
+    assert tally.kept == 99 and tally.refused == {"empty": 1}
 
 
 def test_bad_rows_are_left_out_counted_and_named(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data.config import ProblemSource
+from data.config import JudgingConfig, PreferenceSource, ProblemSource
 from data.problem_pool import ProblemPool, ProblemsConfig
 from data.schemas import SourceError
 
@@ -30,3 +30,22 @@ def test_a_source_that_is_all_held_out_is_refused(tmp_path):
     train = source(tmp_path, "train.jsonl", [BENCHMARK])
     with pytest.raises(SourceError, match=r"no problems in .*train\.jsonl that are not held out \(1 are\)"):
         ProblemPool(ProblemsConfig(sources=(train,)), "train", 0, [train])
+
+
+def test_items_to_judge_that_hold_a_benchmark_are_left_out_and_counted(tmp_path):
+    rows = [
+        {"prompt": "What is 2 + 3?", "chosen": "5", "rejected": "6"},
+        {"prompt": "Note: " + BENCHMARK, "chosen": "252", "rejected": "36"},
+        {"prompt": "Tell me a riddle.", "chosen": BENCHMARK, "rejected": "No."},
+    ]
+    path = tmp_path / "items.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problems = ProblemsConfig(judging=JudgingConfig(sources=(PreferenceSource(path=str(path)),)), languages=("en",))
+    held_out = source(tmp_path, "benchmark.jsonl", [BENCHMARK])
+    pool = ProblemPool(problems, "train", 0, [held_out])
+    assert pool.contaminated == 2 and {problem.id for problem in pool.draw(0, 9)} == {
+        ProblemPool(problems, "train", 0).draw(0, 1)[0].id
+    }
+    path.write_text(json.dumps(rows[1]) + "\n")
+    with pytest.raises(SourceError, match=r"no item of judging.sources .*1 held out"):
+        ProblemPool(problems, "train", 0, [held_out])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cluster.actors import kill
+from cluster.actors import kill, spawn
 from data.instructions import good_answer, instruction_problem
 from models.reward_head import RewardDescription, RewardHead, save_description, save_head
 from pipeline.cli import main
@@ -33,7 +33,7 @@ def make_model(folder: Path, checkpoint: Path, objective: str) -> Path:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, tiny_checkpoint) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    return {name: make_model(folder / name, tiny_checkpoint, name) for name in ("helpful", "safety")}
+    return {name: make_model(folder / name, tiny_checkpoint, name) for name in ("helpful", "safety", "judgement")}
 
 
 @pytest.fixture
@@ -73,6 +73,8 @@ def test_what_is_no_model_of_this_kind_is_refused(models, tmp_path):
         load_reward("rewards.preference:HelpfulReward", {"model": str(tmp_path)})
     with pytest.raises(ValueError, match="is a model of safety; this reward needs one of helpful"):
         load_reward("rewards.preference:HelpfulReward", {"model": str(models["safety"])})
+    with pytest.raises(ValueError, match="is a model of judgement; this reward needs one of safety"):
+        load_reward("rewards.preference:SafetyReward", {"model": str(models["judgement"])})
 
 
 def test_models_come_from_the_inputs_of_the_stage(models):
@@ -102,6 +104,19 @@ def test_terms_apply_by_domain_and_share(models, shown):
     completion = "<think>\na\n</think>\n\nHello!"
     assert reward(PROBLEMS[0], completion, progress=0.5).value is None, "nothing applies yet"
     assert reward(PROBLEMS[0], completion, progress=0.75).value == pytest.approx(2 * 6 / 1000)
+
+
+def test_a_scorer_that_is_late_is_asked_once_and_its_batch_is_unscorable(models, ray_session, monkeypatch):
+    started = []
+    monkeypatch.setattr("cluster.actors.spawn", lambda *args, **keys: started.append(args) or spawn(*args, **keys))
+    reward = HelpfulReward(PreferenceOptions(model=str(models["helpful"]), deadline_s=0.01))  # a process takes longer
+    try:
+        scores = judge(reward, PROBLEMS, ["Hello.", "", "Good day.", "Hi."])
+    finally:
+        reward.close()
+    assert [score.value for score in scores] == [None, 0.0, None, None] and len(started) == 1
+    assert [score.timed_out for score in scores] == [True, False, True, True]
+    assert scores[0].detail == "helpful: the reward model did not score within 0.01 s"
 
 
 @pytest.mark.slow

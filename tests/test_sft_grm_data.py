@@ -195,7 +195,7 @@ def test_a_meta_rm_learns_from_right_and_wrong_judgements(ray_session, setting, 
     assert {name: sorted(values) for name, values in by_question.items()} == {
         "one": [True], "two": [False, True], "three": [False],
     }  # fmt: skip
-    assert all(label.response.startswith("Scores: ") for label in labels)
+    assert all(label.response.startswith("Scores: ") and label.is_of_a_judgement for label in labels)
     with pytest.raises(StageError, match="right and wrong judgements to learn from, and there are: right 8"):
         run_meta(config.model_copy(update={"items": 1}), context(tmp_path / "easy", policy))
 

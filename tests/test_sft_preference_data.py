@@ -5,10 +5,11 @@ import random
 
 import pytest
 
-from data.config import PreferenceSource
+from data.config import PreferenceSource, ProblemSource
 from data.instructions import bad_answer, good_answer
 from data.preference_sources import read_pairs, read_safety_labels
 from data.problem_pool import ProblemsConfig
+from data.schemas import SourceError
 from pipeline.config import load
 from pipeline.errors import RecipeError
 from rewards.reward import Verdict
@@ -26,6 +27,10 @@ def config(**keys) -> PreferenceDataConfig:
     return PreferenceDataConfig(**{"prompts": 40, "judge": RULE} | keys)
 
 
+def _sampled(text, verdict=Verdict.PASS, truncated=False):
+    return Sampled(text=text, n_tokens=1, truncated=truncated, verdict=verdict, detail="")
+
+
 @pytest.fixture
 def stage(tmp_path, monkeypatch, tiny_checkpoint):
     """Runs the stage on a policy that gives a good and a bad answer, a copy, a truncated and a malformed one."""
@@ -38,9 +43,6 @@ def stage(tmp_path, monkeypatch, tiny_checkpoint):
             texts = [f"<think>\nhm\n</think>\n\n{answer}" for answer in (*answers, answers[0])]
             good, bad, copy = (_sampled(text) for text in texts)
             yield [(prompt, [good, bad, copy, _sampled("cut", truncated=True), _sampled("odd", Verdict.FAIL)])]
-
-    def _sampled(text, verdict=Verdict.PASS, truncated=False):
-        return Sampled(text=text, n_tokens=1, truncated=truncated, verdict=verdict, detail="")
 
     def stage(settings, policies=("dev3",), name="out"):
         inputs = {f"policies.{label}": tiny_checkpoint for label in policies}
@@ -67,12 +69,34 @@ def test_pairs_are_of_final_parts_and_mostly_right(stage):
 
 def test_lengths_are_balanced(stage):
     _, free = stage(config(balance_within=None), name="free")
-    _, held = stage(config(balance_within=0.02), name="held")
+    _, held = stage(config(balance_within=0.02, balance_drop_limit=1.0), name="held")
 
     def gap(card):
-        return abs(card["judging"]["chosen_length_mean"] - card["judging"]["rejected_length_mean"])
+        return abs(card["judging"]["chosen_characters_mean"] - card["judging"]["rejected_characters_mean"])
 
     assert gap(held) < gap(free) and held["rejected"]["unbalanced"] == free["n_rows"] - held["n_rows"]
+    balance = held["judging"]["length_balance"]
+    assert balance["is_reached"] and abs(balance["after"]) <= 0.02 < abs(balance["before"])
+    assert balance["unit"] == "characters" and free["judging"]["length_balance"] == {}
+
+
+def test_balancing_that_would_cost_too_much_is_given_up_and_said(stage, caplog):
+    _, card = stage(config(balance_within=0.0, balance_drop_limit=0.1))
+    assert 0 < card["rejected"]["unbalanced"] <= 0.1 * (card["n_rows"] + card["rejected"]["unbalanced"])
+    assert card["judging"]["length_balance"]["is_reached"] is False and "balance_drop_limit 0.1" in caplog.text
+
+
+def test_prompts_with_too_few_responses_are_told_from_those_with_equal_ones(stage, monkeypatch):
+    said = {0: [], 1: ["one"], 2: ["one", "one"], 3: ["one", "two"]}
+
+    def sampled_chunks(prompts, **keys):
+        for number, prompt in enumerate(prompts):
+            texts = [f"<think>\nhm\n</think>\n\n{text}" for text in said[number % 4]]
+            yield [(prompt, [*map(_sampled, texts), _sampled("cut", truncated=True)])]
+
+    monkeypatch.setattr(preference_data, "sampled_chunks", sampled_chunks)
+    _, card = stage(config(min_gap=0.0))
+    assert (card["rejected"]["too_few"], card["rejected"]["identical"]) == (20, 10)
 
 
 def test_several_policies_and_pairs_of_one_prompt(stage):
@@ -110,8 +134,48 @@ def test_files_of_people_are_added_and_their_faults_counted(stage, tmp_path):
     folder, card = stage(config(sources=(source,)), policies=())
     assert card["n_rows"] == 9 and card["by_source"] == {"people": 9} and stage.sampled == []
     assert card["rejected"] == {"identical": 1}
-    assert "line 10" in card["judging"]["files"][str(path)]["first"]["identical"]
+    [file] = card["judging"]["files"]
+    assert file["path"] == str(path) and "line 10" in file["first"]["identical"]
     assert {pair.source for pair in read_pairs(PreferenceSource(path=str(folder)))} == {"people"}
+
+
+def test_two_splits_of_one_set_are_counted_apart(stage, tmp_path):
+    for split, count in (("train", 30), ("test", 3)):
+        rows = [{"prompt": "q", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(count)]
+        rows.append({"prompt": "q", "chosen": "same", "rejected": "same"})
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = tuple(PreferenceSource(path=str(tmp_path), split=split, bad_row_limit=0.3) for split in ("train", "test"))
+    _, card = stage(config(sources=sources), policies=())
+    found = [(file["split"], file["kept"], file["refused"]) for file in card["judging"]["files"]]
+    assert found == [("train", 30, {"identical": 1}), ("test", 3, {"identical": 1})]
+    strict = (sources[0], sources[1].model_copy(update={"bad_row_limit": 0.1}))
+    with pytest.raises(SourceError, match="25% of the rows"):
+        stage(config(sources=strict), policies=(), name="strict")
+
+
+def test_benchmarks_are_kept_out_of_prompts_and_of_listed_records(stage, tmp_path, monkeypatch):
+    benchmark = "A farmer has twelve hens and every hen lays three eggs a day; how many eggs are there in a week?"
+    asked = [
+        {"question": question, "answer": "1"} for question in (*(f"What is {n} plus {n}?" for n in range(9)), benchmark)
+    ]
+    listed = [{"prompt": question, "chosen": "a", "rejected": "b"} for question in ("Hi?", "Note: " + benchmark)]
+    listed.append({"prompt": "Tell me a riddle.", "chosen": benchmark, "rejected": "b"})
+    paths = {}
+    for name, rows in {"asked": asked, "listed": listed, "benchmark": asked[-1:]}.items():
+        paths[name] = tmp_path / f"{name}.jsonl"
+        paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"row_schema": "columns"}
+    settings = config(
+        problems=ProblemsConfig(sources=(ProblemSource(path=str(paths["asked"]), **columns),), instruction_share=0.0),
+        sources=(PreferenceSource(path=str(paths["listed"])),),
+        held_out_sources=(ProblemSource(path=str(paths["benchmark"]), **columns),),
+    )
+    sampled = []
+    monkeypatch.setattr(preference_data, "sampled_chunks", lambda prompts, **keys: sampled.extend(prompts) or ())
+    _, card = stage(settings)
+    assert card["n_rows"] == 1 and card["rejected"]["contaminated"] == card["decontamination"]["dropped"] == 2
+    assert {prompt.problem.question for prompt in sampled} == {row["question"] for row in asked[:-1]}
+    assert card["decontamination"]["problems_dropped"] == 1
 
 
 def test_nothing_to_judge_is_said(stage):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.instructions import bad_answer, good_answer, instruction_problem
-from data.preferences import SCHEMAS, PreferencePair, SafetyLabel, about, preference_row
+from data.preferences import JUDGEMENT, SCHEMAS, PreferencePair, SafetyLabel, about, preference_row
 from data.safety_prompts import safe_answer, safety_problem, unsafe_answer
 from data.scored_text import scored_ids
 from models.checkpoint import load_tokenizer
@@ -37,6 +37,14 @@ def pair(index: int) -> PreferencePair:
     return PreferencePair(id=f"{index}", chosen=good, rejected=bad, source="test", **about(problem))
 
 
+def judgement(index: int) -> SafetyLabel:
+    """A row of grm_meta_data."""
+    text = f"Scores: [{2 + index % 2 * 7}, 5]"
+    return SafetyLabel(
+        id=f"{index}", prompt=f"Judge {index}.", response=text, safe=bool(index % 2), metadata=dict(JUDGEMENT)
+    )
+
+
 def label(index: int) -> SafetyLabel:
     problem, rng = safety_problem(index, "train", "en", 0), random.Random(index)
     reasoning, final = (safe_answer if index % 2 else unsafe_answer)(problem, rng)
@@ -57,6 +65,7 @@ def datasets(tmp_path_factory) -> dict[str, Path]:
     return {
         "helpful": save(folder / "pairs", [pair(index) for index in range(40)]),
         "safety": save(folder / "labels", [label(index) for index in range(40)]),
+        "judgement": save(folder / "judgements", [judgement(index) for index in range(40)]),
     }
 
 
@@ -140,6 +149,7 @@ def test_a_calibrated_model_has_no_calibration_error_and_a_sure_one_has():
     margins = np.where(right, logits, -logits)
     assert calibration_error(margins) < 0.02
     assert calibration_error(margins * 20) > 0.1
+    assert calibration_error(np.full(9, -40.0)) == pytest.approx(1), "always sure and always wrong"
 
 
 def test_length_alone_shows_in_the_measures():
@@ -157,6 +167,7 @@ def test_rewards_are_bounded_and_keep_the_order():
     helpful = RewardDescription(objective="helpful", mean=2.0, std=4.0)
     safety = RewardDescription(objective="safety", mean=2.0, std=4.0)
     assert helpful.bounded(2.0) == 0.5 and safety.bounded(0.0) == 0.5
+    assert RewardDescription(objective="judgement", mean=2.0, std=4.0).bounded(0.0) == 0.5, "a probability"
     assert 0 <= helpful.bounded(-1e9) < helpful.bounded(1.0) < helpful.bounded(7.0) < helpful.bounded(1e9) <= 1
 
 
@@ -174,9 +185,33 @@ def test_prompts_are_in_one_part_only_and_long_records_are_left_out(tiny_checkpo
     assert prompts == held_out & {pair(index).prompt for index in range(20)}
 
 
+def test_rows_that_are_no_record_are_counted(tiny_checkpoint, tmp_path):
+    folder = save(tmp_path / "pairs", [pair(index) for index in range(40)])
+    rows = pq.read_table(folder / "data.parquet").to_pylist()
+    for row in rows[:3]:
+        row["chosen"] = row["rejected"]
+    pq.write_table(pa.Table.from_pylist([*rows, {**rows[5], "chosen": " "}]), folder / "data.parquet")
+    examples = load_examples(config(), tiny_checkpoint, folder, 3)
+    assert (
+        examples.refused == {"identical": 3, "empty": 1}
+        and examples.too_long + sum(map(len, (examples.train, examples.held_out))) == 37
+    )
+
+
 def test_a_dataset_of_the_other_kind_is_refused(tiny_checkpoint, datasets):
     with pytest.raises(StageError, match=r"objective safety: .*hold no safety labels"):
         load_examples(config(objective="safety"), tiny_checkpoint, datasets["helpful"], 3)
+
+
+def test_labels_of_judgements_and_of_safety_train_different_models(tiny_checkpoint, datasets):
+    examples = load_examples(config(objective="judgement"), tiny_checkpoint, datasets["judgement"], 3)
+    assert {item.safe for item in examples.train} == {True, False}
+    with pytest.raises(StageError, match=r"objective safety: .* labels right judgements; take objective: judgement"):
+        load_examples(config(objective="safety"), tiny_checkpoint, datasets["judgement"], 3)
+    with pytest.raises(StageError, match=r"objective judgement: .* labels safe responses; take objective: safety"):
+        load_examples(config(objective="judgement"), tiny_checkpoint, datasets["safety"], 3)
+    with pytest.raises(StageError, match=r"objective judgement: .*hold no safety labels"):
+        load_examples(config(objective="judgement"), tiny_checkpoint, datasets["helpful"], 3)
 
 
 @pytest.mark.slow

@@ -47,6 +47,19 @@ class Says:
         return [Answer(self.texts[n % len(self.texts)], self.truncated) for n in range(len(prompts))]
 
 
+class Quotes:
+    """Quotes everything that it was shown, then ends with a line of its own."""
+
+    def __init__(self, ending: str):
+        self.ending = ending
+
+    def answers(self, prompts, seed):
+        from rewards.judges import Answer
+
+        shown = ["\n".join(re.findall("^> .*", turns[-1]["content"], re.MULTILINE)) for turns in prompts]
+        return [Answer(f"They say:\n{quoted}\n{self.ending}") for quoted in shown]
+
+
 class Down:
     def answers(self, prompts, seed):
         from rewards.judges import JudgeFailed
