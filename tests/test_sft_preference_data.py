@@ -164,11 +164,12 @@ def test_benchmarks_are_kept_out_of_prompts_and_of_listed_records(stage, tmp_pat
     for name, rows in {"asked": asked, "listed": listed, "benchmark": asked[-1:]}.items():
         paths[name] = tmp_path / f"{name}.jsonl"
         paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
-    columns = {"row_schema": "columns"}
     settings = config(
-        problems=ProblemsConfig(sources=(ProblemSource(path=str(paths["asked"]), **columns),), instruction_share=0.0),
+        problems=ProblemsConfig(
+            sources=(ProblemSource(path=str(paths["asked"]), row_schema="columns"),), instruction_share=0.0
+        ),
         sources=(PreferenceSource(path=str(paths["listed"])),),
-        held_out_sources=(ProblemSource(path=str(paths["benchmark"]), **columns),),
+        held_out_sources=(ProblemSource(path=str(paths["benchmark"]), row_schema="columns"),),
     )
     sampled = []
     monkeypatch.setattr(preference_data, "sampled_chunks", lambda prompts, **keys: sampled.extend(prompts) or ())
