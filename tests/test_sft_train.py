@@ -241,9 +241,18 @@ def test_a_run_cut_off_and_resumed_equals_an_uncut_one(ray_session, tiny_checkpo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mesh", "layers"), [({"data": 2, "expert": 2}, 3), ({"pipeline": 2}, 4)], ids=str)
-def test_two_ranks_train_as_one_does_and_one_goes_on_where_they_stopped(ray_session, mesh, layers, tmp_path):
-    """Batches of three rows at most, so a rank may have none. A checkpoint is all that is left of them."""
+@pytest.mark.parametrize(
+    ("mesh", "layers", "alike", "later"),
+    [({"data": 2, "expert": 2}, 3, 3, 1e-4), ({"pipeline": 2}, 4, 2, 5e-4)],
+    ids=["expert", "pipeline"],
+)
+def test_two_ranks_train_as_one_does_and_one_goes_on_where_they_stopped(
+    ray_session, mesh, layers, alike, later, tmp_path
+):
+    """Batches of three rows at most, so a rank may have none. A checkpoint is all that is left of them.
+
+    alike: steps that agree within 1e-5. later: bound of all six, as Adam makes roundings grow, more with more layers.
+    """
     policy = make_checkpoint(tmp_path / "policy", num_layers=layers)
     inputs = {"policy": policy, "dataset": save_rows(tmp_path / "data", ROWS)}
     alone, ranks = tmp_path / "alone", tmp_path / "ranks"
@@ -264,8 +273,8 @@ def test_two_ranks_train_as_one_does_and_one_goes_on_where_they_stopped(ray_sess
     run_sft(one, StageContext(name="sft", inputs=inputs, output=ranks, seed=5))
     expected, found = read_log(alone / "metrics.jsonl"), read_log(ranks / "metrics.jsonl")
     assert len(rows_of_ranks) == 5 and len(found) == len(expected) == 6
-    assert rows_of_ranks[:2] == [pytest.approx(row, rel=1e-5) for row in expected[:2]]
-    assert found == [pytest.approx(row, rel=5e-4) for row in expected]  # roundings have grown for six steps
+    assert rows_of_ranks[:alike] == [pytest.approx(row, rel=1e-5) for row in expected[:alike]]
+    assert found == [pytest.approx(row, rel=later) for row in expected]
 
 
 @pytest.mark.slow

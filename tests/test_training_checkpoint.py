@@ -167,3 +167,14 @@ while True:
         assert step >= seen
         assert (folder / "part_4").read_text() == str(step) * 5000
         assert not list(tmp_path.glob("*.damaged"))
+
+
+def test_a_writer_that_outlived_its_run_is_not_in_the_way(tmp_path):
+    """It belongs to a trainer that is about to die, and goes on filling the folder that its driver began."""
+    orphaned = CheckpointStore(tmp_path).begin(2)
+    store = CheckpointStore(tmp_path)
+    folder = store.begin(2)
+    orphaned.mkdir(exist_ok=True)
+    (orphaned / "weights.bin").write_text("of the run that was killed")
+    (folder / "weights.bin").write_text("of this run")
+    assert (store.commit(2) / "weights.bin").read_text() == "of this run"

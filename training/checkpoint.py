@@ -8,6 +8,7 @@ used, since the lines in between would never be written. Guards against torn wri
 import json
 import logging
 import re
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ class CheckpointStore:
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self.folder, self.keep, self.log = folder, keep, log
+        self._begun: Path | None = None
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
         """`begin`, let `write` fill the folder, `commit`."""
@@ -42,7 +44,8 @@ class CheckpointStore:
         """A folder to fill; it is no checkpoint before `commit`. The log must be complete up to `step`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._drop_leftovers()
-        temporary = self._temporary(step)
+        # A name of its own: the processes of a run that was killed may still write into the folder that it began.
+        self._begun = temporary = self.folder / f".step_{step:08d}.{secrets.token_hex(4)}.tmp"
         temporary.mkdir()
         if self.log is not None:
             self.log.sync()
@@ -54,7 +57,8 @@ class CheckpointStore:
 
         A checkpoint of the same step is replaced.
         """
-        temporary, final = self._temporary(step), self.folder / f"step_{step:08d}"
+        temporary, final = self._begun, self.folder / f"step_{step:08d}"
+        assert temporary is not None, "commit without begin"
         files = _files(temporary)
         if all(path.name == LOG_SIZES for path in files):
             raise ValueError(f"the checkpoint of step {step} is empty: nothing was written to {temporary}")
@@ -103,9 +107,6 @@ class CheckpointStore:
         short = [name for name, size in json.loads(path.read_bytes()).items() if now[name] < size]
         return f"{', '.join(short)} ends before it" if short else None
 
-    def _temporary(self, step: int) -> Path:
-        return self.folder / f".step_{step:08d}.tmp"
-
     def _found(self) -> list[tuple[int, Path]]:
         """(step, folder) of every checkpoint, newest first."""
         if not self.folder.exists():
@@ -115,7 +116,7 @@ class CheckpointStore:
 
     def _drop_leftovers(self) -> None:
         for path in self.folder.glob(".step_*.tmp"):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # what somebody still writes to goes the next time
 
     def _restore_replaced(self) -> None:
         """A kill between the two renames of a replacement leaves the old checkpoint under its temporary name."""
