@@ -102,10 +102,12 @@ class Handle:
         return _Method(self._actor, method, {"name": f"{self._name}.{method}"})
 
 
-def spawn(target: type | str, *args: Any, threads: int = 1, gpus: float = 0, **kwargs: Any) -> Any:
+def spawn(target: type | str, *args: Any, threads: int = 1, gpus: float = 0, restarts: int = 0, **kwargs: Any) -> Any:
     """Start `target(*args, **kwargs)` as a Ray actor whose numeric libraries use `threads` threads.
 
     target: a class, or "module:Class", which only the actor's process then imports.
+    restarts: how often Ray starts it again when its process dies; the calls that were on their way are then made again,
+        so only for an actor whose methods depend on their arguments alone.
     CPUs are not reserved: phases take turns on the same cores (colocated placement), so reservations would deadlock.
     """
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -115,6 +117,7 @@ def spawn(target: type | str, *args: Any, threads: int = 1, gpus: float = 0, **k
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic GEMMs on CUDA
     }
     options = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": environment}}
+    options |= {"max_restarts": restarts, "max_task_retries": restarts}
     if isinstance(target, type):
         return ray.remote(target).options(**options).remote(*args, **kwargs)
     name = target.rpartition(":")[2]
@@ -207,8 +210,9 @@ def share(value: Any) -> Any:
     return ray.put(value)
 
 
-def kill(actor: Any) -> None:
-    ray.kill(actor._actor if isinstance(actor, Handle) else actor, no_restart=True)
+def kill(actor: Any, restart: bool = False) -> None:
+    """End its process. `restart`: as if it had died, so that it starts again if it was spawned with `restarts`."""
+    ray.kill(actor._actor if isinstance(actor, Handle) else actor, no_restart=not restart)
 
 
 def next_item(streams: Mapping[Any, Any], *, phase: str, deadline_s: float) -> tuple[Any, Any]:

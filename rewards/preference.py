@@ -3,8 +3,9 @@
     - {use: "rewards.preference:HelpfulReward", domains: [general], from_share: 0.765}
     - {use: "rewards.preference:SafetyReward", domains: [safety], from_share: 0.765}
 
-A stage that is given the inputs `helpful_rm` and `safety_rm` fills in `model`; elsewhere name the folder. Each reward
-worker starts one scoring process when it first scores, which reads a batch at a time.
+A stage that is given the inputs `helpful_rm` and `safety_rm` fills in `model` and starts one scoring process for each
+model, which all its reward workers ask. Elsewhere name the folder; the reward then starts that process when it first
+scores.
 
 The reward is in [0, 1] (`models.reward_head.RewardDescription.bounded`): for helpfulness the sigmoid of the score,
 standardised on held-out responses, for safety the probability of safe. How the paper scales its scores is not stated;
@@ -12,8 +13,7 @@ advantages compare within a group, so only the scale against the other terms mat
 """
 
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -25,7 +25,8 @@ from rewards.reward import Score
 
 DESCRIPTION_FILE = "reward_model.json"
 Conversation = tuple[list[dict[str, str]], str]  # the turns up to the response, and the response
-SCORER = "training.reward_scorer:RewardScorer"  # imported by its own process alone: rewards stay free of torch
+_SCORER = "training.reward_scorer:RewardScorer"  # imported by its own process alone: rewards stay free of torch
+_RESTARTS = 3  # of a scoring process that dies or hangs; its calls are made again
 
 
 class PreferenceOptions(BaseModel, extra="forbid", frozen=True):
@@ -53,8 +54,14 @@ class _Preference:
 
     def __init__(self, options: PreferenceOptions | None = None):
         self.options = options or PreferenceOptions()
-        self._folder = _checked(self.options.model, self.name, self.objective)
+        _checked(self.options.model, self.name, self.objective)
         self._scorer: Any = None
+        self._own = True
+
+    def connect(self, inputs: Mapping[str, Any]) -> None:
+        """A stage hands over the process that scores for all of its reward workers."""
+        if self.input_role in inputs:
+            self._scorer, self._own = inputs[self.input_role], False
 
     def __call__(self, problem: Problem, completion: str) -> Score:
         return self.score_batch([problem], [completion])[0]
@@ -71,10 +78,10 @@ class _Preference:
         raise NotImplementedError
 
     def close(self) -> None:
-        """End the scoring process."""
+        """End the scoring process, unless it is the stage's."""
         from cluster.actors import kill
 
-        if self._scorer is not None:
+        if self._scorer is not None and self._own:
             kill(self._scorer)
             self._scorer = None
 
@@ -89,36 +96,18 @@ class _Preference:
             return [Score.error(late, timed_out=True)] * len(conversations)
 
     def _ask(self, conversations: list[Conversation]) -> list[float | None]:
-        """A process that died is started again and asked once more, both within the deadline."""
-        from cluster.actors import ActorDied
-
-        end = time.monotonic() + self.options.deadline_s
-        try:
-            return self._ask_once(conversations, end)
-        except ActorDied:
-            self.close()
-            return self._ask_once(conversations, end)
-
-    def _ask_once(self, conversations: list[Conversation], end: float) -> list[float | None]:
-        """Raises PhaseTimeout at the time `end` (monotonic, seconds); the process that is late is then ended."""
-        from cluster.actors import PhaseTimeout, wait
-
-        asked = self._scoring().score.remote(conversations)
-        try:
-            return wait(asked, phase=f"{self.name}: scoring", deadline_s=max(0.0, end - time.monotonic()))
-        except PhaseTimeout:
-            self.close()
-            raise
-
-    def _scoring(self) -> Any:
-        """The scoring process, started when it is first needed."""
-        from cluster.actors import spawn, start_ray  # imports Ray, which the check of a recipe need not wait for
+        """Raises PhaseTimeout past the deadline; the process that is late then starts again."""
+        from cluster.actors import PhaseTimeout, kill, start_ray, wait
 
         if self._scorer is None:
             start_ray()
-            options = self.options
-            self._scorer = spawn(SCORER, str(self._folder), options.row_tokens, options.device, threads=options.threads)
-        return self._scorer
+            self._scorer = start_scorer(self.options)
+        asked = self._scorer.score.remote(conversations)
+        try:
+            return wait(asked, phase=f"{self.name}: scoring", deadline_s=self.options.deadline_s)
+        except PhaseTimeout:
+            kill(self._scorer, restart=True)
+            raise
 
     def _as_score(self, value: float | None) -> Score:
         if value is None:
@@ -153,11 +142,19 @@ class SafetyReward(_Preference):
         return completion
 
 
+def start_scorer(options: PreferenceOptions) -> Any:
+    """Handle of the process that scores with this model; it may be asked by many. Needs Ray to run."""
+    from cluster.actors import spawn  # imports Ray, which the check of a recipe need not wait for
+
+    folder = str(Path(options.model).expanduser().resolve())
+    return spawn(_SCORER, folder, options.row_tokens, options.device, threads=options.threads, restarts=_RESTARTS)
+
+
 def _missing() -> Score:
     return Score.failed(detail="there is no response to judge")
 
 
-def _checked(model: str, name: str, objective: str) -> Path:
+def _checked(model: str, name: str, objective: str) -> None:
     if not model:
         raise ValueError(f"{name}: say which reward model, as the stage's input {name}_rm or as option `model`")
     folder = Path(model).expanduser()
@@ -167,4 +164,3 @@ def _checked(model: str, name: str, objective: str) -> Path:
         raise ValueError(f"{name}: {folder} is no reward model: it has no readable {DESCRIPTION_FILE}") from None
     if found != objective:
         raise ValueError(f"{name}: {folder} is a model of {found}; this reward needs one of {objective}")
-    return folder.resolve()

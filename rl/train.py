@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.actors import ActorDied, PhaseTimeout, start_ray, wait
+from cluster.actors import ActorDied, PhaseTimeout, kill, start_ray, wait
 from data.problem_pool import ProblemPool
 from data.problems import Problem
 from rewards.pool import RewardPool
@@ -26,9 +26,10 @@ from rewards.reward import Verdict
 from rl.batch import MissingRoutes, NonFiniteLoss, TrainingSequence, make_mini_batches
 from rl.config import GRPOConfig
 from rl.experience import ScoredGroup, counts, rollout_metrics, sample_and_score, sample_rows, training_sequences
+from rl.learned_rewards import start_scorers, with_models
 from rl.lengths import LengthHistory
-from rl.watcher import Watcher, with_models
-from rollouts.judge import start_judges, stop_judges
+from rl.watcher import Watcher
+from rollouts.judge import start_judges
 from rollouts.pool import GeneratorPool
 from rollouts.probe import SyncFault, check_sync
 from rollouts.transport import open_transport
@@ -84,10 +85,10 @@ class Session:
         self.objective = config.objective.resolve()
         held_out = (*config.held_out_sources, *(config.watch.sources if config.watch else ()))
         self.problems = ProblemPool(config.problems, "train", context.seed, held_out)
-        self.judges = start_judges(context.inputs, config.judges)
         specs = with_models(config.rewards, context.inputs)
-        self.rewards = RewardPool(specs, config.reward_workers, self.judges)
-        self.watcher = Watcher(config.watch, specs, config, context, self.judges) if config.watch else None
+        self.served = start_judges(context.inputs, config.judges) | start_scorers(specs)
+        self.rewards = RewardPool(specs, config.reward_workers, self.served)
+        self.watcher = Watcher(config.watch, specs, config, context, self.served) if config.watch else None
         self.trainer = spawn_trainer(
             "rl.trainer:PolicyTrainer",
             config.trainer,
@@ -360,7 +361,8 @@ class Session:
         self.rewards.close()
         if self.watcher:
             self.watcher.close()
-        stop_judges(self.judges)
+        for handle in self.served.values():
+            kill(handle)
         self.trainer.stop()
 
     def _dump(self, mini_batch: Sequence[TrainingSequence], step: int):

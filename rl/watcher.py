@@ -1,7 +1,6 @@
-"""Learned rewards in a GRPO stage: their models come from its inputs, and the watch samples and scores for itself."""
+"""The watch for reward hacking in a GRPO stage: it samples and scores for itself."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from data.problem_pool import ProblemPool
@@ -13,6 +12,7 @@ from rewards.pool import RewardPool
 from rewards.reward import Score, Verdict
 from rl.config import GRPOConfig, RewardWatchConfig
 from rl.experience import ScoredGroup, sample_and_score
+from rl.learned_rewards import with_models
 from rl.reward_watch import Check, Comparison, RewardWatch
 from rollouts.pool import GeneratorPool
 from training.stage import StageContext, StageError
@@ -21,19 +21,8 @@ GENERAL = "general"
 _ACCURACY = RewardSpec(use="rewards.accuracy:Accuracy")
 
 
-def with_models(specs: Sequence[RewardSpec], inputs: Mapping[str, Path]) -> list[RewardSpec]:
-    """The rewards of a recipe; those that need a model get that of the stage's input, unless they name one."""
-    filled = []
-    for spec, (reward, _) in zip(specs, check_rewards(specs), strict=True):
-        role: Any = getattr(reward, "input_role", None)
-        if role in inputs and not spec.options.get("model"):
-            spec = spec.model_copy(update={"options": {**spec.options, "model": str(inputs[role])}})
-        filled.append(spec)
-    return filled
-
-
 class Watcher:
-    """Held-out problems, the judges of the answers, and what they said first. Each judge has reward workers of its own:
+    """Held-out problems, the judges of the answers, and what they said first. Each judge has a reward worker to itself:
     one that fails takes no other along, and the second may be of the same kind as the watched one."""
 
     def __init__(
@@ -44,15 +33,15 @@ class Watcher:
         context: StageContext,
         served: Mapping[str, Any],
     ):
-        """`served`: judges that rewards ask, by role (see `rollouts.judge`)."""
+        """`served`: what the stage has started for its rewards to ask, by role."""
         self.config, self.stage, self.seed = config, stage, context.seed
         self.first = next(r for r in range(stage.rollouts) if r / stage.rollouts >= stage.general_from_share)
         due = sum(self.is_due(rollout) for rollout in range(stage.rollouts + 1))
         self.watch = RewardWatch(due - 1, config.risk, config.length_factor)
         self.problems = _held_out(config, stage, context.seed)
+        workers = stage.reward_workers.model_copy(update={"workers": 1})
         self.judges = {
-            judge: RewardPool([spec], stage.reward_workers, served)
-            for judge, spec in _judges(config, specs, context).items()
+            judge: RewardPool([spec], workers, served) for judge, spec in _judges(config, specs, context).items()
         }
 
     def is_due(self, rollout: int) -> bool:

@@ -14,9 +14,10 @@ from models.reward_head import RewardDescription, RewardHead, save_description, 
 from pipeline.cli import main
 from rewards.calling import judge
 from rewards.combine import build_reward, load_reward
-from rewards.config import RewardSpec
+from rewards.config import RewardSpec, RewardWorkersConfig
+from rewards.pool import RewardPool
 from rewards.preference import HelpfulReward, PreferenceOptions, SafetyReward
-from rl.watcher import with_models
+from rl.learned_rewards import start_scorers, with_models
 
 PROBLEMS = [instruction_problem(index, "train", "en", 0) for index in range(4)]
 
@@ -128,10 +129,30 @@ def test_a_real_model_scores_in_batches_and_alone_alike(models, ray_session):
         alone = [reward(problem, text).value for problem, text in zip(PROBLEMS, texts, strict=True)]
         assert together == pytest.approx(alone, abs=1e-5) and len(set(together)) == 4
         assert all(0 < value < 1 for value in together)
-        kill(reward._scorer)
+        kill(reward._scorer, restart=True)
         assert judge(reward, PROBLEMS[:1], texts[:1])[0].value == pytest.approx(alone[0], abs=1e-5), "started again"
     finally:
         reward.close()
+
+
+@pytest.mark.slow
+def test_one_process_per_model_scores_for_all_workers_of_a_stage(models, ray_session):
+    specs = with_models([RewardSpec(use="rewards.preference:HelpfulReward")], {"helpful_rm": models["helpful"]})
+    scorers = start_scorers([*specs, *specs])
+    assert list(scorers) == ["helpful_rm"]
+    pool = RewardPool(specs, RewardWorkersConfig(workers=2), scorers)
+    try:
+        for problem in PROBLEMS:
+            pool.submit(problem.id, problem, [good_answer(problem, random.Random(0))])
+        first = pool.collect()
+        kill(scorers["helpful_rm"], restart=True)
+        for problem in PROBLEMS:
+            pool.submit(problem.id, problem, [good_answer(problem, random.Random(0))])
+        assert pool.collect() == first and len(first) == 4 and pool.restarts == 0
+        assert all(0 < scores[0].value < 1 for scores in first.values())
+    finally:
+        pool.close()
+        kill(scorers["helpful_rm"])
 
 
 @pytest.mark.slow
