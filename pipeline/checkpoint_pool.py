@@ -1,6 +1,8 @@
 """One generator pool for many checkpoints: where only the weights differ, they are synced instead of starting anew."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from rollouts.config import GeneratorConfig
 from rollouts.pool import GeneratorPool
@@ -8,6 +10,11 @@ from rollouts.transport import Files
 
 # What else decides how a checkpoint samples: architecture, end-of-sequence token, tokenizer.
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+_STORAGE = (
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+)  # in config.json, of the file: generators have a dtype of theirs
 
 
 class CheckpointPool:
@@ -42,5 +49,8 @@ def can_sync(old: Path, new: Path) -> bool:
     return same and any(new.glob("*.safetensors"))
 
 
-def _content(path: Path) -> bytes | None:
+def _content(path: Path) -> Any:
+    if path.name == "config.json":
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return {key: value for key, value in config.items() if key not in _STORAGE}
     return path.read_bytes() if path.is_file() else None

@@ -12,13 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import typer
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from data.instructions import instruction_problem
 from data.problem_pool import ProblemsConfig
 from data.problems import Problem
-from models.checkpoint import load_model, load_tokenizer, save_model
 from pipeline import evaluate as stage
 from pipeline.chat_command import chat
 from pipeline.checkpoint_paths import label_checkpoints
@@ -52,13 +51,16 @@ app.command("eval")(plain_errors()(evaluate))
 
 @pytest.fixture(scope="module")
 def checkpoints(tiny_checkpoint, tmp_path_factory):
-    """Two random models that differ in their weights alone, by label."""
+    """Two random models that differ in their weights and in the precision they are stored in, by label."""
     dev1 = tmp_path_factory.mktemp("checkpoints") / "dev1"
-    shutil.copytree(tiny_checkpoint, dev1)
-    weights = load_file(dev1 / "model.safetensors")
-    save_file({name: weight * np.float32(0.5) for name, weight in weights.items()}, dev1 / "model.safetensors")
     base = dev1.with_name("base")
-    shutil.copytree(tiny_checkpoint, base)
+    weights = load_file(tiny_checkpoint / "model.safetensors")
+    for folder, factor, dtype in ((base, 1.0, torch.bfloat16), (dev1, 0.5, torch.float32)):
+        shutil.copytree(tiny_checkpoint, folder)
+        save_file({name: factor * weight.to(dtype) for name, weight in weights.items()}, folder / "model.safetensors")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return {"base": base, "dev1": dev1}
 
 
@@ -171,11 +173,12 @@ def test_a_damaged_file_of_a_finished_checkpoint_is_reported_and_made_again(
 def test_only_weights_of_the_same_model_are_synced(checkpoints, tmp_path):
     base, other = checkpoints["base"], tmp_path / "other"
     assert can_sync(base, checkpoints["dev1"])
-    model, tokenizer = load_model(base, attention="sdpa"), load_tokenizer(base)
-    save_model(other, model, tokenizer, dtype=torch.bfloat16)
-    assert not can_sync(base, other) and can_sync(other, other)
-    shutil.rmtree(other)
     shutil.copytree(base, other)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (other / "config.json").write_text(json.dumps(config | {"rope_theta": 7.0}), encoding="utf-8")
+    assert not can_sync(base, other) and can_sync(other, other)
+    shutil.copy(base / "config.json", other)
+    assert can_sync(base, other)
     (other / "tokenizer.json").write_text("{}", encoding="utf-8")
     assert not can_sync(base, other)
 
