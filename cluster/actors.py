@@ -1,5 +1,6 @@
 """Ray processes with names, deadlines and phases. Every wait on another process goes through `wait`."""
 
+import gc
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,7 +65,11 @@ class _Host:
 
     def __init__(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]):
         module, _, name = target.partition(":")
-        self._object = getattr(import_module(module), name)(*args, **kwargs)
+        gc.disable()  # a fifth of the import of torch and transformers is looking for garbage in what stays
+        imported = import_module(module)
+        gc.freeze()
+        gc.enable()
+        self._object = getattr(imported, name)(*args, **kwargs)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return getattr(self._object, method)(*args, **kwargs)

@@ -130,8 +130,9 @@ FINDINGS = (
         key="preference_hacking",
         title="Too much preference reward gets hacked",
         paper="Under the helpfulness reward model the reward rises while Codeforces falls (Fig. 6).",
-        unmeasured="Not measured by evaluations. recipes/tiny/reward_hacking.yaml trains too long under a learned "
-        "reward, and the charts of its watch show the reward beside what it stands for.",
+        claims=(Claim(higher="dev3", lower="hacked", quantity="utility", optional=True),),
+        caveat="Not measured by this chain. recipes/tiny/reward_hacking.yaml trains dev3 too long under a learned "
+        "reward and evaluates it as hacked; the charts of its watch show the reward beside what it stands for.",
     ),
 )
 

@@ -53,7 +53,7 @@ class StageFiles:
 class RunFiles:
     name: str  # the pipeline's name: that of the folder
     stages: list[StageFiles]  # in pipeline order, then others by name
-    results: Mapping[str, Any] | None  # results.json of the evaluate stage
+    results: Mapping[str, Any] | None  # results.json of the evaluate stages
     completions: list[dict[str, Any]]  # rows of completions.parquet
     unreadable: list[str]  # one sentence per broken file
 
@@ -91,8 +91,7 @@ def read_run(run_folder: Path) -> RunFiles:
     found = _stage_folders(run_folder)
     order = [name for name in STAGE_ORDER if name in found] + sorted(found.keys() - set(STAGE_ORDER))
     evaluations = [found[name] for name in order if (found[name] / "results.json").is_file()]
-    results = reader.json(evaluations[0] / "results.json") if evaluations else None
-    completions = reader.parquet(evaluations[0] / "completions.parquet") if evaluations else []
+    results, completions = reader.evaluations(evaluations)
     return RunFiles(
         name=run_folder.resolve().name,
         stages=[reader.stage(found[name]) for name in order],
@@ -125,6 +124,12 @@ def is_current(run_folder: Path) -> bool:
     return f'name="{DIGEST_META}" content="{artifacts_digest(stages)}"' in head
 
 
+def _questions(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What every checkpoint of an evaluation was asked, and how."""
+    suite = results.get("suite") or {}
+    return {key: value for key, value in suite.items() if key not in ("samples", "prompting")}
+
+
 class _Reader:
     def __init__(self) -> None:
         self.unreadable: list[str] = []
@@ -137,6 +142,25 @@ class _Reader:
             samples=self.json_lines(folder / "samples.jsonl"),
             data_card=self.json(folder / "data_card.json"),
         )
+
+    def evaluations(self, folders: Iterable[Path]) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+        """results.json and the completions of the first one, with those checkpoints that only later ones have."""
+        results: dict[str, Any] | None = None
+        completions: list[dict[str, Any]] = []
+        for folder in folders:
+            own = self.json(folder / "results.json")
+            if own is None:
+                continue
+            if results is None:
+                results = {**own, "checkpoints": {}}
+            elif _questions(own) != _questions(results):
+                self.unreadable.append(f"{folder.name} is left out of the scores: its problems or settings are others")
+                continue
+            scores = own.get("checkpoints", {})
+            new = scores.keys() - results["checkpoints"].keys()
+            results["checkpoints"] |= {name: scores[name] for name in scores if name in new}
+            completions += [r for r in self.parquet(folder / "completions.parquet") if r.get("checkpoint") in new]
+        return results, completions
 
     def json(self, path: Path) -> dict[str, Any] | None:
         if not path.is_file():

@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import plotly.offline
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.report import write_report
@@ -15,7 +17,7 @@ from pipeline.report_data import is_current, read_run
 from pipeline.report_html import fill, text
 from pipeline.report_lineage import Node, lineage_svg
 from pipeline.report_sections import chosen_problems, parent_stages
-from tests.report_fixture import make_run
+from tests.report_fixture import CHECKPOINTS, make_run, results
 
 ATTACK = '</script></pre><script>alert(1)</script><img src="https://evil.example/x" onerror=alert(2)>\x00\u202e{0}&amp;'
 
@@ -97,6 +99,22 @@ def test_scores_appear_as_they_are_in_the_results(finished):
         assert f"{100 * row['cons@k']:.1f}" in parsed.visible
     for words in ("cons@4", "pass@1 by domain", "pass@1 by language", "30 held-out problems"):
         assert words in parsed.visible
+
+
+def test_a_later_evaluation_adds_its_checkpoints_if_it_asked_the_same(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    rows = pq.read_table(run / "evaluate" / "completions.parquet").to_pylist()
+    hacked = [{**row, "checkpoint": "hacked", "verdict": "fail"} for row in rows if row["checkpoint"] == "dev3"]
+    for name, suite in (("evaluate_hacked", {}), ("evaluate_others", {"problem_seed": 7})):
+        (run / name).mkdir()
+        later = results([*hacked, *(row for row in rows if row["checkpoint"] == "dev3")])
+        later["suite"] |= suite
+        (run / name / "results.json").write_text(json.dumps(later), encoding="utf-8")
+        pq.write_table(pa.Table.from_pylist(hacked), run / name / "completions.parquet")
+    found = read_run(run)
+    assert found.checkpoints == [*CHECKPOINTS, "hacked"] and len(found.completions) == len(rows) + len(hacked)
+    assert found.unreadable == ["evaluate_others is left out of the scores: its problems or settings are others"]
 
 
 def test_consensus_is_not_labelled_with_a_k_that_not_all_checkpoints_have(finished, tmp_path):

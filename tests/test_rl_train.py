@@ -39,6 +39,7 @@ CONFIG = GRPOConfig(
     optimizer=OptimizerConfig(lr=5e-3),
     trainer=TrainerConfig(device="cpu", threads=1, row_tokens=512, checkpoint_every=4),
 )
+ALONE = CONFIG.model_copy(update={"sample_in_trainer": True})  # one process less, where it matters not who samples
 DETERMINISTIC = ("model.safetensors", "config.json", "metrics.jsonl", "samples.jsonl", "stats.json")
 # Reports take a while, so that a kill hits the middle of the run.
 DRIVER = """
@@ -242,7 +243,7 @@ def test_dynamic_sampling_fills_the_batch_with_groups_that_have_a_signal(ray_ses
     from rl.train import run
 
     some = (RewardSpec(use="toy_rewards:DigitsOfSome"),)
-    config = CONFIG.model_copy(update={"objective": ObjectiveConfig(preset="dapo"), "rewards": some, "steps": 4})
+    config = ALONE.model_copy(update={"objective": ObjectiveConfig(preset="dapo"), "rewards": some, "steps": 4})
     run(config, context_for(tiny_checkpoint, tmp_path))
     wanted = CONFIG.questions_per_step * CONFIG.mini_batches * CONFIG.group_size
     batches = [row for row in read_log(tmp_path / "metrics.jsonl") if "experience/sampled" in row]
@@ -302,7 +303,7 @@ def test_v3_2_with_a_generator_of_another_precision_keeps_its_routing(ray_sessio
 def test_completions_without_routes_stop_the_stage(ray_session, tiny_checkpoint, tmp_path):
     from rl.train import Session, train
 
-    config = CONFIG.model_copy(update={"objective": ObjectiveConfig(preset="v3_2")})
+    config = ALONE.model_copy(update={"objective": ObjectiveConfig(preset="v3_2")})
     session = Session(config, context_for(tiny_checkpoint, tmp_path))
     compare = session.compare
     session.compare = lambda groups: [replace(s, routed_experts=None) for s in compare(groups)]  # as another engine may
@@ -349,7 +350,8 @@ def test_the_sampling_mask_makes_the_trained_policy_the_one_that_sampled(ray_ses
 def test_a_generator_that_returns_no_sampling_mask_stops_the_stage(ray_session, tiny_checkpoint, tmp_path):
     from rl.train import Session, train
 
-    session = Session(truncated(objective=ObjectiveConfig(preset="v3_2")), context_for(tiny_checkpoint, tmp_path))
+    config = truncated(objective=ObjectiveConfig(preset="v3_2")).model_copy(update={"sample_in_trainer": True})
+    session = Session(config, context_for(tiny_checkpoint, tmp_path))
     stream = session.pool.stream
     session.pool.stream = lambda requests, params: stream(requests, replace(params, return_support=False))
     try:
@@ -367,7 +369,7 @@ def test_too_many_completions_without_a_score_stop_the_stage(ray_session, tiny_c
     from rl.train import run
 
     spec = RewardSpec(use="toy_rewards:DigitsOfSome", options={"fails": True})
-    config = CONFIG.model_copy(update={"rewards": (spec,)})
+    config = ALONE.model_copy(update={"rewards": (spec,)})
     with pytest.raises(StageError, match=r"of 48 .* cannot be scored, more than unscorable_limit 0.2: .*no opinion"):
         run(config, context_for(tiny_checkpoint, tmp_path))
 
@@ -377,7 +379,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage_and_keeps_weights_and_batch(r
     from cluster.actors import wait
     from rl.train import Session, train
 
-    session = Session(CONFIG, context_for(tiny_checkpoint, tmp_path))
+    session = Session(ALONE, context_for(tiny_checkpoint, tmp_path))
     annotate = session.annotate
     session.annotate = lambda sequences: [  # as a broken kernel would
         replace(s, old_logprobs=np.full_like(s.old_logprobs, -np.inf)) for s in annotate(sequences)
@@ -400,7 +402,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage_and_keeps_weights_and_batch(r
 def test_a_broken_reward_stops_the_stage_with_its_reason(ray_session, tiny_checkpoint, tmp_path):
     from rl.train import run
 
-    config = CONFIG.model_copy(update={"rewards": (RewardSpec(use="toy_rewards:Broken"),)})
+    config = ALONE.model_copy(update={"rewards": (RewardSpec(use="toy_rewards:Broken"),)})
     with pytest.raises(StageError, match=r"48 of 48 completions cannot be scored.*the grader is out of order"):
         run(config, context_for(tiny_checkpoint, tmp_path))
 
@@ -409,6 +411,6 @@ def test_a_broken_reward_stops_the_stage_with_its_reason(ray_session, tiny_check
 def test_a_reward_that_is_not_there_is_named(ray_session, tiny_checkpoint, tmp_path):
     from rl.train import run
 
-    config = CONFIG.model_copy(update={"rewards": (RewardSpec(use="toy_rewards:Digit"),)})
+    config = ALONE.model_copy(update={"rewards": (RewardSpec(use="toy_rewards:Digit"),)})
     with pytest.raises(Exception, match="no reward class or function at 'toy_rewards:Digit'"):
         run(config, context_for(tiny_checkpoint, tmp_path))
