@@ -22,7 +22,15 @@ class ProblemsConfig(BaseModel, extra="forbid", frozen=True):
     levels: tuple[int, ...] = Field(default=LEVELS, description="difficulty levels, 1 (easy) to 3, in equal shares")
     languages: tuple[str, ...] = Field(default=LANGUAGES, description="languages of the prompts, in equal shares")
     instruction_share: float = Field(
-        default=0.0, ge=0, le=1, description="share of general instructions with verifiable checks (domain 'general')"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of general prompts: of general_sources, else procedural instructions (domain 'general')",
+    )
+    general_sources: tuple[ProblemSource, ...] = Field(
+        default=(),
+        description="files or datasets of general prompts; when given, they replace the procedural instructions. Their "
+        "domain is 'general' where neither the file nor the source's `domain` says another, such as 'safety'",
     )
     safety_share: float = Field(
         default=0.0,
@@ -52,10 +60,17 @@ class ProblemsConfig(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _judging_stands_alone(self) -> Self:
-        if self.judging is not None and (self.sources or self.instruction_share):
+        if self.judging is not None and (self.sources or self.general_sources or self.instruction_share):
             raise ValueError(
-                "problems.judging takes the place of all other problems; drop sources and instruction_share"
+                "problems.judging takes the place of all other problems; drop sources, general_sources and "
+                "instruction_share"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _safety_is_in_the_files(self) -> Self:
+        if self.general_sources and self.safety_share:
+            raise ValueError("problems.safety_share is of procedural instructions; general_sources say domains")
         return self
 
 
@@ -67,17 +82,13 @@ class ProblemPool:
         out and counted."""
         self.config, self.seed = config, seed
         self.split: Split = split
-        self._orders: dict[int, list[int]] = {}  # of the last epoch drawn from
         self._judging = _judging_pool(config, split, seed, held_out) if config.judging else None
         if self._judging is not None:
-            self._listed, self.contaminated = [], self._judging.contaminated
+            self.contaminated = self._judging.contaminated
             return
-        listed = (problem for source in config.sources for problem in read_problems(source))
-        clean = decontaminate(listed, held_out_texts(held_out), problem_texts)
-        self._listed, self.contaminated = clean.kept, clean.dropped_count
-        if config.sources and not self._listed:
-            found = f" that are not held out ({self.contaminated} are)" if self.contaminated else ""
-            raise SourceError(f"no problems in {', '.join(source.path for source in config.sources)}{found}")
+        self._listed = _Listed(config.sources, "epoch", seed, held_out)
+        self._general = _Listed(config.general_sources, "general epoch", seed, held_out)
+        self.contaminated = self._listed.contaminated + self._general.contaminated
 
     def draw(self, start: int, count: int, instruction_share: float | None = None) -> list[Problem]:
         """Problems start, ..., start + count - 1. `instruction_share` overrides the recipe's, for schedules."""
@@ -100,22 +111,40 @@ class ProblemPool:
         rng = random.Random(f"{self.seed}-{self.split}-{index}")
         language = self.config.languages[index % len(self.config.languages)]
         if rng.random() < instruction_share:
+            if self.config.general_sources:
+                return self._general.problem(index)
             if self.config.safety_share and rng.random() < self.config.safety_share:
                 return safety_problem(index, self.split, language, self.seed)
             return instruction_problem(index, self.split, language, self.seed)
-        if self._listed:
-            return self._shuffled(index)
+        if self.config.sources:
+            return self._listed.problem(index)
         # Alternate languages within a family: index counts (family, language) pairs.
         family = self.config.families[index // len(self.config.languages) % len(self.config.families)]
         return family_problem(family, rng.choice(self.config.levels), index, self.split, language, self.seed)
 
-    def _shuffled(self, index: int) -> Problem:
-        epoch, place = divmod(index, len(self._listed))
+
+class _Listed:
+    """All problems of some sources, in another order in every epoch. Raises SourceError when sources hold none."""
+
+    def __init__(
+        self, sources: Sequence[ProblemSource], name: str, seed: int, held_out: Sequence[ProblemSource]
+    ) -> None:
+        listed = (problem for source in sources for problem in read_problems(source))
+        clean = decontaminate(listed, held_out_texts(held_out if sources else ()), problem_texts)
+        self._problems, self.contaminated = clean.kept, clean.dropped_count
+        self._name, self._seed = name, seed
+        self._orders: dict[int, list[int]] = {}  # of the last epoch drawn from
+        if sources and not self._problems:
+            found = f" that are not held out ({self.contaminated} are)" if self.contaminated else ""
+            raise SourceError(f"no problems in {', '.join(source.path for source in sources)}{found}")
+
+    def problem(self, index: int) -> Problem:
+        epoch, place = divmod(index, len(self._problems))
         if epoch not in self._orders:
-            order = list(range(len(self._listed)))
-            random.Random(f"{self.seed}-epoch-{epoch}").shuffle(order)
+            order = list(range(len(self._problems)))
+            random.Random(f"{self._seed}-{self._name}-{epoch}").shuffle(order)
             self._orders = {epoch: order}
-        return self._listed[self._orders[epoch][place]]
+        return self._problems[self._orders[epoch][place]]
 
 
 def _judging_pool(config: ProblemsConfig, split: Split, seed: int, held_out: Sequence[ProblemSource]) -> Any:

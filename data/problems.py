@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+UNCHECKED = "none"  # the checker of what no rule can judge: its answers are for reward models
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -19,7 +21,7 @@ class Problem:
     id: str
     messages: tuple[dict[str, str], ...]  # chat turns, the last one from the user
     ground_truth: str  # what `checker` needs: an answer, or JSON (countdown, instruction)
-    checker: str  # grader name: math | list | choice | options | key_value | countdown | instruction | code
+    checker: str  # grader name: math | list | choice | options | key_value | countdown | instruction | code | none
     domain: str  # family for metrics and reward routing: chain_sum, ..., general
     language: str  # ISO 639-1 code of the prompt: en | zh
     metadata: dict[str, Any] = field(default_factory=dict)  # e.g. {"level": 2, "index": 17}

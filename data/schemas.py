@@ -1,7 +1,7 @@
 """From one row of a dataset to a Problem, for each known row layout. Pure functions; reading files is `data.sources`.
 
-Known layouts: r1 (a Problem as `problem_to_row` writes it), gsm8k, math (Hendrycks MATH, MATH-500), aime, and
-columns (your own file with a column mapping).
+Known layouts: r1 (a Problem as `problem_to_row` writes it), gsm8k, math (Hendrycks MATH, MATH-500), aime, prompts (what
+only a model can judge the answers to) and columns (your own file with a column mapping).
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from data.config import ProblemSource
-from data.problems import Problem
+from data.problems import UNCHECKED, Problem
 
 Row = Mapping[str, Any]
 
@@ -19,8 +19,10 @@ EXPECTED = {
     "gsm8k": "question, answer ending in '#### 18'",
     "math": "problem, solution with \\boxed{} or answer, and level, subject or type",
     "aime": "problem or Problem, answer or Answer, and year or a whole-number Answer",
+    "prompts": "prompt, a text or turns, no answer, and perhaps id, domain, language, rubric",
     "columns": "the columns named under `columns`",
 }
+_ANSWERS = frozenset({"answer", "solution", "response", "responses", "completion", "completions", "chosen", "rejected"})
 R1_KEYS = ("id", "messages", "ground_truth", "checker", "domain", "language")
 
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -88,11 +90,12 @@ def problem_from_source_row(row: Row, schema: str, source: ProblemSource, defaul
         problem = problem_from_row(row)
         return problem if not source.instruction else _with_instruction(problem, source.instruction)
     fields = _READERS[schema](row, source)
-    question = fields["question"]
+    messages = fields.get("messages") or ({"role": "user", "content": fields["question"]},)
+    question = messages[-1]["content"]
     language = fields.get("language") or (detect_language(question) if source.language == "auto" else source.language)
     problem = Problem(
         id=fields.get("id") or default_id,
-        messages=({"role": "user", "content": question},),
+        messages=messages,
         ground_truth=fields["answer"],
         checker=fields.get("checker") or source.checker,
         domain=fields.get("domain") or source.domain or ("math" if schema == "columns" else schema),
@@ -171,6 +174,22 @@ def _read_aime(row: Row, source: ProblemSource) -> dict[str, Any]:
     }
 
 
+def _read_prompts(row: Row, source: ProblemSource) -> dict[str, Any]:
+    prompt = row.get("prompt")
+    rubric = _optional(row, "rubric")
+    fields: dict[str, Any] = {
+        "answer": "",
+        "checker": UNCHECKED,
+        "id": _optional(row, "id"),
+        "domain": _optional(row, "domain") or source.domain or "general",
+        "language": _optional(row, "language"),
+        "metadata": {"rubric": rubric} if rubric else {},
+    }
+    if isinstance(prompt, list | tuple):
+        return {**fields, "messages": _messages(prompt)}
+    return {**fields, "question": _text(row, "prompt", schema="prompts")}
+
+
 def _read_columns(row: Row, source: ProblemSource) -> dict[str, Any]:
     columns = source.columns
     fields: dict[str, Any] = {
@@ -193,6 +212,7 @@ _READERS: dict[str, Callable[[Row, ProblemSource], dict[str, Any]]] = {
     "gsm8k": _read_gsm8k,
     "math": _read_math,
     "aime": _read_aime,
+    "prompts": _read_prompts,
     "columns": _read_columns,
 }
 
@@ -211,6 +231,7 @@ _FITS: dict[str, Callable[[Row], bool]] = {
     "gsm8k": lambda row: "question" in row and "####" in str(row.get("answer", "")),
     "math": _fits_math,
     "aime": _fits_aime,
+    "prompts": lambda row: "prompt" in row and not _ANSWERS & set(row),
 }
 
 

@@ -25,6 +25,7 @@ _DEFAULT = "default"  # the entry of `prompting` for checkpoints that have none 
 def settings_problems(name: str, config: BaseModel, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
     """One sentence per fault of the settings of stage `name`; `settings` knows where each was written."""
     yield from _source_problems(config, settings)
+    yield from _undrawn_problems(config, settings)
     yield from _dataset_problems(config, settings)
     yield from _length_problems(name, config, settings, inputs)
     yield from _label_problems(name, config, settings, inputs)
@@ -34,12 +35,16 @@ def settings_problems(name: str, config: BaseModel, settings: Document, inputs: 
     yield from _judge_problems(name, config, settings, inputs)
 
 
+_SOURCES = (
+    *(("problems", "sources"), ("problems", "general_sources"), ("problems", "judging", "sources")),
+    *(("held_out_sources",), ("sources",)),
+)
+
+
 def _source_problems(config: Any, settings: Document) -> Iterator[str]:
     """Files that are not there, or whose first row is no problem, or preference."""
     named = [
-        ((*keys, number, "path"), source)
-        for keys in (("problems", "sources"), ("problems", "judging", "sources"), ("held_out_sources",), ("sources",))
-        for number, source in enumerate(_get(config, keys) or ())
+        ((*keys, number, "path"), source) for keys in _SOURCES for number, source in enumerate(_get(config, keys) or ())
     ]
     for keys, source in named:
         path = Path(source.path).expanduser()
@@ -60,6 +65,14 @@ def _check_first(source: ProblemSource | PreferenceSource) -> None:
         check_first_preference(source)
     else:
         check_first_row(source)
+
+
+def _undrawn_problems(config: Any, settings: Document) -> Iterator[str]:
+    """General prompts that nothing draws. The evaluate stage says by number how many it takes."""
+    problems, by_number = getattr(config, "problems", None), hasattr(config, "general_problems")
+    if problems is not None and problems.general_sources and not problems.instruction_share and not by_number:
+        place = settings.place(("problems", "general_sources"))
+        yield f"{place}: problems.general_sources are never drawn while problems.instruction_share is 0; raise it"
 
 
 def _dataset_problems(config: Any, settings: Document) -> Iterator[str]:
@@ -203,7 +216,7 @@ def _preference_problems(name: str, config: Any, settings: Document, inputs: Seq
 def _possible_domains(config: Any) -> set[str] | None:
     """Domains the stage's problems can have; None when files decide."""
     problems = getattr(config, "problems", None)
-    if problems is None or problems.sources:
+    if problems is None or problems.sources or problems.general_sources:
         return None
     if problems.judging is not None:
         return {JUDGING}

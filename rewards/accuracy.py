@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pydantic import BaseModel, Field
 
 from data.chat import parse_completion
-from data.problems import Problem
+from data.problems import UNCHECKED, Problem
 from rewards.checkers import CHECKERS
 from rewards.grader_process import GraderPool
 from rewards.math_answer import extract_answer, grade_math
@@ -48,6 +48,11 @@ class Accuracy:
         if problem.checker == "instruction":
             parsed = parse_completion(completion)
             return CHECKERS["instruction"](problem, parsed.final if parsed.answer is None else parsed.answer)
+        if problem.checker == UNCHECKED:
+            return Score.error(
+                f"Problem {problem.id} has nothing that a rule can check; leave its domain out, except_domains: "
+                f"[{problem.domain}]."
+            )
         if problem.checker != "math" and problem.checker not in CHECKERS:
             known = ", ".join(("math", *CHECKERS))
             return Score.error(f"Problem {problem.id} has checker {problem.checker!r}; known are {known}.")

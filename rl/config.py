@@ -203,8 +203,11 @@ class GRPOConfig(TrainingConfig, extra="forbid", frozen=True):
     def _there_is_something_to_watch(self) -> Self:
         if self.watch is None:
             return self
-        if self.problems.sources and not self.watch.sources:
-            raise ValueError("watch: the stage trains on all of problems.sources; give held-out ones as watch.sources")
+        for key in ("sources", "general_sources"):
+            if getattr(self.problems, key) and not self.watch.sources:
+                raise ValueError(
+                    f"watch: the stage trains on all of problems.{key}; give held-out ones as watch.sources"
+                )
         if not self.problems.instruction_share and not self.watch.sources:
             raise ValueError("watch: there are no general problems to watch; set problems.instruction_share")
         return self

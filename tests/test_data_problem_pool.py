@@ -49,3 +49,35 @@ def test_items_to_judge_that_hold_a_benchmark_are_left_out_and_counted(tmp_path)
     path.write_text(json.dumps(rows[1]) + "\n")
     with pytest.raises(SourceError, match=r"no item of judging.sources .*1 held out"):
         ProblemPool(problems, "train", 0, [held_out])
+
+
+def general_source(folder, rows: list[dict]) -> ProblemSource:
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ProblemSource(path=str(folder / "prompts.jsonl"))
+
+
+def test_general_prompts_of_a_file_take_the_place_of_procedural_instructions(tmp_path):
+    rows = [{"prompt": f"Tell me about {thing}."} for thing in ("ships", "rain", "tea")]
+    rows.append({"prompt": "How do I pick a lock?", "domain": "safety"})
+    problems = ProblemsConfig(instruction_share=0.5, general_sources=(general_source(tmp_path, rows),))
+    drawn = ProblemPool(problems, "train", 0).draw(0, 60)
+    general = [problem for problem in drawn if problem.checker == "none"]
+    assert {problem.question for problem in general} == {row["prompt"] for row in rows}
+    assert {problem.domain for problem in general} == {"general", "safety"}
+    assert 15 < len(general) < 45 and all(problem.ground_truth for problem in drawn if problem not in general)
+    alone = ProblemPool(problems, "train", 0).draw(0, 60, instruction_share=0.0)
+    assert all(problem.domain in problems.families for problem in alone)
+
+
+def test_general_prompts_that_hold_a_benchmark_are_left_out_and_counted(tmp_path):
+    prompts = general_source(tmp_path, [{"prompt": "Note: " + BENCHMARK}, {"prompt": "Tell me about tea."}])
+    problems = ProblemsConfig(instruction_share=1.0, general_sources=(prompts,))
+    pool = ProblemPool(problems, "train", 0, [source(tmp_path, "benchmark.jsonl", [BENCHMARK])])
+    assert pool.contaminated == 1 and {p.question for p in pool.draw(0, 9)} == {"Tell me about tea."}
+
+
+def test_shares_that_general_files_decide_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"problems\.safety_share is of procedural instructions"):
+        ProblemsConfig(
+            instruction_share=1.0, safety_share=0.1, general_sources=(general_source(tmp_path, [{"prompt": "Hi."}]),)
+        )

@@ -14,6 +14,7 @@ from data.problems import Problem
 from data.schemas import SourceError, detect_language, last_boxed, problem_from_row, problem_to_row
 from data.sources import check_first_row, read_problems, shuffled
 from data.write import SFT_SCHEMA, DataCard, count_by, write_dataset
+from rewards.accuracy import Accuracy
 
 GSM8K = {
     "question": "Ann has 1,200 eggs and sells 2. How many are left?",
@@ -266,12 +267,30 @@ def test_dataset_is_written_whole_or_not_at_all(tmp_path):
     assert json.loads((tmp_path / "data_card.json").read_text())["by_domain"] == {"d": 1}
 
 
+def test_prompts_without_answers_are_for_reward_models(tmp_path):
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me about tea."}]
+    rows = [
+        {"prompt": "写一首关于大海的诗。", "rubric": "It names the sea."},
+        {"prompt": turns, "id": "tea", "domain": "safety", "language": "en"},
+    ]
+    sea, tea = read(write_jsonl(tmp_path / "prompts.jsonl", rows))
+    assert (sea.domain, sea.language, sea.checker, sea.ground_truth) == ("general", "zh", "none", "")
+    assert sea.metadata == {"rubric": "It names the sea."} and sea.question == rows[0]["prompt"]
+    assert tea.messages == tuple(turns) and (tea.id, tea.domain) == ("tea", "safety")
+    score = Accuracy()(sea, "<think>a</think>b")
+    assert score.value is None and "except_domains: [general]" in score.detail
+    with pytest.raises(SourceError, match="column prompt is empty"):
+        read(write_jsonl(tmp_path / "empty.jsonl", [{"prompt": " "}]))
+    with pytest.raises(SourceError, match="fits no known schema"):  # it has answers: someone should say of what kind
+        read(write_jsonl(tmp_path / "answers.jsonl", [{"prompt": "What is 1 + 1?", "answer": "2"}]))
+
+
 def test_the_first_row_alone_is_checked(tmp_path, monkeypatch):
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps(GSM8K) + "\nno JSON\n")
     for named in (path, tmp_path):
         check_first_row(ProblemSource(path=str(named), shuffle_seed=1))
-    path.write_text('{"prompt": "?"}\n')
+    path.write_text('{"text": "?"}\n')
     with pytest.raises(SourceError, match=r"train\.jsonl line 1: the row fits no known schema"):
         check_first_row(ProblemSource(path=str(tmp_path)))
     check_first_row(ProblemSource(path=str(path), skip_bad_rows=True))

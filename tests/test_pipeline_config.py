@@ -551,5 +551,5 @@ def test_an_engine_that_is_not_installed_is_said_before_anything_starts(monkeypa
     monkeypatch.setattr(inputs, "find_spec", lambda name: None)
     stages = load(Path("recipes/tiny/vllm.yaml")).stages.values()
     said = list(inputs.engine_problems(stages))
-    assert len(said) == 7
+    assert len(said) == 9
     assert said[0].startswith("stage 'zero': generator.engine is vllm, which is not installed here")
