@@ -1,7 +1,8 @@
 """The gains of the chain over several seeds, from finished runs: `python benchmarks/chain_seeds.py RUN... --json FILE`.
 
 Each run is one `r1 run recipes/tiny/pipeline.yaml seed=S output=RUN`. Prints per seed the pass@1 of every checkpoint
-with its 95 % interval, and the paired differences that the README states; writes the same to FILE.
+with its 95 % interval, the paired differences that the README states and what the reward models are worth; writes the
+same to FILE.
 """
 
 import argparse
@@ -16,26 +17,34 @@ from rich.table import Table
 from pipeline.findings import Measurements
 from pipeline.statistics import paired_difference
 
-GAINS = (("zero", "base", 0.25), ("dev2", "dev1", 0.10), ("r1", "dev1", 0.10), ("student", "student_rl", 0.0))
+GAINS = (
+    ("zero", "base", "pass@1", 0.25),
+    ("dev2", "dev1", "pass@1", 0.10),
+    ("r1", "dev1", "pass@1", 0.10),
+    ("student", "student_rl", "pass@1", 0.0),
+    ("r1", "dev3", "utility", 0.10),
+    ("r1", "dev3", "pass@1", -0.02),  # a loss that is allowed, by the mean; gains must lie outside their interval
+)
+REWARD_MODELS = ("helpful_rm", "safety_rm")
 
 
 def read(run: Path) -> dict:
     """Scores, gains and wall time of one run."""
     results = json.loads((run / "evaluate" / "results.json").read_text(encoding="utf-8"))["checkpoints"]
     rows = pq.read_table(run / "evaluate" / "completions.parquet").to_pylist()
-    measured = Measurements(tuple(row for row in rows if row["domain"] != "general"))
+    measured = Measurements(tuple(rows))
     gains = {}
-    for higher, lower, target in GAINS:
-        difference = paired_difference(measured.of(higher, "pass@1"), measured.of(lower, "pass@1"))
-        gains[f"{higher} - {lower}"] = difference.as_row() | {
-            "target": target, "met": difference.mean >= target and difference.low > 0,
-        }  # fmt: skip
+    for higher, lower, quantity, target in GAINS:
+        difference = paired_difference(measured.of(higher, quantity), measured.of(lower, quantity))
+        met = difference.mean >= target and (target < 0 or difference.low > 0)
+        gains[f"{higher} - {lower}, {quantity}"] = difference.as_row() | {"target": target, "met": met}
     manifests = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(run.glob("*/manifest.json"))]
     return {
         "run": run.name,
         "checkpoints": {name: scores["overall"] for name, scores in results.items()},
         "general": {name: scores["by_domain"].get("general") for name, scores in results.items()},
         "gains": gains,
+        "reward_models": {name: json.loads((run / name / "reward_model.json").read_text()) for name in REWARD_MODELS},
         "wall_time_s": sum(manifest["wall_time_s"] for manifest in manifests),
     }
 
@@ -52,6 +61,13 @@ def show(runs: list[dict]) -> None:
     for name in ("zero", "dev1", "dev2", "r1"):
         cells = [run["checkpoints"][name]["language_consistency"]["mean"] for run in runs]
         scores.add_row(f"{name}: language consistency", *(f"{100 * cell:.1f}" for cell in cells))
+    for name in ("dev3", "r1"):
+        cells = [run["general"][name]["utility"] for run in runs]
+        texts = [f"{100 * c['mean']:.1f} ({100 * c['low']:.1f}-{100 * c['high']:.1f})" for c in cells]
+        scores.add_row(f"{name}: utility of general answers", *texts)
+    for name in REWARD_MODELS:
+        cells = [run["reward_models"][name]["held_out"]["accuracy"] for run in runs]
+        scores.add_row(f"{name}: held-out accuracy", *(f"{100 * cell:.1f}" for cell in cells))
     console.print(scores)
     gains = Table(title="gain in points (95 % interval), and whether the target is met outside it")
     gains.add_column("comparison")

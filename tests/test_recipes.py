@@ -1,16 +1,24 @@
 """The shipped recipes, each as `r1 run --dry-run` sees it."""
 
+import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from pipeline.config import load
+from pipeline.errors import RecipeError
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+TINY = [recipe for recipe in RECIPES if recipe.parent.name == "tiny"]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "recipes")))
+@pytest.mark.parametrize("recipe", TINY, ids=lambda path: f"tiny/{path.name}")
 def test_every_recipe_is_valid(recipe, tmp_path):
     command = [sys.executable, "-m", "pipeline.cli", "run", str(recipe), "--dry-run"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
@@ -20,3 +28,46 @@ def test_every_recipe_is_valid(recipe, tmp_path):
 def test_recipes_are_short():
     for recipe in RECIPES:
         assert len(recipe.read_text(encoding="utf-8").splitlines()) <= 40, recipe
+
+
+# --- recipes for models that are not here ---
+
+
+@pytest.fixture(scope="module")
+def deepseek_v3(tmp_path_factory) -> Path:
+    """The recipes with stand-ins for what a user puts beside them: V3's config and no weights, and one row per file."""
+    from safetensors.numpy import save_file
+    from transformers import DeepseekV3Config
+
+    folder = tmp_path_factory.mktemp("recipes") / "deepseek_v3"
+    shutil.copytree(ROOT / "recipes/deepseek_v3", folder)
+    for name in ("dev3", "DeepSeek-V3", "judge"):
+        DeepseekV3Config(max_position_embeddings=163_840).save_pretrained(folder / name)
+        shutil.copy(ROOT / "recipes/tiny/base/tokenizer.json", folder / name)
+        save_file({"model.norm.weight": np.ones(7168, np.float32)}, folder / name / "model.safetensors")
+    (folder / "data").mkdir()
+    prompt, question = {"prompt": "Write about tea."}, {"question": "What is 3 + 4?", "answer": "#### 7"}
+    rows = {
+        "helpful_prompts": prompt,
+        "safety_prompts": prompt,
+        "preferences": prompt | {"chosen": "a", "rejected": "b"},
+    }
+    for name in ("helpful_prompts", "safety_prompts", "reasoning", "held_out", "benchmarks", "preferences"):
+        (folder / "data" / f"{name}.jsonl").write_text(json.dumps(rows.get(name, question)) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("pipeline", ["pipeline", "grm"])
+def test_the_recipes_for_deepseek_v3_are_valid(deepseek_v3, pipeline):
+    stages = load(deepseek_v3 / f"{pipeline}.yaml").stages
+    assert {stage.recipe.name for stage in stages.values()} == {f"{name}.yaml" for name in stages}
+
+
+def test_what_the_recipes_for_deepseek_v3_need_is_said(deepseek_v3):
+    shutil.rmtree(deepseek_v3 / "dev3")
+    (deepseek_v3 / "data" / "reasoning.jsonl").unlink()
+    with pytest.raises(RecipeError) as raised:
+        load(deepseek_v3 / "pipeline.yaml")
+    said = "\n".join(raised.value.problems)
+    assert "names 'dev3', which is neither a stage of this pipeline nor a folder beside the recipe" in said
+    assert re.search(r"general_rl\.yaml:6:\d+: problems\.sources\[0\]\.path: there is no .*data/reasoning\.jsonl", said)
