@@ -76,10 +76,11 @@ def _undrawn_problems(config: Any, settings: Document) -> Iterator[str]:
 
 
 def _dataset_problems(config: Any, settings: Document) -> Iterator[str]:
-    dataset = getattr(config, "dataset", None)
-    if isinstance(dataset, Path) and not dataset.name.endswith(FILE_SUFFIXES):
-        place = settings.place(("dataset",))
-        yield f"{place}: dataset: {dataset.name} is of an unknown file type; expected {', '.join(FILE_SUFFIXES)}"
+    for key in ("dataset", "general_dataset"):
+        dataset = getattr(config, key, None)
+        if isinstance(dataset, Path) and not dataset.name.endswith(FILE_SUFFIXES):
+            place = settings.place((key,))
+            yield f"{place}: {key}: {dataset.name} is of an unknown file type; expected {', '.join(FILE_SUFFIXES)}"
 
 
 def _length_problems(name: str, config: Any, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:

@@ -138,8 +138,24 @@ class RejectionSamplingConfig(CurationConfig, extra="forbid", frozen=True):
     general_share: float = Field(
         default=0.25, ge=0, lt=1, description="share of non-reasoning rows in the result; 200k of 800k in the paper"
     )
+    general_dataset: FilePath | None = Field(
+        default=None,
+        description="JSONL or parquet file of conversations that fill this share; none: instructions of the tiny "
+        "chain, with written answers. Relative to the recipe",
+    )
     judges: JudgeServiceConfig = Field(
         default=JudgeServiceConfig(),
         description="the processes of the inputs `judge` and `grm`, where rewards ask a judge: for problems that no "
         "rule can check (B.3.3)",
     )
+
+    @model_validator(mode="after")
+    def _general_rows_are_yours(self) -> Self:
+        if self.problems.sources and self.general_share and self.general_dataset is None:
+            raise ValueError(
+                f"general_share {self.general_share:g} would be instructions of the tiny chain among your problems; "
+                "name conversations of your own as general_dataset, or set general_share: 0"
+            )
+        if self.general_dataset is not None and not self.general_share:
+            raise ValueError("general_dataset is not used while general_share is 0")
+        return self

@@ -2,7 +2,8 @@
 
 from rewards.accuracy import Accuracy
 from sft.config import RejectionSamplingConfig
-from sft.curation import Candidate, candidate_of, chosen, curate, script_consistency, write
+from sft.conversations import read_conversations
+from sft.curation import Candidate, Row, candidate_of, chosen, curate, script_consistency, write
 from sft.filters import Filters
 from sft.general_data import general_answers
 from sft.sampling import Sampled
@@ -17,10 +18,20 @@ def run(config: RejectionSamplingConfig, context: StageContext) -> None:
     reasoning = [candidate for candidate in curated.kept if candidate.problem.domain != GENERAL]
     general = [candidate for candidate in curated.kept if candidate.problem.domain == GENERAL]
     n_reasoning, n_general = mixture(len(reasoning), len(general), config.general_share, config.max_rows)
-    written = written_candidates(n_general - len(general), config, context.seed)
-    curated.notes = {"general_rows_wanted": n_general, "general_rows_written": len(written)}
+    missing = max(0, n_general - len(general))
+    listed: list[Row] = []
+    written: list[Candidate] = []
+    if config.general_dataset:
+        listed = chosen(list(read_conversations(config.general_dataset, GENERAL)), missing, context.seed)
+    else:
+        written = written_candidates(missing, config, context.seed)
+    curated.notes = {
+        "general_rows_wanted": n_general,
+        "general_rows_written": len(written),
+        "general_rows_listed": len(listed),
+    }
     rows = chosen(reasoning, n_reasoning, context.seed) + chosen(general, n_general, context.seed) + written
-    write(rows, [], curated, config, context)
+    write(rows, listed, curated, config, context)
 
 
 def mixture(n_reasoning: int, n_general: int, general_share: float, max_rows: int | None) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from sft.config import ColdStartConfig, CurationConfig, RejectionSamplingConfig
 from sft.conversations import conversation_examples
 from sft.curation import without_held_out
 from sft.filters import FilterConfig
-from sft.rejection_sampling import mixture
+from sft.rejection_sampling import mixture, written_candidates
 from sft.rejection_sampling import run as run_rejection_sampling
 from sft.trainer import SupervisedTrainer
 from training.config import OptimizerConfig
@@ -192,24 +192,46 @@ def test_nothing_accepted_says_why(ray_session, llama_checkpoint, tmp_path):
 
 
 def test_a_misspelt_reward_is_named_before_anything_starts(llama_checkpoint, tmp_path):
-    config = RejectionSamplingConfig(**settings(tmp_path, "chat", rewards=({"use": "rewards.accuracy:Acuracy"},)))
+    rewards = ({"use": "rewards.accuracy:Acuracy"},)
+    config = RejectionSamplingConfig(**settings(tmp_path, "chat", rewards=rewards, general_share=0.0))
     with pytest.raises(StageError, match=r"rewards\[0\].use"):
         run_rejection_sampling(config, context(tmp_path / "out", llama_checkpoint))
 
 
 def test_rejection_sampling_mixes_verified_samples_with_general_data(ray_session, dev2, tmp_path):
     rewards = ({"use": "rewards.accuracy:Accuracy"}, {"use": "rewards.format:Format", "options": {"layout": "summary"}})
+    mine = tmp_path / "general.jsonl"
+    talks = [
+        [{"role": "user", "content": f"Say {n}."}, {"role": "assistant", "content": f"<think>\n\n</think>\n\n{n}"}]
+        for n in range(50)
+    ]
+    mine.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
     keys = settings(tmp_path, "chat", rewards=rewards, general_share=0.5, filters=FilterConfig(max_per_problem=2))
-    run_rejection_sampling(RejectionSamplingConfig(**keys), context(tmp_path / "out", dev2))
+    config = RejectionSamplingConfig(**keys, general_dataset=str(mine))
+    run_rejection_sampling(config, context(tmp_path / "out", dev2))
     rows, facts = table(tmp_path / "out"), card(tmp_path / "out")
     reasoning = [row for row in rows if row["domain"] == "sums"]
     general = [row for row in rows if row["domain"] == "general"]
     assert {row["messages"][0]["content"] for row in reasoning} == set(KNOWN) - set(TRUTH)
-    assert len(general) == len(reasoning) and {row["language"] for row in general} == {"en", "zh"}
+    assert len(general) == len(reasoning) and all(row["messages"] in talks for row in general)
     assert all(row["messages"][1]["content"].startswith("<think>\n") for row in rows)
     assert len({row["id"] for row in rows}) == len(rows) == facts["n_rows"]
-    assert facts["by_source"] == {"instructions": len(general), "zero_shot": len(reasoning)}
-    assert facts["tokens"]["total"] > 0
+    assert facts["by_source"] == {"general": len(general), "zero_shot": len(reasoning)}
+    assert facts["tokens"]["total"] > 0 and facts["sampling"]["general_rows_listed"] == len(general)
+
+
+def test_the_tiny_chain_writes_its_general_answers_itself():
+    written = written_candidates(40, RejectionSamplingConfig(), seed=1)
+    assert len(written) == 40 and {candidate.language for candidate in written} == {"en", "zh"}
+    assert all(candidate.completion.startswith("<think>\n") for candidate in written)
+    assert {candidate.problem.domain for candidate in written} == {"general"}
+
+
+def test_general_rows_among_problems_of_your_own_must_be_yours(tmp_path):
+    with pytest.raises(ValueError, match=r"general_share 0\.25 would be instructions of the tiny chain"):
+        RejectionSamplingConfig(problems=problems_file(tmp_path))
+    with pytest.raises(ValueError, match="general_dataset is not used while general_share is 0"):
+        RejectionSamplingConfig(general_share=0.0, general_dataset=tmp_path / "problems.jsonl")
 
 
 @pytest.mark.parametrize(
