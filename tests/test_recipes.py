@@ -41,7 +41,7 @@ def deepseek_v3(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("recipes") / "deepseek_v3"
     shutil.copytree(ROOT / "recipes/deepseek_v3", folder)
-    for name in ("dev3", "DeepSeek-V3", "judge"):
+    for name in ("DeepSeek-V3-Base", "DeepSeek-V3", "judge"):
         DeepseekV3Config(max_position_embeddings=163_840).save_pretrained(folder / name)
         shutil.copy(ROOT / "recipes/tiny/base/tokenizer.json", folder / name)
         save_file({"model.norm.weight": np.ones(7168, np.float32)}, folder / name / "model.safetensors")
@@ -52,7 +52,7 @@ def deepseek_v3(tmp_path_factory) -> Path:
         "safety_prompts": prompt,
         "preferences": prompt | {"chosen": "a", "rejected": "b"},
     }
-    for name in ("helpful_prompts", "safety_prompts", "reasoning", "held_out", "benchmarks", "preferences"):
+    for name in ("reasoning", "open_problems", "general_conversations", "held_out", "benchmarks", *rows):
         (folder / "data" / f"{name}.jsonl").write_text(json.dumps(rows.get(name, question)) + "\n")
     return folder
 
@@ -64,10 +64,10 @@ def test_the_recipes_for_deepseek_v3_are_valid(deepseek_v3, pipeline):
 
 
 def test_what_the_recipes_for_deepseek_v3_need_is_said(deepseek_v3):
-    shutil.rmtree(deepseek_v3 / "dev3")
+    shutil.rmtree(deepseek_v3 / "DeepSeek-V3-Base")
     (deepseek_v3 / "data" / "reasoning.jsonl").unlink()
     with pytest.raises(RecipeError) as raised:
         load(deepseek_v3 / "pipeline.yaml")
     said = "\n".join(raised.value.problems)
-    assert "names 'dev3', which is neither a stage of this pipeline nor a folder beside the recipe" in said
+    assert "names 'DeepSeek-V3-Base', which is neither a stage of this pipeline nor a folder beside the recipe" in said
     assert re.search(r"general_rl\.yaml:6:\d+: problems\.sources\[0\]\.path: there is no .*data/reasoning\.jsonl", said)
