@@ -26,7 +26,7 @@ from rewards.reward import Score
 DESCRIPTION_FILE = "reward_model.json"
 Conversation = tuple[list[dict[str, str]], str]  # the turns up to the response, and the response
 _SCORER = "training.reward_scorer:RewardScorer"  # imported by its own process alone: rewards stay free of torch
-_RESTARTS = 3  # of a scoring process that dies or hangs; its calls are made again
+_RESTARTS = 3  # of a scoring process that dies; its calls are made again
 
 
 class PreferenceOptions(BaseModel, extra="forbid", frozen=True):
@@ -96,7 +96,7 @@ class _Preference:
             return [Score.error(late, timed_out=True)] * len(conversations)
 
     def _ask(self, conversations: list[Conversation]) -> list[float | None]:
-        """Raises PhaseTimeout past the deadline; the process that is late then starts again."""
+        """Raises PhaseTimeout past the deadline; a process of this reward alone, which is late, then starts again."""
         from cluster.actors import PhaseTimeout, kill, start_ray, wait
 
         if self._scorer is None:
@@ -106,7 +106,8 @@ class _Preference:
         try:
             return wait(asked, phase=f"{self.name}: scoring", deadline_s=self.options.deadline_s)
         except PhaseTimeout:
-            kill(self._scorer, restart=True)
+            if self._own:
+                kill(self._scorer, restart=True)
             raise
 
     def _as_score(self, value: float | None) -> Score:
