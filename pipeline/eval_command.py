@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 def evaluate(
     arguments: Annotated[
-        list[str], typer.Argument(metavar="CHECKPOINT... [KEY=VALUE]...", help="folders, and evaluate settings")
+        list[str],
+        typer.Argument(
+            metavar="CHECKPOINT... [KEY=VALUE]...",
+            help="folders, and evaluate settings; with --compare also files that --output wrote",
+        ),
     ],
     problems: Annotated[int | None, typer.Option(help="held-out reasoning problems [default: 500]")] = None,
     samples: Annotated[int | None, typer.Option(help="completions per problem [default: 4]")] = None,
@@ -30,6 +34,7 @@ def evaluate(
     layout: Annotated[Layout | None, typer.Option(help="format of all checkpoints [default: by name]")] = None,
     output: Annotated[Path | None, typer.Option(help="JSON file for the scores; completions go beside it")] = None,
     seed: Annotated[int, typer.Option(help="seed of the sampling; the problems stay the same")] = 0,
+    compare: Annotated[bool, typer.Option("--compare", help="each with the first, problem by problem")] = False,
 ) -> None:
     """Score checkpoints on held-out problems: pass@1 and more, with 95 % intervals.
 
@@ -39,6 +44,11 @@ def evaluate(
     named = [Path(argument) for argument in arguments if argument not in settings]
     if not named:
         raise RecipeError("name at least one checkpoint folder, e.g. r1 eval runs/tiny/zero")
+    if compare and len(named) < 2:
+        raise RecipeError("--compare: name two or more checkpoints, or files that --output wrote")
+    files = [path for path in named if path.suffix == ".json"]
+    if files:
+        return _compare_files(files, named, settings, compare)
     if output is not None and not output.parent.is_dir():
         raise RecipeError(f"--output: the folder {output.parent} does not exist")
     options = {"num_problems": problems, "samples": samples}
@@ -47,8 +57,30 @@ def evaluate(
     config = _with_prompting(config, checkpoints, template, layout)
     log = (output.parent if output else Path()) / ".r1_eval_error.log"
     with stage_errors("the evaluation failed", log, again=""):
-        results = _evaluate(config, checkpoints, seed, output)
+        results, rows = _evaluate(config, checkpoints, seed, output)
     _print_results(results)
+    if compare:
+        _print_comparison(rows)
+
+
+def _compare_files(files: list[Path], named: list[Path], settings: list[str], compare: bool) -> None:
+    from pipeline.eval_compare import read_results
+
+    if not compare:
+        raise RecipeError(f"{files[0]} is a file; name checkpoint folders, or compare such files with --compare")
+    if len(files) < len(named) or settings:
+        raise RecipeError("--compare: name checkpoints or result files, not both; files take no settings")
+    results, rows = read_results(files)
+    _print_results(results)
+    _print_comparison(rows)
+
+
+def _print_comparison(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+
+    from pipeline.eval_compare import compare, comparison_table
+
+    Console().print(comparison_table(compare(rows)))
 
 
 def build_config(settings: Sequence[str], options: dict[str, Any]) -> "EvaluateConfig":
@@ -83,11 +115,15 @@ def _with_prompting(
     return config.model_copy(update={"prompting": prompting})
 
 
-def _evaluate(config: "EvaluateConfig", checkpoints: dict[str, Path], seed: int, output: Path | None) -> dict[str, Any]:
+def _evaluate(
+    config: "EvaluateConfig", checkpoints: dict[str, Path], seed: int, output: Path | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """results.json, and the rows of completions.parquet."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from pipeline import evaluate as stage
+    from pipeline.completions import load_rows
     from training.stage import StageContext
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -108,10 +144,11 @@ def _evaluate(config: "EvaluateConfig", checkpoints: dict[str, Path], seed: int,
         context = StageContext(name="eval", inputs=inputs, output=Path(folder), seed=seed, report=report)
         stage.run(config, context)
         results = json.loads((context.output / stage.RESULTS).read_text(encoding="utf-8"))
+        rows = load_rows(context.output / stage.COMPLETIONS)
         if output:
             os.replace(context.output / stage.COMPLETIONS, output.with_suffix(".parquet"))
             os.replace(context.output / stage.RESULTS, output)
-    return results
+    return results, rows
 
 
 def _print_results(results: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Scores of a checkpoint with their uncertainty: pass@1, pass@k, cons@k and paired differences.
+"""Scores of a checkpoint with their uncertainty: pass@1, pass@k, cons@k, paired differences and their significance.
 
 Shape suffixes: P problems, K completions per problem. A completion that no grader could judge is NaN in a
 [P, K] array; it leaves numerator and denominator. Every problem weighs the same, however many of its
@@ -80,6 +80,35 @@ def paired_difference(
     """
     common = sorted(left.keys() & right.keys())  # sorted: the result does not depend on the order of the file
     return _bootstrap(np.array([left[p] - right[p] for p in common], dtype=np.float64), seed, resamples)
+
+
+def sign_flip_p(left: Mapping[str, float], right: Mapping[str, float], *, seed: int = 0, flips: int = 20_000) -> float:
+    """Chance of a mean difference at least this large, in either direction, if left and right were alike.
+
+    The paired randomisation test: were they alike, each problem's difference would be as likely with the other sign.
+    All 2^P assignments of signs when there are no more than `flips`, else that many at random and the observed one.
+
+    Args:
+        left, right: problem id -> mean value of that problem.
+
+    Raises:
+        ValueError: when the two share no problem.
+    """
+    common = sorted(left.keys() & right.keys())
+    if not common:
+        raise ValueError("sign_flip_p: the two share no problem")
+    moved_P = np.array([left[p] - right[p] for p in common], dtype=np.float64)
+    moved_P = moved_P[moved_P != 0]  # a difference of nothing has no sign to flip
+    observed = abs(moved_P.sum()) * (1 - 1e-12)  # equal sums must not differ by rounding
+    if 2 ** min(len(moved_P), 60) <= flips:
+        signs = 1 - 2 * ((np.arange(2 ** len(moved_P))[:, None] >> np.arange(len(moved_P))) & 1)
+        return float((abs(signs @ moved_P) >= observed).mean())
+    rng = np.random.default_rng(seed)
+    as_large = 0
+    for start in range(0, flips, 1000):
+        signs = rng.integers(0, 2, size=(min(1000, flips - start), len(moved_P))) * 2 - 1
+        as_large += int((abs(signs @ moved_P) >= observed).sum())
+    return (1 + as_large) / (1 + flips)
 
 
 def _bootstrap(values_P: np.ndarray, seed: int, resamples: int) -> Estimate:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.statistics import cons_at_k, mean_ci, paired_difference, pass_at_1, pass_at_k, summarise
+from pipeline.statistics import cons_at_k, mean_ci, paired_difference, pass_at_1, pass_at_k, sign_flip_p, summarise
 
 NAN = math.nan
 
@@ -95,6 +95,26 @@ def test_paired_difference_uses_common_problems_and_their_pairing():
     assert estimate.low == pytest.approx(0.1) and estimate.high == pytest.approx(0.1)
     with pytest.raises(ValueError, match="no problem"):
         paired_difference({"a": 1.0}, {"b": 1.0})
+
+
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=9))
+def test_the_sign_flip_test_equals_enumeration(moved):
+    left = {str(number): change / 4 for number, change in enumerate(moved)}
+    sums = [abs(sum(s * change for s, change in zip(signs, moved, strict=True)))
+            for signs in itertools.product((1, -1), repeat=len(moved))]  # fmt: skip
+    exact = sum(total >= abs(sum(moved)) for total in sums) / len(sums)
+    assert sign_flip_p(left, dict.fromkeys(left, 0.0)) == pytest.approx(exact, abs=1e-12)
+
+
+def test_the_sign_flip_test_on_many_problems_is_close_to_the_normal_one_and_never_zero():
+    rng = np.random.default_rng(0)
+    moved = dict(enumerate(rng.normal(0.1, 1.0, size=400)))
+    values = np.array(list(moved.values()))
+    z = values.sum() / np.sqrt((values**2).sum())
+    assert sign_flip_p(moved, dict.fromkeys(moved, 0.0)) == pytest.approx(math.erfc(z / math.sqrt(2)), abs=0.01)
+    assert sign_flip_p(dict.fromkeys(range(90), 1.0), dict.fromkeys(range(90), 0.0)) == 1 / 20_001
+    with pytest.raises(ValueError, match="share no problem"):
+        sign_flip_p({"a": 1.0}, {"b": 1.0})
 
 
 def test_majority_vote():

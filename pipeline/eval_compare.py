@@ -1,0 +1,103 @@
+"""`r1 eval --compare`: checkpoints against the first one, problem by problem, also from earlier result files."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHARED = ("split", "problem_seed", "problems", "temperature", "top_p", "top_k", "min_p", "stop", "max_new_tokens")
+
+
+def read_results(files: Sequence[Path]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The results of several `--output` files as one, and the rows of the completions beside them.
+
+    A checkpoint that two files name alike is called by its file as well. Raises RecipeError when a file is no result of
+    `r1 eval --output`, or two were asked otherwise.
+    """
+    together: dict[str, Any] = {"suite": {}, "checkpoints": {}}
+    rows: list[dict[str, Any]] = []
+    first: Path | None = None
+    for file in files:
+        found, own = _read(file)
+        suite = found["suite"]
+        if first is None:
+            together["suite"], first = suite, file
+        for key in SHARED:
+            if suite.get(key) != together["suite"].get(key):
+                raise RecipeError(
+                    f"{file}: {key} is {suite.get(key)}, and {together['suite'].get(key)} in {first}; only scores on "
+                    "the same problems, sampled alike, can be compared"
+                )
+        taken = together["checkpoints"].keys() & found["checkpoints"].keys()
+        names = {name: f"{file.stem}:{name}" if name in taken else name for name in found["checkpoints"]}
+        together["checkpoints"] |= {names[name]: scores for name, scores in found["checkpoints"].items()}
+        rows += [{**row, "checkpoint": names[row["checkpoint"]]} for row in own]
+    return together, rows
+
+
+def _read(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from pipeline.completions import load_rows
+
+    beside = file.with_suffix(".parquet")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        found["suite"], found["checkpoints"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RecipeError(f"{file} is no result of `r1 eval --output FILE`") from None
+    try:
+        return found, load_rows(beside)
+    except (OSError, ValueError):
+        raise RecipeError(f"{file}: its completions, {beside}, are missing or cannot be read") from None
+
+
+def compare(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each checkpoint against the first in the rows, on the reasoning problems both answered.
+
+    Returns one record each: checkpoint, against, n_problems, difference of pass@1 (mean, low, high), p (sign_flip_p),
+    and how many problems it is better and worse on.
+    """
+    from pipeline.findings import Measurements
+    from pipeline.statistics import paired_difference, sign_flip_p
+
+    measured = Measurements(tuple(rows))
+    first, *others = dict.fromkeys(row["checkpoint"] for row in measured.rows)
+    before = measured.of(first, "pass@1")
+    found = []
+    for name in others:
+        after = measured.of(name, "pass@1")
+        difference = paired_difference(after, before)
+        moved = [after[problem] - before[problem] for problem in after.keys() & before.keys()]
+        found.append(
+            {
+                "checkpoint": name,
+                "against": first,
+                "n_problems": difference.n_problems,
+                "difference": difference.as_row(),
+                "p": sign_flip_p(after, before),
+                "better": sum(change > 0 for change in moved),
+                "worse": sum(change < 0 for change in moved),
+            }
+        )
+    return found
+
+
+def comparison_table(comparisons: Sequence[Mapping[str, Any]]) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="pass@1 against the first, in points, paired by problem")
+    for name in ("checkpoint", "against", "difference [95 %]", "p", "better, worse", "problems"):
+        table.add_column(name, justify="left" if name in ("checkpoint", "against") else "right")
+    for row in comparisons:
+        low, mean, high = (100 * row["difference"][key] for key in ("low", "mean", "high"))
+        table.add_row(
+            Text(row["checkpoint"]), Text(row["against"]), f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]",
+            "< 0.0001" if row["p"] < 1e-4 else f"{row['p']:.4f}", f"{row['better']}, {row['worse']}",
+            str(row["n_problems"]),
+        )  # fmt: skip
+    return table
