@@ -22,7 +22,7 @@ EXPECTED = {
     "prompts": "prompt, a text or turns, no answer, and perhaps id, domain, language, rubric",
     "columns": "the columns named under `columns`",
 }
-_ANSWERS = frozenset({"answer", "solution", "response", "responses", "completion", "completions", "chosen", "rejected"})
+_PROMPT_COLUMNS = {"prompt", "id", "domain", "language", "rubric", "source"}  # with others, say row_schema: prompts
 R1_KEYS = ("id", "messages", "ground_truth", "checker", "domain", "language")
 
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
@@ -231,7 +231,7 @@ _FITS: dict[str, Callable[[Row], bool]] = {
     "gsm8k": lambda row: "question" in row and "####" in str(row.get("answer", "")),
     "math": _fits_math,
     "aime": _fits_aime,
-    "prompts": lambda row: "prompt" in row and not _ANSWERS & set(row),
+    "prompts": lambda row: "prompt" in row and set(row) <= _PROMPT_COLUMNS,
 }
 
 

@@ -136,7 +136,7 @@ def save_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     stored = _stored_tensors(model, mtp, dtype, source)
-    save_file(stored, folder / WEIGHTS, _FORMAT)
+    _write(stored, folder / WEIGHTS)
     write_description(folder, model, tokenizer, mtp, dtype, quantization_config(stored) if dtype == "fp8" else None)
 
 
@@ -152,7 +152,7 @@ def _stored_tensors(
         tensors |= mtp_state_dict(model, mtp)
     if dtype != "fp8":
         return {name: _rounded(name, tensor, dtype) for name, tensor in tensors.items()}
-    stored = fp8_tensors(tensors, None if source is None else TensorFiles(source))
+    stored = fp8_tensors(tensors.items(), None if source is None else TensorFiles(source))
     return {name: tensor.contiguous().clone() for name, tensor in stored}
 
 
@@ -161,23 +161,29 @@ def _rounded(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tenso
     return (tensor if as_it_is else tensor.to(dtype)).contiguous().clone()
 
 
+def _write(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    save_file(tensors, file, _FORMAT)
+    file.chmod(0o644)  # safetensors writes for the owner's eyes alone
+
+
 def write_sharded(
-    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, limit_bytes: int = 4 << 30
+    folder: Path, tensors: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype | None, limit_bytes: int = 4 << 30
 ) -> None:
     """Weights as they come, in files of at most `limit_bytes` (more where one tensor is larger) and their index, as
-    from_pretrained and vLLM read models of any size. The tensors of one file are held at a time."""
+    from_pretrained and vLLM read models of any size. The tensors of one file are held at a time. dtype None: each as it
+    is."""
     folder.mkdir(parents=True, exist_ok=True)
     files: list[list[str]] = []
     sizes = [0]  # bytes of each file, the one that is being filled last
     waiting: dict[str, torch.Tensor] = {}
 
     def write() -> None:
-        save_file(waiting, folder / f".part_{len(files)}", _FORMAT)
+        _write(waiting, folder / f".part_{len(files)}")
         files.append(list(waiting))
         waiting.clear()
 
     for name, tensor in tensors:
-        stored = _rounded(name, tensor.cpu(), dtype)
+        stored = tensor.cpu().contiguous() if dtype is None else _rounded(name, tensor.cpu(), dtype)
         if waiting and sizes[-1] + stored.nbytes > limit_bytes:
             write()
             sizes.append(0)

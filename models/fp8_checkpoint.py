@@ -9,7 +9,7 @@ with `scale_fmt: ue8m0` where scales are powers of two. transformers' own reader
 `kv_a_proj_with_mqa`, whose 576 rows are no multiple of 128.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +90,13 @@ def read_into(views: Mapping[str, torch.Tensor], files: TensorFiles) -> None:
 
 
 def fp8_tensors(
-    tensors: Mapping[str, torch.Tensor], source: TensorFiles | None = None
+    tensors: Iterable[tuple[str, torch.Tensor]], source: TensorFiles | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) as stored: listed weights in FP8 with their scales, the selection bias float32, the rest bfloat16.
 
     source: where the weights came from; blocks that have not changed since are written as they are there, bit for bit.
     """
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         if not (is_quantised(name) and tensor.ndim == 2):
             yield name, tensor if name.endswith("e_score_correction_bias") else tensor.bfloat16()
             continue

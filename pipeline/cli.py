@@ -16,6 +16,7 @@ from pipeline.chat_command import chat
 from pipeline.doctor_command import doctor
 from pipeline.errors import RecipeError
 from pipeline.eval_command import evaluate
+from pipeline.export_command import export
 from pipeline.reward_command import audit_reward, try_cases
 from pipeline.sandbox_command import doctor as sandbox_doctor
 from pipeline.sandbox_command import run as run_in_sandbox
@@ -138,6 +139,7 @@ def explain(key: Annotated[str, typer.Argument(help="e.g. grpo.optimizer.lr, or 
 
 main.command()(plain_errors()(chat))
 main.command()(plain_errors()(serve))
+main.command()(plain_errors()(export))
 main.command()(plain_errors()(doctor))
 main.command("eval")(plain_errors()(evaluate))
 sandbox.command("doctor")(plain_errors()(sandbox_doctor))

@@ -281,8 +281,10 @@ def test_prompts_without_answers_are_for_reward_models(tmp_path):
     assert score.value is None and "except_domains: [general]" in score.detail
     with pytest.raises(SourceError, match="column prompt is empty"):
         read(write_jsonl(tmp_path / "empty.jsonl", [{"prompt": " "}]))
-    with pytest.raises(SourceError, match="fits no known schema"):  # it has answers: someone should say of what kind
-        read(write_jsonl(tmp_path / "answers.jsonl", [{"prompt": "What is 1 + 1?", "answer": "2"}]))
+    answered = write_jsonl(tmp_path / "answers.jsonl", [{"prompt": "What is 1 + 1?", "gold": "2"}])
+    with pytest.raises(SourceError, match="fits no known schema"):  # perhaps answers: someone should say
+        read(answered)
+    assert read(answered, row_schema="prompts")[0].checker == "none"
 
 
 def test_the_first_row_alone_is_checked(tmp_path, monkeypatch):

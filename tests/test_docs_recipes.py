@@ -96,6 +96,6 @@ def test_an_edited_problem_file_is_a_changed_setting(folder):
     before = record()
     rows.write_text('{"question": "How many?", "answer": "#### 4"}\n', encoding="utf-8")
     assert "sha256:" in before[0]["path"] and record() != before
-    rows.write_text('{"prompt": "How many?"}\n', encoding="utf-8")
+    rows.write_text('{"text": "How many?"}\n', encoding="utf-8")
     with pytest.raises(RecipeError, match=r"problems\.sources\[0\]\.path: .*fits no known schema"):
         record()

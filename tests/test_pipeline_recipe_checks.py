@@ -119,7 +119,7 @@ def test_a_setting_that_cannot_work_is_one_sentence_with_its_place(tmp_path, mon
     (tmp_path / "mine").mkdir()
     for name, content in {
         "train.jsonl": ROW,
-        "odd.jsonl": '\n{"prompt": "How many?"}\n',
+        "odd.jsonl": '\n{"text": "How many?"}\n',
         "text.jsonl": "How many?\n",
         "text.parquet": "How many?\n",
         "none.jsonl": "\n",
@@ -150,7 +150,7 @@ def test_a_setting_that_cannot_work_is_one_sentence_with_its_place(tmp_path, mon
 )
 def test_what_can_work_is_accepted(tmp_path, monkeypatch, recipe):
     (tmp_path / "mine.jsonl").write_text(ROW)
-    (tmp_path / "odd.jsonl").write_text('{"prompt": "How many?"}\n' + ROW)
+    (tmp_path / "odd.jsonl").write_text('{"text": "How many?"}\n' + ROW)
     (tmp_path / "table").mkdir()
     (tmp_path / "table" / "train.csv").write_text("for `datasets`, which is too slow to ask here")
     assert list(_load(tmp_path, recipe, monkeypatch).stages) == ["stage"]
