@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM := $(VENV)/.vllm
 
-.PHONY: run test fast check clean
+.PHONY: run test chains fast check clean
 
 ifeq ($(ENGINE),vllm)
 run: $(READY) $(VLLM)  ## make run ENGINE=vllm: the same chain with vLLM sampling
@@ -20,8 +20,11 @@ endif
 # Two files at a time, with one thread each: most of a test's time is one process starting or waiting for another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
-test: $(READY) $(VLLM)  ## all tests
-	$(PYTEST)
+test: $(READY) $(VLLM)  ## all tests but those of `make chains`
+	$(PYTEST) -m "not chain"
+
+chains: $(READY) $(VLLM)  ## the smoke chain twice more, ten minutes: killed and resumed, and with vLLM sampling
+	$(BIN)/python -m pytest -m chain --durations 5
 
 fast: $(READY)  ## the tests that take seconds
 	$(PYTEST) -m "not slow"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-RowSchema = Literal["auto", "r1", "gsm8k", "math", "aime", "prompts", "columns"]
+RowSchema = Literal["auto", "r1", "gsm8k", "math", "aime", "gpqa", "mmlu", "prompts", "columns"]
 PreferenceSchema = Literal["auto", "pairs", "ranked", "safety", "ultrafeedback", "helpsteer2", "helpsteer2_preference"]
 JudgeStyle = Literal["full", "terse"]  # how a generative reward model is asked
 JUDGE_ROLES = ("grm", "judge")  # inputs of a stage that judge for its rewards, each served by processes of its own

@@ -1,7 +1,7 @@
 """From one row of a dataset to a Problem, for each known row layout. Pure functions; reading files is `data.sources`.
 
-Known layouts: r1 (a Problem as `problem_to_row` writes it), gsm8k, math (Hendrycks MATH, MATH-500), aime, prompts (what
-only a model can judge the answers to) and columns (your own file with a column mapping).
+Known layouts: r1 (a Problem as `problem_to_row` writes it), gsm8k, math (Hendrycks MATH, MATH-500), aime, gpqa, mmlu,
+prompts (what only a model can judge the answers to) and columns (your own file with a column mapping).
 """
 
 import json
@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from data.choice_schemas import is_gpqa, is_mmlu, read_gpqa, read_mmlu
 from data.config import ProblemSource
 from data.problems import UNCHECKED, Problem
 
@@ -19,6 +20,8 @@ EXPECTED = {
     "gsm8k": "question, answer ending in '#### 18'",
     "math": "problem, solution with \\boxed{} or answer, and level, subject or type",
     "aime": "problem or Problem, answer or Answer, and year or a whole-number Answer",
+    "gpqa": "Question, Correct Answer, and Incorrect Answer 1 to 3",
+    "mmlu": "question, choices, answer",
     "prompts": "prompt, a text or turns, no answer, and perhaps id, domain, language, rubric",
     "columns": "the columns named under `columns`",
 }
@@ -174,6 +177,17 @@ def _read_aime(row: Row, source: ProblemSource) -> dict[str, Any]:
     }
 
 
+def _read_choice(read: Callable[[Row], dict[str, Any]], schema: str) -> Callable[[Row, ProblemSource], dict[str, Any]]:
+    def reader(row: Row, source: ProblemSource) -> dict[str, Any]:
+        try:
+            fields = read(row)
+        except (ValueError, KeyError) as error:
+            raise SourceError(f"{error}; {_found_and_expected(row, schema)}") from None
+        return fields | ({"domain": source.domain} if source.domain else {})
+
+    return reader
+
+
 def _read_prompts(row: Row, source: ProblemSource) -> dict[str, Any]:
     prompt = row.get("prompt")
     rubric = _optional(row, "rubric")
@@ -212,6 +226,8 @@ _READERS: dict[str, Callable[[Row, ProblemSource], dict[str, Any]]] = {
     "gsm8k": _read_gsm8k,
     "math": _read_math,
     "aime": _read_aime,
+    "gpqa": _read_choice(read_gpqa, "gpqa"),
+    "mmlu": _read_choice(read_mmlu, "mmlu"),
     "prompts": _read_prompts,
     "columns": _read_columns,
 }
@@ -231,6 +247,8 @@ _FITS: dict[str, Callable[[Row], bool]] = {
     "gsm8k": lambda row: "question" in row and "####" in str(row.get("answer", "")),
     "math": _fits_math,
     "aime": _fits_aime,
+    "gpqa": is_gpqa,
+    "mmlu": is_mmlu,
     "prompts": lambda row: "prompt" in row and set(row) <= _PROMPT_COLUMNS,
 }
 

@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 
 from data.chat import Layout, Template
 from pipeline.checkpoint_paths import label_checkpoints
-from pipeline.errors import RecipeError, stage_errors
+from pipeline.errors import RecipeError, did_you_mean, stage_errors
 from pipeline.inputs import loadable_checkpoint
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ def evaluate(
             help="folders, and evaluate settings; with --compare also files that --output wrote",
         ),
     ],
+    suite: Annotated[
+        str, typer.Option(help="evaluate settings: a YAML file, or one of recipes/suites, e.g. math_500")
+    ] = "",
     problems: Annotated[int | None, typer.Option(help="held-out reasoning problems [default: 500]")] = None,
     samples: Annotated[int | None, typer.Option(help="completions per problem [default: 4]")] = None,
     template: Annotated[Template | None, typer.Option(help="prompt of all checkpoints [default: by name]")] = None,
@@ -52,7 +56,8 @@ def evaluate(
     if output is not None and not output.parent.is_dir():
         raise RecipeError(f"--output: the folder {output.parent} does not exist")
     options = {"num_problems": problems, "samples": samples}
-    config = build_config(settings, {key: value for key, value in options.items() if value is not None})
+    given = {key: value for key, value in options.items() if value is not None}
+    config = build_config(settings, given, find_suite(suite) if suite else None)
     checkpoints = label_checkpoints([loadable_checkpoint(path) for path in named])
     config = _with_prompting(config, checkpoints, template, layout)
     log = (output.parent if output else Path()) / ".r1_eval_error.log"
@@ -83,14 +88,32 @@ def _print_comparison(rows: list[dict[str, Any]]) -> None:
     Console().print(comparison_table(compare(rows)))
 
 
-def build_config(settings: Sequence[str], options: dict[str, Any]) -> "EvaluateConfig":
-    """The evaluate settings from `key=value` arguments, and from options, which win. Raises RecipeError."""
+def find_suite(name: str) -> Path:
+    """The file of a suite. Raises RecipeError when there is none, with the shipped one that is nearest."""
+    shipped = Path(str(files("recipes"))) / "suites"
+    for path in (Path(name), shipped / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    known = sorted(path.stem for path in shipped.glob("*.yaml"))
+    raise RecipeError(f"--suite: there is no {name}; shipped are {', '.join(known)}{did_you_mean(name, known)}")
+
+
+def build_config(settings: Sequence[str], options: dict[str, Any], suite: Path | None = None) -> "EvaluateConfig":
+    """The evaluate settings from a suite, from `key=value` arguments and from options, later over earlier. Raises
+    RecipeError."""
     from pipeline.evaluate_config import EvaluateConfig
-    from pipeline.schema import check
-    from pipeline.yaml_source import Document, Place, parse_yaml
+    from pipeline.recipe_checks import settings_problems
+    from pipeline.schema import check, resolve_paths
+    from pipeline.yaml_source import Document, Place, parse_yaml, read_yaml
 
     document = Document({}, {(): Place("command line")})
     faults: list[str] = []
+    if suite is not None:
+        written = read_yaml(suite)
+        if written.data.get("stage") != "evaluate":
+            raise RecipeError(f"{written.place(('stage',))}: {suite} is no suite: it has no `stage: evaluate`")
+        held = written.without("stage")
+        document = Document(resolve_paths(EvaluateConfig, held.data, suite.parent), held.places)
     for setting in settings:
         key, _, text = setting.partition("=")
         value = parse_yaml(text, f"command line, {key}").data
@@ -98,7 +121,9 @@ def build_config(settings: Sequence[str], options: dict[str, Any]) -> "EvaluateC
     for key, value in options.items():
         document = Document(value, {(): Place("command line")}).nested_under([key]).over(document)
     config = check(EvaluateConfig, document, "evaluate", faults)
-    if config is None:
+    if config is not None:
+        faults += settings_problems("eval", config, document, ())
+    if config is None or faults:
         raise RecipeError(faults)
     return config
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-LONGEST = ("test_recipes_smoke.py", "test_rl_train.py", "test_recipes_vllm.py", "test_rl_vllm.py")
+LONGEST = ("test_recipes_smoke.py", "test_rl_train.py", "test_rl_vllm.py")
 
 
 def make_checkpoint(folder: Path, **shape) -> Path:

@@ -25,7 +25,7 @@ from pipeline.checkpoint_pool import can_sync
 from pipeline.cli import plain_errors
 from pipeline.completions import GENERAL, completion_row, load_rows, score_checkpoint, write_rows
 from pipeline.errors import RecipeError
-from pipeline.eval_command import build_config, evaluate
+from pipeline.eval_command import build_config, evaluate, find_suite
 from pipeline.eval_compare import compare, read_results
 from pipeline.evaluate_config import EvaluateConfig, Prompting
 from pipeline.statistics import cons_at_k, mean_ci, pass_at_1, pass_at_k
@@ -394,11 +394,11 @@ def test_bad_settings_are_found_before_anything_starts(checkpoints):
     assert result.exit_code == 2 and "name at least one checkpoint" in result.stderr
 
 
-def test_bad_data_and_a_fault_while_evaluating_are_one_sentence_and_exit_code_1(checkpoints, tmp_path, monkeypatch):
+def test_bad_data_and_a_fault_while_evaluating_are_one_sentence(checkpoints, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["eval", str(checkpoints["base"])]
     result = CliRunner().invoke(app, [*arguments, "problems.sources=[{path: nowhere.jsonl}]"])
-    assert result.exit_code == 1 and "the evaluation failed: nowhere.jsonl: there is no such file" in result.stderr
+    assert result.exit_code == 2 and "problems.sources[0].path: there is no nowhere.jsonl" in result.stderr
     assert "Traceback" not in result.output
 
     def loses_a_process(config, context):
@@ -416,6 +416,33 @@ def test_settings_and_options_make_one_config():
     assert (config.rollout.top_p, config.rollout.temperature, config.samples) == (0.9, 0.6, 5)
     with pytest.raises(RecipeError):
         build_config(["samples=many"], {})
+
+
+@pytest.mark.parametrize("suite", ["aime_2024", "gpqa_diamond", "gsm8k", "math_500", "mmlu"])
+def test_shipped_suites_are_valid_and_as_the_paper_samples(suite):
+    config = build_config([], {}, find_suite(suite))
+    assert config.problems.sources and config.general_problems == 0
+    assert (config.rollout.temperature, config.rollout.top_p, config.rollout.max_new_tokens) == (0.6, 0.95, 32768)
+    assert config.samples == {"aime_2024": 64, "gpqa_diamond": 64, "math_500": 16}.get(suite, 4)
+
+
+def test_a_suite_is_a_file_under_settings_and_options(tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"question": "How many?", "answer": "#### 3"}\n')
+    suite = tmp_path / "mine.yaml"
+    suite.write_text("stage: evaluate\nproblems: {sources: [{path: ./mine.jsonl}]}\nsamples: 8\nnum_problems: 1\n")
+    config = build_config(["samples=3"], {}, find_suite(str(suite)))
+    assert config.samples == 3 and config.problems.sources[0].path == str(tmp_path / "mine.jsonl")
+    assert [problem.ground_truth for problem in stage.held_out_problems(config)][0] == "3"
+    for text, said in (
+        ("stage: grpo\n", "is no suite: it has no `stage: evaluate`"),
+        ("stage: evaluate\nsample: 2\n", "did you mean 'samples'"),
+        ("stage: evaluate\nproblems: {sources: [{path: ./mien.jsonl}]}\n", "there is no .*mien.jsonl; did you mean"),
+    ):
+        suite.write_text(text)
+        with pytest.raises(RecipeError, match=said):
+            build_config([], {}, suite)
+    with pytest.raises(RecipeError, match="there is no maths_500; shipped are .*did you mean 'math_500'"):
+        find_suite("maths_500")
 
 
 def test_labels_are_as_short_as_they_can_be(tmp_path):

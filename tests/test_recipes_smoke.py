@@ -56,6 +56,7 @@ def test_a_second_run_makes_nothing(finished):
 
 
 @pytest.mark.slow
+@pytest.mark.chain
 def test_a_chain_killed_several_times_ends_bit_identical(finished, tmp_path):
     """A stage of each kind is made again, under kills; what follows from them is kept if they come out the same."""
     rng, output = random.Random(5), tmp_path / "run"

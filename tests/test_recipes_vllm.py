@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
+@pytest.mark.chain
 def test_the_chain_on_vllm(tmp_path):
     """Every completion from vLLM on CPU, and the policy that trains is the one that sampled, in every step."""
     pytest.importorskip("vllm")
