@@ -432,7 +432,7 @@ def test_a_suite_is_a_file_under_settings_and_options(tmp_path):
     suite.write_text("stage: evaluate\nproblems: {sources: [{path: ./mine.jsonl}]}\nsamples: 8\nnum_problems: 1\n")
     config = build_config(["samples=3"], {}, find_suite(str(suite)))
     assert config.samples == 3 and config.problems.sources[0].path == str(tmp_path / "mine.jsonl")
-    assert [problem.ground_truth for problem in stage.held_out_problems(config)][0] == "3"
+    assert next(problem.ground_truth for problem in stage.held_out_problems(config)) == "3"
     for text, said in (
         ("stage: grpo\n", "is no suite: it has no `stage: evaluate`"),
         ("stage: evaluate\nsample: 2\n", "did you mean 'samples'"),
@@ -441,7 +441,7 @@ def test_a_suite_is_a_file_under_settings_and_options(tmp_path):
         suite.write_text(text)
         with pytest.raises(RecipeError, match=said):
             build_config([], {}, suite)
-    with pytest.raises(RecipeError, match="there is no maths_500; shipped are .*did you mean 'math_500'"):
+    with pytest.raises(RecipeError, match=r"there is no maths_500; shipped are .*did you mean 'math_500'"):
         find_suite("maths_500")
 
 
