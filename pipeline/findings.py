@@ -121,6 +121,13 @@ FINDINGS = (
         target=Target(at_least=0.10),
     ),
     Finding(
+        key="general_rl_keeps_reasoning",
+        title="General RL keeps the reasoning",
+        paper="AIME 2024: Dev3 78.1, R1 79.8; MATH-500: 95.4 and 97.3 (Table 3).",
+        claims=(Claim(higher="r1", lower="dev3", quantity="pass@1", margin=MAY_FALL),),
+        target=Target(at_least=-0.02),
+    ),
+    Finding(
         key="distilling_beats_rl",
         title="Distilling beats RL on the small student",
         paper="AIME 2024: Distill-Qwen-32B 72.6, Qwen2.5-32B with RL alone 47.0 (Table 16).",

@@ -36,7 +36,7 @@ def options_of(problem) -> dict[str, str]:
 
 
 def test_gpqa_options_are_shuffled_and_the_letter_is_the_right_one(tmp_path):
-    rows = [GPQA | {"Question": f"Which is a base, number {number}?"} for number in range(40)]
+    rows = [GPQA | {"Record ID": f"r{n}", "Question": f"Which is a base, number {n}?"} for n in range(40)]
     problems = read(tmp_path / "gpqa.jsonl", rows)
     assert {problem.ground_truth for problem in problems} == set("ABCD"), "the right one is not always first"
     for problem in problems:
