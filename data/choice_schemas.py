@@ -34,8 +34,9 @@ def read_gpqa(row: Row) -> dict[str, Any]:
 
 def read_mmlu(row: Row) -> dict[str, Any]:
     """`answer` is the number of the right choice, from 0, or its letter. Raises ValueError."""
-    answer = row.get("answer")
-    place = LETTERS.find(answer) if isinstance(answer, str) and len(answer) == 1 and not answer.isdigit() else answer
+    answer: Any = row.get("answer")
+    is_letter = isinstance(answer, str) and len(answer) == 1 and not answer.isdigit()
+    place = LETTERS.find(answer) if is_letter else answer
     try:
         fields = lettered(str(row.get("question") or "").strip(), [str(c).strip() for c in row["choices"]], int(place))
     except TypeError:

@@ -46,9 +46,11 @@ def _read(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     beside = file.with_suffix(".parquet")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        found["suite"], found["checkpoints"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise RecipeError(f"{file} is no result of `r1 eval --output FILE`") from None
+        is_result = {"suite", "checkpoints"} <= found.keys()
+    except (OSError, ValueError, AttributeError):
+        is_result = False
+    if not is_result:
+        raise RecipeError(f"{file} is no result of `r1 eval --output FILE`")
     try:
         return found, load_rows(beside)
     except (OSError, ValueError):
