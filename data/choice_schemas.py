@@ -26,7 +26,7 @@ def read_gpqa(row: Row) -> dict[str, Any]:
     fields = lettered(question, options, options.index(right))
     subject = row.get("High-level domain")
     return fields | {
-        "id": row.get("Record ID"),
+        "id": str(row["Record ID"]) if row.get("Record ID") else None,
         "domain": "gpqa",
         "metadata": {"subject": str(subject)} if subject else {},
     }

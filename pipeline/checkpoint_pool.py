@@ -10,11 +10,7 @@ from rollouts.transport import Files
 
 # What else decides how a checkpoint samples: architecture, end-of-sequence token, tokenizer.
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-_STORAGE = (
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-)  # in config.json, of the file: generators have a dtype of theirs
+_STORAGE = ("dtype", "torch_dtype", "transformers_version")  # of the file; a generator has a dtype of its own
 
 
 class CheckpointPool:
@@ -50,7 +46,9 @@ def can_sync(old: Path, new: Path) -> bool:
 
 
 def _content(path: Path) -> Any:
-    if path.name == "config.json":
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return {key: value for key, value in config.items() if key not in _STORAGE}
-    return path.read_bytes() if path.is_file() else None
+    if not path.is_file():
+        return None
+    if path.name != "config.json":
+        return path.read_bytes()
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return {key: value for key, value in config.items() if key not in _STORAGE}

@@ -50,9 +50,10 @@ def evaluate(
         raise RecipeError("name at least one checkpoint folder, e.g. r1 eval runs/tiny/zero")
     if compare and len(named) < 2:
         raise RecipeError("--compare: name two or more checkpoints, or files that --output wrote")
-    files = [path for path in named if path.suffix == ".json"]
-    if files:
-        return _compare_files(files, named, settings, compare)
+    saved = [path for path in named if path.suffix == ".json"]
+    if saved:
+        given = [*settings, *filter(None, (suite, problems, samples, template, layout, output))]
+        return _compare_files(saved, named, given, compare)
     if output is not None and not output.parent.is_dir():
         raise RecipeError(f"--output: the folder {output.parent} does not exist")
     options = {"num_problems": problems, "samples": samples}
@@ -62,13 +63,13 @@ def evaluate(
     config = _with_prompting(config, checkpoints, template, layout)
     log = (output.parent if output else Path()) / ".r1_eval_error.log"
     with stage_errors("the evaluation failed", log, again=""):
-        results, rows = _evaluate(config, checkpoints, seed, output)
+        results, rows = _evaluate(config, checkpoints, seed, output, keep_rows=compare)
     _print_results(results)
     if compare:
         _print_comparison(rows)
 
 
-def _compare_files(files: list[Path], named: list[Path], settings: list[str], compare: bool) -> None:
+def _compare_files(files: list[Path], named: list[Path], settings: list[Any], compare: bool) -> None:
     from pipeline.eval_compare import read_results
 
     if not compare:
@@ -141,9 +142,9 @@ def _with_prompting(
 
 
 def _evaluate(
-    config: "EvaluateConfig", checkpoints: dict[str, Path], seed: int, output: Path | None
+    config: "EvaluateConfig", checkpoints: dict[str, Path], seed: int, output: Path | None, keep_rows: bool
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """results.json, and the rows of completions.parquet."""
+    """results.json, and the rows of completions.parquet if they are wanted."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -169,7 +170,7 @@ def _evaluate(
         context = StageContext(name="eval", inputs=inputs, output=Path(folder), seed=seed, report=report)
         stage.run(config, context)
         results = json.loads((context.output / stage.RESULTS).read_text(encoding="utf-8"))
-        rows = load_rows(context.output / stage.COMPLETIONS)
+        rows = load_rows(context.output / stage.COMPLETIONS) if keep_rows else []
         if output:
             os.replace(context.output / stage.COMPLETIONS, output.with_suffix(".parquet"))
             os.replace(context.output / stage.RESULTS, output)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,12 @@ from pipeline.errors import RecipeError
 if TYPE_CHECKING:
     from rich.table import Table
 
-SHARED = ("split", "problem_seed", "problems", "temperature", "top_p", "top_k", "min_p", "stop", "max_new_tokens")
+_OF_CHECKPOINTS = ("samples", "prompting")  # keys of a suite that may differ where problems and sampling are the same
+
+
+def asked(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What every checkpoint of an evaluation was asked, and how; equal where scores can be compared."""
+    return {key: value for key, value in (results.get("suite") or {}).items() if key not in _OF_CHECKPOINTS}
 
 
 def read_results(files: Sequence[Path]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -24,20 +30,24 @@ def read_results(files: Sequence[Path]) -> tuple[dict[str, Any], list[dict[str, 
     first: Path | None = None
     for file in files:
         found, own = _read(file)
-        suite = found["suite"]
         if first is None:
-            together["suite"], first = suite, file
-        for key in SHARED:
-            if suite.get(key) != together["suite"].get(key):
+            together["suite"], first = found["suite"], file
+        here, there = asked(found), asked(together)
+        for key in here | there:
+            if here.get(key) != there.get(key):
                 raise RecipeError(
-                    f"{file}: {key} is {suite.get(key)}, and {together['suite'].get(key)} in {first}; only scores on "
-                    "the same problems, sampled alike, can be compared"
+                    f"{file}: {key} is {here.get(key)}, and {there.get(key)} in {first}; only scores on the same "
+                    "problems, sampled alike, can be compared"
                 )
-        taken = together["checkpoints"].keys() & found["checkpoints"].keys()
-        names = {name: f"{file.stem}:{name}" if name in taken else name for name in found["checkpoints"]}
+        names = {name: _unused(name, file, together["checkpoints"]) for name in found["checkpoints"]}
         together["checkpoints"] |= {names[name]: scores for name, scores in found["checkpoints"].items()}
         rows += [{**row, "checkpoint": names[row["checkpoint"]]} for row in own]
     return together, rows
+
+
+def _unused(name: str, file: Path, taken: Mapping[str, Any]) -> str:
+    choices = chain((name, f"{file.stem}:{name}"), (f"{file}:{name}{' again' * times}" for times in count()))
+    return next(choice for choice in choices if choice not in taken)
 
 
 def _read(file: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -61,7 +71,7 @@ def compare(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Each checkpoint against the first in the rows, on the reasoning problems both answered.
 
     Returns one record each: checkpoint, against, n_problems, difference of pass@1 (mean, low, high), p (sign_flip_p),
-    and how many problems it is better and worse on.
+    and how many problems it is better and worse on. Raises RecipeError when two have no such problem in common.
     """
     from pipeline.findings import Measurements
     from pipeline.statistics import paired_difference, sign_flip_p
@@ -72,6 +82,8 @@ def compare(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for name in others:
         after = measured.of(name, "pass@1")
+        if not after.keys() & before.keys():
+            raise RecipeError(f"--compare: {name} and {first} have no reasoning problem in common that both answered")
         difference = paired_difference(after, before)
         moved = [after[problem] - before[problem] for problem in after.keys() & before.keys()]
         found.append(

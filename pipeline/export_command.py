@@ -1,14 +1,13 @@
 """`r1 export`: a checkpoint in the form that others load, with a model card."""
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from pipeline.artifact import read_manifest
+from pipeline.artifact import ArtifactError, read_manifest
 from pipeline.errors import RecipeError
 from pipeline.inputs import loadable_checkpoint
 from pipeline.model_card import model_card
@@ -28,7 +27,10 @@ def export(
             "for architectures that it knows, such as Llama and Qwen students"
         )
     source = loadable_checkpoint(checkpoint)
-    manifest = read_manifest(source)
+    try:
+        manifest = read_manifest(source)
+    except ArtifactError as error:
+        raise RecipeError(str(error)) from None
     if manifest is not None and manifest.kind == "reward_model":
         raise RecipeError(f"{checkpoint} is a reward model, whose head no other program reads; it is used as it is")
     if folder.exists():
@@ -45,7 +47,5 @@ def export(
         except ValueError as error:
             raise RecipeError(f"{checkpoint}: {error}") from None
         (written / "README.md").write_text(model_card(source, folder.name, precision), encoding="utf-8")
-        if (source / "LICENSE").is_file():
-            shutil.copy(source / "LICENSE", written)
         os.rename(written, folder)
     print(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:,.1f} MB in {precision}")

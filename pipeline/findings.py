@@ -63,7 +63,6 @@ class Finding:
     paper: str  # what the paper reports, with its place
     claims: tuple[Claim, ...] = ()
     target: Target | None = None
-    unmeasured: str = ""  # why no recipe of this size measures it, when there are no claims
     caveat: str = ""  # what it does not say when its optional claims are left out
 
 
@@ -202,7 +201,7 @@ def _check(finding: Finding, measured: Measurements) -> CheckedFinding:
     asked = [c for c in finding.claims if not c.optional or (measured.has(c.higher) and measured.has(c.lower))]
     claims = tuple(_check_claim(claim, measured) for claim in asked)
     outcome = combine([claim.outcome for claim in claims])
-    reason = finding.unmeasured or (finding.caveat if len(asked) < len(finding.claims) else "")
+    reason = finding.caveat if len(asked) < len(finding.claims) else ""
     if claims and outcome is Outcome.UNMEASURED:
         names = dict.fromkeys(name for c in asked for name in (c.higher, c.lower))
         missing = [name for name in names if not measured.of(name, asked[0].quantity)]

@@ -90,13 +90,11 @@ def _evaluations(run: Path) -> Iterator[tuple[dict[str, Any], Manifest]]:
 
 
 def _score_table(overall: Mapping[str, Any], suite: Mapping[str, Any]) -> list[str]:
-    lines = [
-        "## Scores",
-        "",
-        f"{suite.get('problems')} held-out problems, {overall['k']} completions each, temperature",
-    ]
-    lines[-1] += f" {suite.get('temperature')}, top-p {suite.get('top_p')}; in %, with 95 % intervals over problems."
-    lines += ["", "| quantity | score |", "|---|---|"]
+    asked = (
+        f"{suite.get('problems')} held-out problems, {overall['k']} completions each, temperature "
+        f"{suite.get('temperature')}, top-p {suite.get('top_p')}; in %, with 95 % intervals over problems."
+    )
+    lines = ["## Scores", "", asked, "", "| quantity | score |", "|---|---|"]
     for quantity in ("pass@1", "language_consistency"):
         if overall.get(quantity):
             mean, low, high = (100 * overall[quantity][key] for key in ("mean", "low", "high"))

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
+from pipeline.eval_compare import asked
+
 REPORT = "report.html"
 DIGEST_META = "r1-artifacts"  # name of the meta tag that says which artifacts a report shows
 
@@ -124,12 +126,6 @@ def is_current(run_folder: Path) -> bool:
     return f'name="{DIGEST_META}" content="{artifacts_digest(stages)}"' in head
 
 
-def _questions(results: Mapping[str, Any]) -> dict[str, Any]:
-    """What every checkpoint of an evaluation was asked, and how."""
-    suite = results.get("suite") or {}
-    return {key: value for key, value in suite.items() if key not in ("samples", "prompting")}
-
-
 class _Reader:
     def __init__(self) -> None:
         self.unreadable: list[str] = []
@@ -153,7 +149,7 @@ class _Reader:
                 continue
             if results is None:
                 results = {**own, "checkpoints": {}}
-            elif _questions(own) != _questions(results):
+            elif asked(own) != asked(results):
                 self.unreadable.append(f"{folder.name} is left out of the scores: its problems or settings are others")
                 continue
             scores = own.get("checkpoints", {})

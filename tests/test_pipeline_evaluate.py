@@ -23,10 +23,9 @@ from pipeline.chat_command import chat
 from pipeline.checkpoint_paths import label_checkpoints
 from pipeline.checkpoint_pool import can_sync
 from pipeline.cli import plain_errors
-from pipeline.completions import GENERAL, completion_row, load_rows, score_checkpoint, write_rows
+from pipeline.completions import GENERAL, completion_row, score_checkpoint
 from pipeline.errors import RecipeError
 from pipeline.eval_command import build_config, evaluate, find_suite
-from pipeline.eval_compare import compare, read_results
 from pipeline.evaluate_config import EvaluateConfig, Prompting
 from pipeline.statistics import cons_at_k, mean_ci, pass_at_1, pass_at_k
 from rewards.canonical import canonical_answer
@@ -305,54 +304,6 @@ def test_eval_prints_a_table_and_writes_both_files(checkpoints, tmp_path, ray_se
     result = CliRunner().invoke(app, ["eval", str(output), str(again), "--compare"])
     assert result.exit_code == 0, result.output
     assert "again:base" in result.output and "paired by problem" in result.output
-
-
-def made_up_results(folder: Path, name: str, right: list[int], **suite) -> Path:
-    """Result files as `r1 eval --output` writes them: two completions of each problem, of which so many are right."""
-    rows = [
-        {"checkpoint": "base", "problem_id": f"p{number}", "domain": "chain_sum", "language": "en", "question": "?",
-         "ground_truth": "1", "sample": sample, "completion": "1", "answer": "1", "length": 1, "truncated": False,
-         "verdict": "pass" if sample < count else "fail", "correct": sample < count, "format": True}
-        for number, count in enumerate(right)
-        for sample in range(2)
-    ]  # fmt: skip
-    write_rows(folder / f"{name}.parquet", rows)
-    asked = {"problems": len(right), "general_problems": 0, "temperature": 0.6, "top_p": 0.95} | suite
-    scores = {"base": score_checkpoint(load_rows(folder / f"{name}.parquet"))}
-    (folder / f"{name}.json").write_text(json.dumps({"suite": asked, "checkpoints": scores}), encoding="utf-8")
-    return folder / f"{name}.json"
-
-
-def test_result_files_are_compared_problem_by_problem(tmp_path):
-    before = made_up_results(tmp_path, "before", [0, 0, 0, 0, 1, 2, 2, 0])
-    after = made_up_results(tmp_path, "after", [2, 2, 2, 1, 1, 2, 1, 0])
-    _, rows = read_results([before, after])
-    (found,) = compare(rows)
-    assert (found["checkpoint"], found["against"], found["n_problems"]) == ("after:base", "base", 8)
-    assert found["difference"]["mean"] == pytest.approx(3 / 8) and (found["better"], found["worse"]) == (4, 1)
-    moved = [1.0, 1.0, 1.0, 0.5, -0.5]
-    sums = [sum(s * m for s, m in zip(signs, moved, strict=True)) for signs in itertools.product((1, -1), repeat=5)]
-    assert found["p"] == sum(abs(total) >= sum(moved) for total in sums) / 32
-    result = CliRunner().invoke(app, ["eval", str(before), str(after), "--compare"])
-    assert result.exit_code == 0 and "+37.5 [" in result.output and "4, 1" in result.output
-
-
-def test_what_cannot_be_compared_is_one_sentence(tmp_path, checkpoints):
-    one, other = made_up_results(tmp_path, "one", [1, 2]), made_up_results(tmp_path, "other", [1, 2], temperature=1.0)
-    (tmp_path / "notes.json").write_text("{}", encoding="utf-8")
-    base = str(checkpoints["base"])
-    for arguments, said in (
-        ([str(one), str(other), "--compare"], "temperature is 1.0, and 0.6 in"),
-        ([str(one), "--compare"], "--compare: name two or more"),
-        ([str(one)], "is a file; name checkpoint folders"),
-        ([str(one), base, "--compare"], "not both"),
-        ([str(one), str(tmp_path / "notes.json"), "--compare"], "is no result of"),
-    ):
-        result = CliRunner().invoke(app, ["eval", *arguments])
-        assert result.exit_code == 2 and said in " ".join(result.output.split()), result.output
-    one.with_suffix(".parquet").unlink()
-    result = CliRunner().invoke(app, ["eval", str(one), str(other), "--compare"])
-    assert result.exit_code == 2 and "are missing or cannot be read" in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize("command", ["eval", "chat"])
