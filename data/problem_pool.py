@@ -15,10 +15,15 @@ from data.problems import Problem
 from data.safety_prompts import safety_problem
 from data.schemas import SourceError
 from data.sources import held_out_texts, read_problems
+from data.word_problems import WORD_FAMILIES, word_problem
 
 
 class ProblemsConfig(BaseModel, extra="forbid", frozen=True):
-    families: tuple[str, ...] = Field(default=FAMILIES, description="procedural families to draw from; all of them")
+    families: tuple[str, ...] = Field(
+        default=FAMILIES,
+        description="procedural families to draw from: all of the tiny chain by default, or word problems with written "
+        f"solutions for pretrained models ({', '.join(WORD_FAMILIES)}; languages: [en])",
+    )
     levels: tuple[int, ...] = Field(default=LEVELS, description="difficulty levels, 1 (easy) to 3, in equal shares")
     languages: tuple[str, ...] = Field(default=LANGUAGES, description="languages of the prompts, in equal shares")
     instruction_share: float = Field(
@@ -53,10 +58,16 @@ class ProblemsConfig(BaseModel, extra="forbid", frozen=True):
     @field_validator("families", "levels", "languages")
     @classmethod
     def _there_is_data(cls, chosen: tuple[Any, ...], info: Any) -> tuple[Any, ...]:
-        known = {"families": FAMILIES, "levels": LEVELS, "languages": LANGUAGES}[info.field_name]
+        known = {"families": (*FAMILIES, *WORD_FAMILIES), "levels": LEVELS, "languages": LANGUAGES}[info.field_name]
         if not chosen or set(chosen) - set(known):
             raise ValueError(f"{info.field_name}: choose one or more of {', '.join(map(str, known))}")
         return chosen
+
+    @model_validator(mode="after")
+    def _word_problems_are_english(self) -> Self:
+        if self.languages != ("en",) and (told := set(self.families) & set(WORD_FAMILIES)):
+            raise ValueError(f"problems.families: {min(told)} is told in English only; set languages: [en]")
+        return self
 
     @model_validator(mode="after")
     def _judging_stands_alone(self) -> Self:
@@ -120,7 +131,10 @@ class ProblemPool:
             return self._listed.problem(index)
         # Alternate languages within a family: index counts (family, language) pairs.
         family = self.config.families[index // len(self.config.languages) % len(self.config.families)]
-        return family_problem(family, rng.choice(self.config.levels), index, self.split, language, self.seed)
+        level = rng.choice(self.config.levels)
+        if family in WORD_FAMILIES:
+            return word_problem(family, level, index, self.split, self.seed)
+        return family_problem(family, level, index, self.split, language, self.seed)
 
 
 class _Listed:

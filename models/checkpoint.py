@@ -30,7 +30,7 @@ _EXPERT_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_p
 
 
 @contextmanager
-def _quiet_transformers():
+def quiet_transformers():
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # the MTP layer is "unexpected" to transformers; we load it ourselves
     transformers.logging.disable_progress_bar()
@@ -71,7 +71,7 @@ def load_model(
         check_architecture(config, indexed)
     of_v4 = config.model_type == v4_names.MODEL_TYPE and attention == LAYOUT_ATTENTION
     implementation = v4_attention.NAME if of_v4 else attention
-    with _quiet_transformers():
+    with quiet_transformers():
         if is_fp8(config):
             model = _load_fp8(path, config, dtype, implementation)
         else:

@@ -101,7 +101,8 @@ def scores(run: RunFiles) -> Html:
     )
     if made_by := ", ".join(f"{c} by {s}" for s, c in run.checkpoint_of.items() if c != s):
         caption += f" Checkpoints and stages: {made_by}."
-    body = join(_score_rows(checkpoints, names, "k" if others else str(k)), "")
+    rows = [*_score_rows(checkpoints, names, "k" if others else str(k)), *_learnt_rows(run, names)]
+    body = join(rows, "")
     chart = fill(
         "<figure>{}<figcaption>{}</figcaption></figure>",
         scores_chart(checkpoints, names),
@@ -144,6 +145,14 @@ def _utility_rows(checkpoints: Mapping[str, Any], names: Sequence[str]) -> list[
     general = [(checkpoints[name].get("by_domain") or {}).get("general") or {} for name in names]
     values = [row.get("utility") for row in general]
     return [_interval_row("true utility of general answers, %", values)] if any(values) else []
+
+
+def _learnt_rows(run: RunFiles, names: Sequence[str]) -> list[Html]:
+    """What each checkpoint's own stage cost: methods are compared at equal numbers of tokens."""
+    stats = {stage.name: (stage.manifest or {}).get("counts") or {} for stage in run.stages}
+    learnt = [stats.get(run.checkpoint_of.get(name, name), {}).get("tokens_trained") for name in names]
+    cells = ["–" if tokens is None else f"{tokens:,}" for tokens in learnt]
+    return [_group("Training of this stage alone", len(names)), row("tokens learnt from", cells)] if any(learnt) else []
 
 
 def _group(title: str, width: int) -> Html:

@@ -49,6 +49,7 @@ def _load(name: str) -> Any:
 
 
 KINDS: dict[str, StageKind] = {
+    "import": StageKind(config="sft.import_config:ImportConfig", run="sft.import_model:run", leaves="checkpoint"),
     "pretrain": StageKind(config="sft.config:PretrainConfig", run="sft.pretrain:run", leaves="checkpoint"),
     "sft": StageKind(
         config="sft.config:SFTConfig",
@@ -112,6 +113,19 @@ KINDS: dict[str, StageKind] = {
         config="distill.config:DistillConfig",
         run="distill.train:run",
         inputs={"student": "checkpoint", "dataset": "dataset"},
+        optional={"teacher": "checkpoint"},
+        leaves="checkpoint",
+    ),
+    "teacher_logprobs": StageKind(
+        config="distill.config:TeacherLogprobsConfig",
+        run="distill.stored:run",
+        inputs={"teacher": "checkpoint", "dataset": "dataset"},
+        leaves="dataset",
+    ),
+    "on_policy_distill": StageKind(
+        config="distill.config:OnPolicyDistillConfig",
+        run="distill.on_policy:run",
+        inputs={"student": "checkpoint", "teachers": Many("checkpoint")},
         leaves="checkpoint",
     ),
     "evaluate": StageKind(

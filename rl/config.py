@@ -49,15 +49,45 @@ class RewardWatchConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fa
     )
 
 
-class GRPOConfig(TrainingConfig, extra="forbid", frozen=True):
-    """GRPO as DeepSeek-R1 runs it (section 2.1): sample a rollout batch, split it into mini-batches, one step each."""
+class OwnSamplesConfig(TrainingConfig, extra="forbid", frozen=True):
+    """A policy that is trained on what it samples itself."""
 
+    steps: int = Field(default=1000, ge=1, description="optimizer steps; how many is for the stage to say")
     problems: ProblemsConfig = Field(default=ProblemsConfig(), description="prompts to sample on")
     held_out_sources: tuple[ProblemSource, ...] = Field(
         default=(),
         description="benchmarks no problem of `problems.sources`, nor item of `problems.judging.sources`, may share 10 "
         "words in a row with (R1, D.1)",
     )
+    sample_in_trainer: bool = Field(
+        default=False,
+        description="the trainer's process samples with the very weights it trains: no copies, no weight sync, least "
+        "memory; false: separate generator processes, faster where they have cores or devices of their own",
+    )
+    rollout: RolloutConfig = Field(default=RolloutConfig(), description="how completions are drawn")
+    generator: GeneratorConfig = Field(default=GeneratorConfig(), description="the sampling processes")
+
+    @model_validator(mode="after")
+    def _generator_is_used(self) -> Self:
+        given, default = self.generator.model_dump(), GeneratorConfig().model_dump()
+        ignored = [key for key in given if given[key] != default[key] and key not in ("max_slots", "deadline_s")]
+        if self.sample_in_trainer and ignored:
+            raise ValueError(f"sample_in_trainer starts no generators, so generator.{ignored[0]} would be ignored")
+        return self
+
+    @model_validator(mode="after")
+    def _sampler_has_whole_weights(self) -> Self:
+        if self.sample_in_trainer and (self.trainer.mesh.ranks > 1 or self.trainer.precision == "bfloat16"):
+            raise ValueError(
+                "sample_in_trainer samples with the whole weights of one process, and trainer.mesh or precision "
+                "bfloat16 shards them; set sample_in_trainer: false"
+            )
+        return self
+
+
+class GRPOConfig(OwnSamplesConfig, extra="forbid", frozen=True):
+    """GRPO as DeepSeek-R1 runs it (section 2.1): sample a rollout batch, split it into mini-batches, one step each."""
+
     rewards: tuple[RewardSpec, ...] = Field(
         default=(RewardSpec(use="rewards.accuracy:Accuracy"), RewardSpec(use="rewards.format:Format")),
         description="reward terms; accuracy and format with the same weight are R1-Zero's (Eq. 4)",
@@ -94,13 +124,6 @@ class GRPOConfig(TrainingConfig, extra="forbid", frozen=True):
     watch: RewardWatchConfig | None = Field(
         default=None, description="watch a learned reward for hacking; none: no learned reward, nothing to watch"
     )
-    sample_in_trainer: bool = Field(
-        default=False,
-        description="the trainer's process samples with the very weights it trains: no copies, no weight sync, least "
-        "memory; false: separate generator processes, faster where they have cores or devices of their own",
-    )
-    rollout: RolloutConfig = Field(default=RolloutConfig(), description="how completions are drawn")
-    generator: GeneratorConfig = Field(default=GeneratorConfig(), description="the sampling processes")
     reward_workers: RewardWorkersConfig = Field(
         default=RewardWorkersConfig(), description="the scoring processes, which work while others are still sampled"
     )
@@ -162,23 +185,6 @@ class GRPOConfig(TrainingConfig, extra="forbid", frozen=True):
                 "rollout: top_p, top_k and min_p cut tokens off, but old and policy logprobs are those of the whole "
                 "distribution, which biases every importance ratio; set objective.keep_sampling_mask: true (logprobs "
                 "over what was left) or allow_truncated_sampling: true (train with the bias)"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _generator_is_used(self) -> Self:
-        given, default = self.generator.model_dump(), GeneratorConfig().model_dump()
-        ignored = [key for key in given if given[key] != default[key] and key not in ("max_slots", "deadline_s")]
-        if self.sample_in_trainer and ignored:
-            raise ValueError(f"sample_in_trainer starts no generators, so generator.{ignored[0]} would be ignored")
-        return self
-
-    @model_validator(mode="after")
-    def _sampler_has_whole_weights(self) -> Self:
-        if self.sample_in_trainer and (self.trainer.mesh.ranks > 1 or self.trainer.precision == "bfloat16"):
-            raise ValueError(
-                "sample_in_trainer samples with the whole weights of one process, and trainer.mesh or precision "
-                "bfloat16 shards them; set sample_in_trainer: false"
             )
         return self
 

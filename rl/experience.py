@@ -137,11 +137,13 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 def counts(metrics: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """What a whole stage did, from the rows of its metrics.jsonl: a cut-off stage ends with the same rows."""
     batches = [row for row in metrics if "experience/sampled" in row]
+    tokens = round(sum(row["experience/sampled"] * row["rollout/length_mean"] for row in batches))
     return {
         "samples": sum(row["experience/sampled"] for row in batches),
         "samples_trained": sum(row["experience/trained"] for row in batches),
         "samples_unscorable": sum(row["experience/unscorable"] for row in batches),
-        "tokens": round(sum(row["experience/sampled"] * row["rollout/length_mean"] for row in batches)),
+        "tokens": tokens,
+        "tokens_trained": tokens,  # those of groups without a signal cost as much
         "steps": sum("optimizer/lr" in row for row in metrics),
     }
 

@@ -5,22 +5,17 @@ repeat: draw questions; sample a group of completions for each with pi_old; scor
         Every `reference_every` steps: pi_ref <- pi_theta.
 """
 
-import hashlib
 import logging
-import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from cluster.actors import ActorDied, PhaseTimeout, kill, start_ray, wait
-from data.problem_pool import ProblemPool
-from data.problems import Problem
+from cluster.actors import ActorDied, PhaseTimeout, kill, start_ray
 from rewards.pool import RewardPool
 from rewards.reward import Verdict
 from rl.batch import MissingRoutes, NonFiniteLoss, TrainingSequence, make_mini_batches
@@ -28,21 +23,15 @@ from rl.config import GRPOConfig
 from rl.experience import ScoredGroup, counts, rollout_metrics, sample_and_score, sample_rows, training_sequences
 from rl.learned_rewards import start_scorers, with_models
 from rl.lengths import LengthHistory
+from rl.sampling_session import SamplingSession
 from rl.watcher import Watcher
 from rollouts.judge import start_judges
-from rollouts.pool import GeneratorPool
-from rollouts.probe import SyncFault, check_sync
-from rollouts.transport import open_transport
-from training.background_save import BackgroundSave
-from training.checkpoint import CheckpointStore
-from training.group import put_back, spawn_trainer
-from training.run_log import METRICS, RunLog, read_log, write_stats
+from training.group import put_back
+from training.run_log import METRICS, read_log, write_stats
 from training.stage import StageContext, StageError
 
 LENGTHS, WATCH = "lengths.json", "watch.json"  # in a checkpoint
 logger = logging.getLogger(__name__)
-AVERAGE = "average"  # folder beside the checkpoint: the average of the weights, with optimizer.ema_decay
-WEIGHTS = ".weights"  # of the last sync, where they travel as files; hidden files are no part of an artifact
 
 
 def run(config: GRPOConfig, context: StageContext) -> None:
@@ -76,99 +65,55 @@ def train(session: "Session") -> None:
     session.save_policy()
 
 
-class Session:
+class Session(SamplingSession):
     """The processes of one GRPO stage, and the verbs of the loop."""
 
     def __init__(self, config: GRPOConfig, context: StageContext):
-        self.config, self.context = config, context
-        policy = str(context.inputs["policy"])
-        self.objective = config.objective.resolve()
-        held_out = (*config.held_out_sources, *(config.watch.sources if config.watch else ()))
-        self.problems = ProblemPool(config.problems, "train", context.seed, held_out)
-        specs = with_models(config.rewards, context.inputs)
-        self.served = start_judges(context.inputs, config.judges) | start_scorers(specs)
-        self.rewards = RewardPool(specs, config.reward_workers, self.served)
-        self.watcher = Watcher(config.watch, specs, config, context, self.served) if config.watch else None
-        self.trainer = spawn_trainer(
+        self.config, self.objective = config, config.objective.resolve()
+        super().__init__(
+            config,
+            context,
             "rl.trainer:PolicyTrainer",
-            config.trainer,
-            policy,
-            config.optimizer,
+            context.inputs["policy"],
+            held_out=config.watch.sources if config.watch else (),
             objective=self.objective,
             temperature=config.rollout.temperature,
-            row_tokens=config.trainer.row_tokens,
-            max_slots=config.generator.max_slots,
             bias_speed=config.bias_speed,
             balance_weight=config.balance_weight,
             mtp_weight=config.mtp_weight,
         )
-        self.pool = GeneratorPool(policy, config.generator, shared=self.trainer if config.sample_in_trainer else None)
-        self.transport = open_transport(self.trainer, config.generator.sync, context.output / WEIGHTS)
+        specs = with_models(config.rewards, context.inputs)
+        self.served = start_judges(context.inputs, config.judges) | start_scorers(specs)
+        self.rewards = RewardPool(specs, config.reward_workers, self.served)
+        self.watcher = Watcher(config.watch, specs, config, context, self.served) if config.watch else None
         self.lengths = LengthHistory()
-        self.log = RunLog(context.output)
-        self.store = CheckpointStore(context.output / "checkpoints", log=self.log)
-        self.saving = BackgroundSave(self.trainer, self.store, self._wait)
         self.pending_metrics: dict[str, float] = {}  # of the rollout batch; logged with its first step
-        self.sync_metrics: dict[str, float] = {}
         self.watch_metrics: dict[str, float] = {}
-        self.seconds: dict[str, float] = {}
         self.tokens = self.too_long = 0
         self.longest = config.rollout.max_new_tokens  # of this rollout batch's completions
 
-    def seed(self, purpose: str, step: int) -> int:
-        """Seeds that depend on the stage's seed, the purpose and the step alone, so that a resumed run repeats them."""
-        digest = hashlib.blake2b(f"{self.context.seed}/{purpose}/{step}".encode(), digest_size=4).digest()
-        return int.from_bytes(digest, "big")
-
     def resume(self) -> int:
         """The first rollout to do: 0, or the one after the last whole checkpoint."""
-        found = self.store.latest()
-        step = 0
-        if found:
-            step, folder = found
-            self._wait(self.trainer.load_state.remote(str(folder)), "loading a checkpoint")
+        step, folder = self.resumed()
+        if folder is not None:
             self.lengths.load(folder / LENGTHS)
             if self.watcher:
                 self.watcher.watch.load(folder / WATCH)
-        self.log.truncate_after(step)
         return step // self.config.mini_batches
 
     def maybe_refresh_reference(self, step: int) -> None:
         """The reference is replaced at the first rollout boundary at or after every `reference_every` steps."""
         every, previous = self.config.reference_every, step - self.config.mini_batches
         if step and step // every > previous // every:
-            self._wait(self.trainer.refresh_reference.remote(), "refreshing the reference")
-
-    def sync_weights(self, step: int) -> None:
-        started = time.monotonic()
-        if self.config.sample_in_trainer:
-            self._wait(self.trainer.set_version.remote(step), "weight sync")
-        else:
-            self.pool.wake()
-            self.pool.sync(self.transport, version=step)
-            self._prove_sync(step)
-        self.seconds = {"time/sync_s": time.monotonic() - started}
-
-    def _prove_sync(self, step: int) -> None:
-        """Compare trainer and generators on the stage's first prompts."""
-        rendered = self._render(self.problems.draw(0, self.config.generator.sync.probe_prompts, 0.0))
-        prompts = [ids for ids in rendered if ids is not None and len(ids) > 1]
-        if prompts:
-            report = self.context.output / ".weight_sync_failure.json"
-            try:
-                self.sync_metrics = check_sync(
-                    self.trainer, self.pool, step, prompts, report, self.config.trainer.precision
-                )
-            except SyncFault as error:
-                raise StageError(f"{self.context.name}: {error}") from None
+            self.wait(self.trainer.refresh_reference.remote(), "refreshing the reference")
 
     def watch_reward(self, rollout: int) -> bool:
         """Look for reward hacking, where the recipe asks for it. Whether the stage ends here."""
         if self.watcher is None or not self.watcher.is_due(rollout):
             return False
         step = rollout * self.config.mini_batches
-        self._report(step, phase="watching the reward")
-        found = self.watcher.check(self.pool, self._render)
+        self.report(step, phase="watching the reward")
+        found = self.watcher.check(self.pool, self.render)
         for sentence in filter(None, (found.alert, found.blind)):
             logger.warning("%s: step %d: %s", self.context.name, step, sentence)
         stops = bool(found.alert) and self.watcher.config.on_alert == "stop"
@@ -187,8 +132,8 @@ class Session:
     def sample_and_score(self, step: int) -> list[ScoredGroup]:
         """A rollout batch. Under dynamic sampling, further questions take the place of groups without signal."""
         started = time.monotonic()
-        self._report(step, phase="sampling")
-        self._wait(self.trainer.offload.remote(), "offloading the optimizer")
+        self.report(step, phase="sampling")
+        self.wait(self.trainer.offload.remote(), "offloading the optimizer")
         self.longest = self.config.max_new_tokens_at(step)
         count = self.config.questions_per_step * self.config.mini_batches
         groups, asked, missing = [], 0, count
@@ -216,7 +161,7 @@ class Session:
         params = config.rollout.params(config.group_size, self.seed(purpose, step))
         return sample_and_score(
             self.problems.draw(first, count, share),
-            render=self._render,
+            render=self.render,
             pool=self.pool,
             rewards=self.rewards,
             params=replace(
@@ -229,13 +174,6 @@ class Session:
             expected_tokens=self.lengths.expected,
             routing_groups=config.log_routing_groups,
         )
-
-    def _render(self, problems: Sequence[Problem]) -> list[list[int] | None]:
-        conversations = [problem.messages for problem in problems]
-        rendered = self.trainer.render_prompts.remote(conversations, self.config.rollout.template)
-        prompts = self._wait(rendered, "rendering prompts")
-        room = self.pool.context()  # the engine's may be smaller than the model's
-        return [ids if ids is None or len(ids) < room else None for ids in prompts]
 
     def compare(self, groups: Sequence[ScoredGroup]) -> list[TrainingSequence]:
         if not groups:
@@ -292,7 +230,7 @@ class Session:
         self.saving.poll()
         try:
             dealt = self.trainer.dealt(sequences, len)
-            parts = self._wait(self.trainer.annotate.each(dealt), "old and reference logprobs")
+            parts = self.wait(self.trainer.annotate.each(dealt), "old and reference logprobs")
         except MissingRoutes as error:
             raise StageError(f"{self.context.name}: {error}") from None
         annotated = put_back(self.trainer.shares(sequences, len), parts)
@@ -305,7 +243,7 @@ class Session:
         lr = self.config.optimizer.lr_at(step, self.config.steps)
         try:
             shares = self.trainer.dealt(mini_batch, len)
-            metrics = self._wait(self.trainer.update.remote(shares, lr, self.longest), f"step {step + 1}")
+            metrics = self.wait(self.trainer.update.remote(shares, lr, self.longest), f"step {step + 1}")
             self.saving.poll()
         except NonFiniteLoss as error:
             dump = self._dump(mini_batch, step)
@@ -313,7 +251,7 @@ class Session:
             raise StageError(sentence) from None
         self.seconds["time/update_s"] += time.monotonic() - started
         self.log.log(step + 1, self.pending_metrics | metrics | {"optimizer/lr": lr})
-        self._report(
+        self.report(
             step + 1,
             phase="training",
             loss=metrics["loss/policy"],
@@ -337,7 +275,7 @@ class Session:
         if self.pending_metrics:  # no completion had a signal, so no step was taken
             self.log.log(step, self.pending_metrics)
         self.log.log_timing(step, self.seconds | {"throughput/tokens_per_s": self.tokens / seconds})
-        self._report(step, tokens_per_s=self.tokens / seconds)
+        self.report(step, tokens_per_s=self.tokens / seconds)
         every, last = self.config.trainer.checkpoint_every, step - self.config.mini_batches
         if step // every > last // every and step < self.config.steps:
             self.saving.begin(step, beside=self._save_beside)
@@ -349,21 +287,17 @@ class Session:
 
     def save_policy(self) -> None:
         self.saving.finish()
-        self._wait(self.trainer.save_checkpoint.remote(str(self.context.output)), "saving the policy")
-        average = str(self.context.output / AVERAGE)
-        self._wait(self.trainer.save_average.remote(average), "saving the average of the weights")
-        shutil.rmtree(self.context.output / WEIGHTS, ignore_errors=True)
+        self.save_weights()
         stats = counts(read_log(self.context.output / METRICS)) | {"problems_held_out": self.problems.contaminated}
         write_stats(self.context.output, stats)
 
     def close(self) -> None:
-        self.pool.close()
+        super().close()
         self.rewards.close()
         if self.watcher:
             self.watcher.close()
         for handle in self.served.values():
             kill(handle)
-        self.trainer.stop()
 
     def _dump(self, mini_batch: Sequence[TrainingSequence], step: int):
         """The batch behind a non-finite step: one .npz with every array, to be read with numpy alone."""
@@ -376,9 +310,3 @@ class Session:
                 arrays |= {f"{i}/support_ids": support.ids, f"{i}/support_sizes": support.sizes}
         np.savez_compressed(file, **{key: value for key, value in arrays.items() if value is not None})
         return file
-
-    def _wait(self, ref: Any, phase: str) -> Any:
-        return wait(ref, phase=f"{self.context.name}: {phase}", deadline_s=self.config.trainer.deadline_s)
-
-    def _report(self, step: int, **event: Any) -> None:
-        self.context.report({"step": step, "total_steps": self.config.steps, **event})

@@ -11,42 +11,32 @@ import torch
 
 from models.routing import routers
 from models.routing_replay import RoutingReplay
-from rl.batch import MicroBatch, MissingRoutes, NonFiniteLoss, TrainingSequence, empty_row, pack
+from rl.batch import MicroBatch, MissingRoutes, NonFiniteLoss, TrainingSequence
 from rl.loss import policy_loss, token_weights
 from rl.metrics import combine, mini_batch_metrics
 from rl.mismatch import mismatch_sums
 from rl.objective import Denominators, Objective
 from rl.replay import ReplayedRows
-from rollouts.records import Group, Request, SamplingParams
-from rollouts.transformers_generator import ModelSampler
-from rollouts.weight_sender import WeightSender
+from rl.sampling_trainer import SamplingTrainer, row_logprobs
 from training.passes import Balance, Found, Predict
-from training.policy import Policy, evaluating
-from training.stage import StageError
-from training.trainer import Trainer
+from training.policy import Policy
 
 LOSSES = ("loss/policy", "loss/balance", "loss/mtp")
 
 
-class PolicyTrainer(Trainer, WeightSender):
+class PolicyTrainer(SamplingTrainer):
     def __init__(
         self,
         *args,
         objective: Objective,
         temperature: float,
-        row_tokens: int,
-        max_slots: int = 256,
         bias_speed: float = 0.0,
         balance_weight: float = 0.0,
         mtp_weight: float = 0.0,
         **kwargs,
     ):
         super().__init__(*args, mtp=mtp_weight > 0, **kwargs)
-        self.leads = self.ranks.rank == 0
-        # Sampling needs the weights in one piece.
-        self.sampler = ModelSampler(self.model, self.tokenizer, max_slots) if not self.ranks.in_pieces else None
         self.objective, self.temperature = objective, temperature
-        self.row_tokens = row_tokens
         self.bias_speed, self.balance_weight, self.mtp_weight = bias_speed, balance_weight, mtp_weight
         self.reference: Policy | None = None
         if objective.needs_reference:
@@ -66,41 +56,6 @@ class PolicyTrainer(Trainer, WeightSender):
             self.reference.model.load_state_dict(self.model.state_dict())
             self.reference_is_policy = True
 
-    def set_version(self, version: int) -> None:
-        """Stamp what `stream` samples from now on."""
-        if self.sampler is None:
-            raise StageError(
-                "sample_in_trainer samples with whole weights, and precision fp8 on a GPU shards them (the rest is "
-                "bfloat16); set sample_in_trainer: false"
-            )
-        self.sampler.policy_version = version
-
-    def stream(
-        self, requests: Sequence[Request], params: SamplingParams, version: int | None = None
-    ) -> Iterator[Group]:
-        """Groups as they finish, from the weights as they are (see rollouts.generator)."""
-        assert self.sampler is not None
-        self.model.eval()
-        try:
-            yield from self.sampler.stream(requests, params, version)
-        finally:
-            self.model.train()
-
-    @torch.no_grad()
-    def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Logprobs, float32 [T - 1], of every token of each sequence but its first, at temperature 1, to compare with
-        the generators'. All ranks score the same sequences, of two tokens at least."""
-        ids = [np.array(sequence) for sequence in sequences]
-        texts = [TrainingSequence(prompt_ids=s[:1], completion_ids=s[1:], advantage=0.0) for s in ids]
-        scores: list[np.ndarray] = [np.zeros(0, np.float32)] * len(ids)
-        rows = self._rows(texts)
-        with evaluating(self.policy):
-            found = self.read(rows, partial(_logprobs, temperature=1.0))
-        for row, logprobs in zip(rows, found, strict=True):
-            for index, of_sequence in zip(row.sequence_indices, row.split(logprobs), strict=True):
-                scores[index] = of_sequence
-        return scores
-
     @torch.no_grad()
     def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
         """The same sequences with old logprobs (current weights) and, when the objective needs them, reference ones.
@@ -112,7 +67,7 @@ class PolicyTrainer(Trainer, WeightSender):
         if force:
             self._check_routes(sequences)
         rows, replayed = self._rows(sequences), self._replayed(force)
-        reading = partial(_logprobs, temperature=self.temperature)
+        reading = partial(row_logprobs, temperature=self.temperature)
         olds = self.read(rows, reading, around=replayed.around)
         refs: list[Any] = [None] * len(rows)
         if self.reference is not None:
@@ -133,10 +88,6 @@ class PolicyTrainer(Trainer, WeightSender):
             for index, of_sequence in zip(row.sequence_indices, row.split_routes(experts), strict=True):
                 annotated[index] = replace(annotated[index], routed_experts=of_sequence)
         return annotated
-
-    def _rows(self, sequences: Sequence[TrainingSequence]) -> list[MicroBatch]:
-        """This rank's sequences in as many rows as the other ranks have."""
-        return self.even(pack(sequences, self.row_tokens), empty_row())
 
     def _replayed(self, force: bool) -> ReplayedRows:
         idle = self.routing_replay == "off"
@@ -230,13 +181,6 @@ class PolicyTrainer(Trainer, WeightSender):
                 "routing_replay 'rollout' forces in training; sample with a generator that returns them, or set it to "
                 "'trainer' or 'off'"
             )
-
-
-def _logprobs(row: MicroBatch, predict: Predict, temperature: float) -> np.ndarray:
-    """[C] float32."""
-    logprobs_C = predict(temperature).logprobs_C
-    assert logprobs_C is not None
-    return logprobs_C.cpu().numpy()
 
 
 def _by_sequence(row: MicroBatch, old: np.ndarray, ref: np.ndarray | None) -> Iterator[dict[str, np.ndarray]]:

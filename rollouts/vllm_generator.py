@@ -270,18 +270,29 @@ class VLLMGenerator(WeightReceiver):
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Logprobs, float32 [T - 1], of every token of each sequence but its first, at temperature 1."""
+        check_version(self.policy_version, None)
+        return [
+            np.array([row[token].logprob for row, token in zip(rows, ids[1:], strict=True)], np.float32)
+            for rows, ids in zip(self._prompt_logprobs(sequences, 0), sequences, strict=True)
+        ]
+
+    def top_logprobs(self, sequences: Sequence[Sequence[int]], k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each sequence, for every place after its first: the k most likely tokens, int32 [T - 1, k], most likely
+        first, and their logprobs, float32, at temperature 1. The engine must have been given max_logprobs of k."""
+        found = []
+        for rows in self._prompt_logprobs(sequences, k):  # with a token's own logprob too, whatever its rank
+            tops = [sorted((said.rank, token, said.logprob) for token, said in row.items())[:k] for row in rows]
+            ids = np.array([[token for _, token, _ in top] for top in tops], np.int32).reshape(-1, k)
+            found.append((ids, np.array([[said for *_, said in top] for top in tops], np.float32).reshape(-1, k)))
+        return found
+
+    def _prompt_logprobs(self, sequences: Sequence[Sequence[int]], k: int) -> list[list[dict[int, Any]]]:
+        """Of each sequence, for every place after its first: token -> vLLM's Logprob, of k tokens and the one there."""
         import vllm
 
-        check_version(self.policy_version, None)
-        settings = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        settings = vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=k, detokenize=False)
         prompts = [{"prompt_token_ids": list(ids)} for ids in sequences]
-        outputs = self.llm.generate(prompts, settings, use_tqdm=False)
-        return [
-            np.array(
-                [row[token].logprob for row, token in zip(o.prompt_logprobs[1:], ids[1:], strict=True)], np.float32
-            )
-            for o, ids in zip(outputs, sequences, strict=True)
-        ]
+        return [output.prompt_logprobs[1:] for output in self.llm.generate(prompts, settings, use_tqdm=False)]
 
     def sleep(self) -> None:
         """Give device memory back (weights wait in host memory). On CPU there is nothing to give."""

@@ -40,11 +40,12 @@ EMPTY = Row(
 def pack_examples(examples: Sequence[Example], capacity: int) -> list[Row]:
     """Rows of at most `capacity` tokens; a longer example is a row of its own."""
     return [
-        _row([examples[i] for i in members]) for members in best_fit([len(e.token_ids) for e in examples], capacity)
+        row_of([examples[i] for i in members]) for members in best_fit([len(e.token_ids) for e in examples], capacity)
     ]
 
 
-def _row(examples: Sequence[Example]) -> Row:
+def row_of(examples: Sequence[Example]) -> Row:
+    """All of them in one row, in their order."""
     lengths = [len(e.token_ids) for e in examples]
     ids = np.concatenate([e.token_ids for e in examples]).astype(np.int64)
     mask = np.concatenate([np.concatenate([[False], e.loss_mask[1:]]) for e in examples])

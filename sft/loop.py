@@ -1,7 +1,7 @@
 """The supervised loop: batches in, checkpoints and metrics out, resumed where it was cut off."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,13 @@ from sft.batch import Row
 from sft.config import IndexerStage, PretrainConfig, SFTConfig
 from training.background_save import BackgroundSave, Wait
 from training.checkpoint import CheckpointStore
-from training.group import TrainerGroup, spawn_trainer
+from training.config import TrainingConfig
+from training.group import PerRank, TrainerGroup, spawn_trainer
 from training.run_log import RunLog
 from training.stage import StageContext
 
 AVERAGE = "average"  # folder beside the checkpoint: the average of the weights, with optimizer.ema_decay
-Batches = Callable[[int], list[Row]]  # optimizer step -> its packed rows; the same rows every time it is asked
+Batches = Callable[[int], Sequence[Row]]  # optimizer step -> its packed rows; the same rows every time it is asked
 
 
 def train(
@@ -28,25 +29,49 @@ def train(
     indexer: IndexerStage = "frozen",
 ) -> None:
     """Take `steps` optimizer steps from `checkpoint` in an actor and leave the result in the stage's folder."""
-    settings = config.trainer
     start_ray()
     trainer = spawn_trainer(
-        "sft.trainer:SupervisedTrainer", settings, str(checkpoint), config.optimizer, mtp=config.mtp_weight > 0,
+        "sft.trainer:SupervisedTrainer", config.trainer, str(checkpoint), config.optimizer, mtp=config.mtp_weight > 0,
         indexer=indexer,
     )  # fmt: skip
+
+    def step(rows: PerRank, lr: float) -> Any:
+        return trainer.step.remote(rows, lr, config.mtp_weight, config.bias_speed, config.balance_weight)
+
+    train_by(trainer, step, batches, steps, config, context, save_dtype=save_dtype)
+
+
+def train_by(
+    trainer: TrainerGroup,
+    step: Callable[[PerRank, float], Any],
+    batches: Batches,
+    steps: int,
+    config: TrainingConfig,
+    context: StageContext,
+    *,
+    loss: str = "loss/nll",
+    save_dtype: str = "float32",
+) -> None:
+    """The loop for any trainer: `step` begins an optimizer step on dealt rows at a learning rate, and its answer has
+    metrics, among them `loss`. The trainer is stopped at the end, or by an error."""
     try:
-        _take_steps(trainer, batches, steps, config, context)
-        phase = f"{context.name}: saving the checkpoint"
-        saved = trainer.save_checkpoint.remote(str(context.output), save_dtype)
-        wait(saved, phase=phase, deadline_s=settings.deadline_s)
-        saved = trainer.save_average.remote(str(context.output / AVERAGE), save_dtype)
-        wait(saved, phase=phase, deadline_s=settings.deadline_s)
+        _take_steps(trainer, step, batches, steps, config, context, loss)
+        phase, deadline_s = f"{context.name}: saving the checkpoint", config.trainer.deadline_s
+        wait(trainer.save_checkpoint.remote(str(context.output), save_dtype), phase=phase, deadline_s=deadline_s)
+        average = trainer.save_average.remote(str(context.output / AVERAGE), save_dtype)
+        wait(average, phase=phase, deadline_s=deadline_s)
     finally:
         trainer.stop()
 
 
 def _take_steps(
-    trainer: TrainerGroup, batches: Batches, steps: int, config: SFTConfig | PretrainConfig, context: StageContext
+    trainer: TrainerGroup,
+    take_step: Callable[[PerRank, float], Any],
+    batches: Batches,
+    steps: int,
+    config: TrainingConfig,
+    context: StageContext,
+    loss: str,
 ) -> None:
     def waits(ref: Any, phase: str) -> Any:
         return wait(ref, phase=f"{context.name}: {phase}", deadline_s=config.trainer.deadline_s)
@@ -58,9 +83,8 @@ def _take_steps(
     rows = batches(first) if first < steps else []
     for step in range(first, steps):
         started = time.monotonic()
-        shares = trainer.dealt(rows, lambda row: len(row.input_ids))
         lr = config.optimizer.lr_at(step, steps)
-        pending = trainer.step.remote(shares, lr, config.mtp_weight, config.bias_speed, config.balance_weight)
+        pending = take_step(trainer.dealt(rows, lambda row: len(row.input_ids)), lr)
         tokens = sum(len(row.input_ids) for row in rows)
         rows = batches(step + 1) if step + 1 < steps else []  # made while the trainer computes
         metrics = waits(pending, f"step {step}")
@@ -69,7 +93,7 @@ def _take_steps(
         log.log(step + 1, metrics)
         log.log_timing(step + 1, {"time/step_s": seconds, "throughput/tokens_per_s": tokens / seconds})
         context.report(
-            {"step": step + 1, "total_steps": steps, "loss": metrics["loss/nll"], "tokens_per_s": tokens / seconds}
+            {"step": step + 1, "total_steps": steps, "loss": metrics[loss], "tokens_per_s": tokens / seconds}
         )
         if (step + 1) % config.trainer.checkpoint_every == 0 and step + 1 < steps:
             saving.begin(step + 1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from data.chat import Template
 from models.checkpoint import context_length, load_tokenizer
 from sft.batch import Example, Row, pack_examples
 from sft.config import SFTConfig
@@ -22,36 +23,68 @@ def run(config: SFTConfig, context: StageContext) -> None:
     fine_tune(config, context, checkpoint=context.inputs["policy"], dataset=context.inputs["dataset"])
 
 
-def fine_tune(config: SFTConfig, context: StageContext, *, checkpoint: Path, dataset: Path) -> None:
-    """Train `checkpoint` on the conversations of the artifact `dataset`; the result is left in the stage's folder."""
-    samples, dropped = load_samples(config, checkpoint, dataset)
-    steps_per_epoch = math.ceil(len(samples) / config.batch_size)
-    steps = steps_per_epoch * config.epochs
-    _write_stats(context.output, samples, dropped, steps)
+def fine_tune(
+    config: SFTConfig, context: StageContext, *, checkpoint: Path, dataset: Path, token_budget: int | None = None
+) -> None:
+    """Train `checkpoint` on the conversations of the artifact `dataset`; the result is left in the stage's folder.
+
+    token_budget: target tokens after which training ends, within the epochs.
+    """
+    samples, dropped = load_samples(config.template, checkpoint, dataset)
+    epochs = Epochs([target_tokens(sample) for sample in samples], config.batch_size, config.epochs, context.seed)
+    steps = epochs.steps_within(token_budget)
+    write_sample_stats(context.output, samples, dropped, epochs, steps)
 
     def batches(step: int) -> list[Row]:
-        epoch, place = divmod(step, steps_per_epoch)
-        order = epoch_order(len(samples), context.seed, epoch)
-        chosen = order[place * config.batch_size : (place + 1) * config.batch_size]
-        return pack_examples([e for index in chosen for e in samples[index]], config.trainer.row_tokens)
+        return pack_examples([e for index in epochs.samples(step) for e in samples[index]], config.trainer.row_tokens)
 
     train(checkpoint, batches, steps, config, context, indexer=config.indexer)
 
 
-def load_samples(config: SFTConfig, checkpoint: Path, dataset: Path) -> tuple[list[Sample], int]:
+class Epochs:
+    """Which samples each optimizer step takes: in every epoch each of them once, in another order."""
+
+    def __init__(self, tokens: Sequence[int], batch_size: int, epochs: int, seed: int):
+        """tokens: of each sample, those that are learnt."""
+        self.tokens, self.batch_size, self.seed = tokens, batch_size, seed
+        self.per_epoch = math.ceil(len(tokens) / batch_size)
+        self.steps = self.per_epoch * epochs
+
+    def samples(self, step: int) -> np.ndarray:
+        """Indices, int64, by seed and step alone."""
+        epoch, place = divmod(step, self.per_epoch)
+        order = epoch_order(len(self.tokens), self.seed, epoch)
+        return order[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def steps_within(self, budget: int | None) -> int:
+        """The steps that it takes to learn `budget` tokens, or all there are."""
+        if budget is None:
+            return self.steps
+        learnt = 0
+        for step in range(self.steps):
+            learnt += self.tokens_of(step)
+            if learnt >= budget:
+                return step + 1
+        return self.steps
+
+    def tokens_of(self, step: int) -> int:
+        return sum(self.tokens[index] for index in self.samples(step))
+
+
+def load_samples(template: Template, checkpoint: Path, dataset: Path) -> tuple[list[Sample], int]:
     """The tokenised conversations that fit, and how many do not: they are dropped whole, since a cut one has no answer.
 
     The limit is the model's context. Raises StageError when nothing is left, or when the template has no room for a
     conversation.
     """
     tokenizer = load_tokenizer(checkpoint)
-    _check_tokenizer(tokenizer, checkpoint, config)
+    _check_tokenizer(tokenizer, checkpoint, template)
     limit = context_length(checkpoint)
     file = dataset / "data.parquet"
     samples, dropped = [], 0
     for row in read_conversations(file):
         try:
-            sample = conversation_examples(tokenizer, row["messages"], config.template)
+            sample = conversation_examples(tokenizer, row["messages"], template)
         except ValueError as error:
             raise StageError(f"{file}, row {row['id']}: {error}") from None
         if max(len(example.token_ids) for example in sample) <= limit:
@@ -71,20 +104,24 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def _check_tokenizer(tokenizer: Any, checkpoint: Path, config: SFTConfig) -> None:
+def _check_tokenizer(tokenizer: Any, checkpoint: Path, template: Template) -> None:
     if tokenizer.eos_token_id is None:
         raise StageError(f"{checkpoint}: the tokenizer has no EOS token, so completions could not end; set eos_token")
-    if config.template == "chat" and not tokenizer.chat_template:
+    if template == "chat" and not tokenizer.chat_template:
         raise StageError(f"{checkpoint}: the tokenizer has no chat template; add one, or set template: plain")
 
 
-def _write_stats(folder: Path, samples: Sequence[Sample], dropped: int, steps: int) -> None:
-    examples = [example for sample in samples for example in sample]
+def target_tokens(sample: Sample) -> int:
+    return sum(int(example.loss_mask[1:].sum()) for example in sample)
+
+
+def write_sample_stats(folder: Path, samples: Sequence[Sample], dropped: int, epochs: Epochs, steps: int) -> None:
     stats = {
         "samples": len(samples),
         "dropped_too_long": dropped,
-        "tokens": sum(len(e.token_ids) for e in examples),
-        "target_tokens": sum(int(e.loss_mask.sum()) for e in examples),
+        "tokens": sum(len(example.token_ids) for sample in samples for example in sample),
+        "target_tokens": sum(epochs.tokens),
         "steps": steps,
+        "tokens_trained": sum(epochs.tokens_of(step) for step in range(steps)),
     }
     write_stats(folder, stats)

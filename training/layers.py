@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from models.attention import no_mask
 from models.mtp import MTPModule
-from training.logprobs import LossOf
+from training.logprobs import HeadLoss, LossOf
 from training.policy import Policy, Predictions, RowTensors, WithMTP
 
 
@@ -74,6 +74,7 @@ class PolicyPart(Policy):
         temperature: float | None = 1.0,
         mtp: WithMTP = "off",
         loss_of: LossOf | None = None,
+        head_loss: HeadLoss | None = None,
     ) -> torch.Tensor | Predictions:
         """The hidden states [1, T, D] after a chunk, given those before it (none before the first); after the last
         chunk what Policy.forward returns."""
@@ -90,4 +91,4 @@ class PolicyPart(Policy):
             )
         if chunk < self.last:
             return states
-        return self.predictions(row, base.norm(states), temperature, mtp, loss_of)
+        return self.predictions(row, base.norm(states), temperature, mtp, loss_of, head_loss)

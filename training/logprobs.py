@@ -17,6 +17,8 @@ from training.head_chunks import ChunkedHead, SupportTensors, check_support
 
 # Logprobs of a chunk's tokens, [C] or [C, K], and which tokens they are -> its share of the loss, a scalar.
 LossOf = Callable[[Tensor, slice], Tensor]
+# Final hidden states [C, D] of the tokens that predict, and the head's weight [V, D] -> a loss, a scalar.
+HeadLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def token_logprobs(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from models.routing import SequenceBalance
-from training.logprobs import LossOf
+from training.logprobs import HeadLoss, LossOf
 from training.policy import PackedRow, Policy, Predictions, RowTensors, WithMTP, uncounted
 
 Row = TypeVar("Row", bound=PackedRow)
@@ -25,7 +25,11 @@ class Predict(Protocol):
     """What the policy says of the row at hand; see training.policy.Policy.forward. To be called once."""
 
     def __call__(
-        self, temperature: float | None, mtp: WithMTP = "off", loss_of: LossOf | None = None
+        self,
+        temperature: float | None,
+        mtp: WithMTP = "off",
+        loss_of: LossOf | None = None,
+        head_loss: HeadLoss | None = None,
     ) -> Predictions: ...
 
 
@@ -90,9 +94,14 @@ class Passes:
     def predict(self, policy: Policy, row: PackedRow) -> Predict:
         """For one row."""
 
-        def predict(temperature: float | None, mtp: WithMTP = "off", loss_of: LossOf | None = None) -> Predictions:
+        def predict(
+            temperature: float | None,
+            mtp: WithMTP = "off",
+            loss_of: LossOf | None = None,
+            head_loss: HeadLoss | None = None,
+        ) -> Predictions:
             with counted(policy, row):
-                return policy(self.tensors(row), temperature, mtp, loss_of)
+                return policy(self.tensors(row), temperature, mtp, loss_of, head_loss)
 
         return predict
 

@@ -26,7 +26,7 @@ from torch.distributed.pipelining import PipelineStage, ScheduleDualPipeV
 
 from models.routing import SequenceBalance
 from training.layers import PolicyPart, rank_of_chunk
-from training.logprobs import LossOf
+from training.logprobs import HeadLoss, LossOf
 from training.parallel import Ranks
 from training.passes import (
     Answer,
@@ -204,9 +204,14 @@ class _Run:
         """The states after a chunk; after the last one, the loss."""
         row, tensors = self.rows[index], self.pipeline.tensors
 
-        def predict(temperature: float | None, mtp: WithMTP = "off", loss_of: LossOf | None = None) -> Predictions:
+        def predict(
+            temperature: float | None,
+            mtp: WithMTP = "off",
+            loss_of: LossOf | None = None,
+            head_loss: HeadLoss | None = None,
+        ) -> Predictions:
             with counted(self.policy, row):
-                return self.policy(tensors(row), chunk, before, temperature, mtp, loss_of)
+                return self.policy(tensors(row), chunk, before, temperature, mtp, loss_of, head_loss)
 
         if chunk < self.policy.last:
             with counted(self.policy, row):

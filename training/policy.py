@@ -18,7 +18,7 @@ from models.attention import PackedLayout
 from models.mtp import MTPModule, mtp_hidden
 from models.routing import routers
 from training.head_chunks import SupportTensors
-from training.logprobs import LossOf, summed_nll, token_logprobs, token_loss
+from training.logprobs import HeadLoss, LossOf, summed_nll, token_logprobs, token_loss
 
 WithMTP = Literal["off", "joint", "alone"]
 
@@ -86,7 +86,7 @@ class Predictions(NamedTuple):
 
     logprobs_C: torch.Tensor | None = None  # float32
     entropies_C: torch.Tensor | None = None  # float32, nats, without gradient
-    loss: torch.Tensor | None = None  # the sum of -logprobs (nats), or that of `loss_of`
+    loss: torch.Tensor | None = None  # the sum of -logprobs (nats), or that of `loss_of`, or `head_loss`
     mtp_nll: torch.Tensor | None = None  # the same of the MTP module, of each target that it predicts as well
 
 
@@ -109,21 +109,31 @@ class Policy(nn.Module):
         temperature: float | None = 1.0,
         mtp: WithMTP = "off",
         loss_of: LossOf | None = None,
+        head_loss: HeadLoss | None = None,
     ) -> Predictions:
         """Logprobs and entropies of the row's targets at `temperature` and over the row's support.
 
         temperature None: their summed loss alone, at 1 and over all tokens, as the MTP module's always is.
         mtp "alone": the MTP module learns, and the main model, whose head and embedding it shares, does not.
         loss_of: see training.logprobs.token_loss; the gradient then comes by the loss, not by the logprobs.
+        head_loss: made of hidden states and head in place of all this, where the targets are not all that counts.
         """
-        return self.predictions(row, self.hidden_states(row), temperature, mtp, loss_of)
+        return self.predictions(row, self.hidden_states(row), temperature, mtp, loss_of, head_loss)
 
     def predictions(
-        self, row: RowTensors, hidden: torch.Tensor, temperature: float | None, mtp: WithMTP, loss_of: LossOf | None
+        self,
+        row: RowTensors,
+        hidden: torch.Tensor,
+        temperature: float | None,
+        mtp: WithMTP,
+        loss_of: LossOf | None,
+        head_loss: HeadLoss | None,
     ) -> Predictions:
         """What `forward` returns, from the final hidden states, [1, T, D]."""
         deeper = None if mtp == "off" or self.mtp is None else self._mtp_nll(row, hidden, alone=mtp == "alone")
         predicting = hidden[0, row.predicting], self.model.lm_head.weight, row.targets
+        if head_loss is not None:
+            return Predictions(loss=head_loss(*predicting[:2]), mtp_nll=deeper)
         if temperature is None:
             return Predictions(loss=summed_nll(*predicting), mtp_nll=deeper)
         if loss_of is None:
