@@ -13,7 +13,7 @@ from data.families import problem as family_problem
 from data.instructions import instruction_problem
 from data.problems import Problem
 from data.safety_prompts import safety_problem
-from data.schemas import SourceError
+from data.schemas import SourceError, with_instruction
 from data.sources import held_out_texts, read_problems
 from data.word_problems import WORD_FAMILIES, word_problem
 
@@ -26,6 +26,11 @@ class ProblemsConfig(BaseModel, extra="forbid", frozen=True):
     )
     levels: tuple[int, ...] = Field(default=LEVELS, description="difficulty levels, 1 (easy) to 3, in equal shares")
     languages: tuple[str, ...] = Field(default=LANGUAGES, description="languages of the prompts, in equal shares")
+    instruction: str = Field(
+        default="",
+        description="line added to every procedural question, e.g. 'Put your final answer within \\boxed{}.', for "
+        "pretrained models; empty: none, as the tiny chain's. Sources have an `instruction` of their own",
+    )
     instruction_share: float = Field(
         default=0.0,
         ge=0,
@@ -133,8 +138,10 @@ class ProblemPool:
         family = self.config.families[index // len(self.config.languages) % len(self.config.families)]
         level = rng.choice(self.config.levels)
         if family in WORD_FAMILIES:
-            return word_problem(family, level, index, self.split, self.seed)
-        return family_problem(family, level, index, self.split, language, self.seed)
+            told = word_problem(family, level, index, self.split, self.seed)
+        else:
+            told = family_problem(family, level, index, self.split, language, self.seed)
+        return with_instruction(told, self.config.instruction) if self.config.instruction else told
 
 
 class _Listed:

@@ -91,7 +91,7 @@ def problem_from_source_row(row: Row, schema: str, source: ProblemSource, defaul
     """Read one row laid out as `schema` (not auto). Raises SourceError without the place, which the reader adds."""
     if schema == "r1":
         problem = problem_from_row(row)
-        return problem if not source.instruction else _with_instruction(problem, source.instruction)
+        return problem if not source.instruction else with_instruction(problem, source.instruction)
     fields = _READERS[schema](row, source)
     messages = fields.get("messages") or ({"role": "user", "content": fields["question"]},)
     question = messages[-1]["content"]
@@ -105,7 +105,7 @@ def problem_from_source_row(row: Row, schema: str, source: ProblemSource, defaul
         language=language,
         metadata=fields.get("metadata", {}),
     )
-    return problem if not source.instruction else _with_instruction(problem, source.instruction)
+    return problem if not source.instruction else with_instruction(problem, source.instruction)
 
 
 def detect_language(text: str) -> str:
@@ -253,7 +253,7 @@ _FITS: dict[str, Callable[[Row], bool]] = {
 }
 
 
-def _with_instruction(problem: Problem, instruction: str) -> Problem:
+def with_instruction(problem: Problem, instruction: str) -> Problem:
     *history, last = problem.messages
     asked = {**last, "content": f"{last['content'].rstrip()}\n{instruction}"}
     return Problem(

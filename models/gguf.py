@@ -24,5 +24,6 @@ def load_gguf(file: Path) -> tuple[PreTrainedModel, Any]:
             model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         except (ValueError, KeyError, OSError, NotImplementedError) as error:
             raise ValueError(f"{file} is no GGUF file that transformers reads: {error}") from None
-    del model.config.quantization_config  # what was made here is not quantised
+    for name in ("quantization_config", "_model_name_or_path"):  # what is made here is not quantised
+        model.config.__dict__.pop(name, None)
     return model, tokenizer

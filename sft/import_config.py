@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, FilePath, model_validator
 
 from data.config import LOCAL_OR_HUB, is_local
 
@@ -19,6 +19,11 @@ class ImportConfig(BaseModel, extra="forbid", frozen=True):
         "installed Python package holds; no default, the model is yours"
     )
     revision: str | None = Field(default=None, description="commit or tag on the hub; none: the newest one")
+    chat_template: FilePath | None = Field(
+        default=None,
+        description="Jinja file of a chat template in place of the tokenizer's, for base models that have none; none: "
+        "the tokenizer's own. Relative to the recipe",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="precision of the checkpoint; bfloat16 as pretrained models are published"
     )

@@ -18,6 +18,8 @@ def run(config: ImportConfig, context: StageContext) -> None:
         model, tokenizer, mtp = _load(config)
     except (ImportError, ValueError, OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise StageError(f"{context.name}: {config.model} cannot be brought in: {error}", retry=True) from None
+    if config.chat_template is not None:
+        tokenizer.chat_template = config.chat_template.read_text(encoding="utf-8")
     save_model(context.output, model, tokenizer, mtp, getattr(torch, config.dtype))
     write_stats(context.output, {"parameters": model.num_parameters()})
 

@@ -79,3 +79,11 @@ def _value(expression: str) -> Fraction:
             a, op, b = terms[place], ops.pop(place), terms.pop(place + 1)
             terms[place] = {"*": a * b, "/": a / b if b else a, "+": a + b, "-": a - b}[op]
     return terms[0]
+
+
+def test_every_question_can_end_with_an_instruction():
+    asked = "Put your final answer within \\boxed{}."
+    config = ProblemsConfig(families=("seats", "chain_sum"), languages=("en",), instruction=asked)
+    plain = config.model_copy(update={"instruction": ""})
+    told, bare = (ProblemPool(these, "train", 0).draw(0, 20) for these in (config, plain))
+    assert all(problem.question == f"{other.question}\n{asked}" for problem, other in zip(told, bare, strict=True))

@@ -123,7 +123,7 @@ def test_kl_needs_a_teacher_and_a_teacher_needs_kl(dataset, llama_checkpoint, ti
 
 def test_weights_name_teachers_that_are_there(llama_checkpoint, tiny_checkpoint, tmp_path):
     inputs = {"student": llama_checkpoint, "teachers__two": tiny_checkpoint}
-    with pytest.raises(StageError, match="weights.chain_sum names one, and the input teachers has two"):
+    with pytest.raises(StageError, match=r"weights\.chain_sum names one, and the input teachers has two"):
         run_on_policy(ON_POLICY, context(tmp_path, **inputs))
 
 

