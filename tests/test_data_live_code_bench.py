@@ -141,8 +141,8 @@ def test_conditions_are_of_values_and_lists_and_name_what_they_cannot_compare(tm
         with pytest.raises(SourceError, match=rf"test\.jsonl line 1: {said}"):
             read(path, rows, where=where)
         with pytest.raises(SourceError, match=said):
-            check_first_row(ProblemSource(path=str(path), where=where))
-    check_first_row(ProblemSource(path=str(path), where={"difficulty": {"one_of": ["hard"]}}))
+            check_first_row(ProblemSource.model_validate({"path": str(path), "where": where}))
+    check_first_row(ProblemSource.model_validate({"path": str(path), "where": {"difficulty": {"one_of": ["hard"]}}}))
 
 
 class RunsACommand:
