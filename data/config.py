@@ -5,7 +5,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-RowSchema = Literal["auto", "r1", "gsm8k", "math", "aime", "gpqa", "mmlu", "prompts", "columns"]
+RowSchema = Literal[
+    "auto", "r1", "gsm8k", "math", "aime", "gpqa", "mmlu", "ifeval", "live_code_bench", "prompts", "columns"
+]
 PreferenceSchema = Literal["auto", "pairs", "ranked", "safety", "ultrafeedback", "helpsteer2", "helpsteer2_preference"]
 JudgeStyle = Literal["full", "terse"]  # how a generative reward model is asked
 JUDGE_ROLES = ("grm", "judge")  # inputs of a stage that judge for its rewards, each served by processes of its own
@@ -16,8 +18,13 @@ LOCAL_OR_HUB = "a path, or the name of something on a hub"
 OPERATIONAL = "how a stage is run, not what it makes: a stage that was cut off goes on with another value"
 
 
+HUB_FILE = "hf://datasets/"  # how the path of one file of a hub data set begins
+
+
 def is_local(written: str, folder: Path = Path()) -> bool:
     """Whether `written` means a path: it looks like one, or there is such a file or folder under `folder`."""
+    if written.startswith(HUB_FILE):
+        return False
     return written.startswith(("./", "../", "/", "~")) or written.endswith(FILE_SUFFIXES) or (folder / written).exists()
 
 
@@ -36,13 +43,22 @@ class RowSource(BaseModel, extra="forbid", frozen=True):
     """One file, folder or Hugging Face dataset of rows."""
 
     path: Annotated[str, LOCAL_OR_HUB] = Field(
-        description="file (.jsonl, .jsonl.gz, .parquet), folder or hub name; no default, data is yours"
+        description="file (.jsonl, .jsonl.gz, .parquet), folder, hub name or one file of a hub data set "
+        "(hf://datasets/OWNER/NAME/FILE); no default, data is yours"
     )
     split: str = Field(default="train", description="split of a folder or hub dataset; train keeps test data unseen")
     subset: str | None = Field(
         default=None, description="configuration of a hub dataset (gsm8k: main); most have one only"
     )
     revision: str | None = Field(default=None, description="commit or tag of a hub dataset; none: the newest one")
+
+
+class Where(BaseModel, extra="forbid", frozen=True):
+    """Which values of a column are kept. Texts compare as texts, so ISO dates do by time; dates are written so."""
+
+    at_least: str | float | None = Field(default=None, description="the smallest value kept; none: no lower end")
+    below: str | float | None = Field(default=None, description="the smallest value not kept; none: no upper end")
+    one_of: tuple[str | float, ...] = Field(default=(), description="the values kept; empty: all between the ends")
 
 
 class ProblemSource(RowSource, extra="forbid", frozen=True):
@@ -53,6 +69,10 @@ class ProblemSource(RowSource, extra="forbid", frozen=True):
     name: str | None = Field(
         default=None,
         description="prefix of generated ids; none: folder and file name, which keeps sources apart",
+    )
+    where: dict[str, Where] = Field(
+        default={},
+        description="column -> which rows to keep, e.g. {contest_date: {at_least: 2024-08-01, below: 2025-02-01}}; all",
     )
     limit: int | None = Field(default=None, ge=1, description="problems to keep, after shuffling; none: all")
     shuffle_seed: int | None = Field(default=None, description="seed of the shuffle; none: the order of the file")

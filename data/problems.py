@@ -20,8 +20,10 @@ class Problem:
 
     id: str
     messages: tuple[dict[str, str], ...]  # chat turns, the last one from the user
-    ground_truth: str  # what `checker` needs: an answer, or JSON (countdown, instruction)
-    checker: str  # grader name: math | list | choice | options | key_value | countdown | instruction | code | none
+    ground_truth: str  # what `checker` needs: an answer, or JSON (countdown, instruction, ifeval, code)
+    checker: (
+        str  # grader name: math | list | choice | options | key_value | countdown | instruction | ifeval | code | none
+    )
     domain: str  # family for metrics and reward routing: chain_sum, ..., general
     language: str  # ISO 639-1 code of the prompt: en | zh
     metadata: dict[str, Any] = field(default_factory=dict)  # e.g. {"level": 2, "index": 17}

@@ -1,7 +1,8 @@
 """From one row of a dataset to a Problem, for each known row layout. Pure functions; reading files is `data.sources`.
 
 Known layouts: r1 (a Problem as `problem_to_row` writes it), gsm8k, math (Hendrycks MATH, MATH-500), aime, gpqa, mmlu,
-prompts (what only a model can judge the answers to) and columns (your own file with a column mapping).
+ifeval, live_code_bench, prompts (what only a model can judge the answers to) and columns (your own file with a column
+mapping).
 """
 
 import json
@@ -11,6 +12,8 @@ from typing import Any
 
 from data.choice_schemas import is_gpqa, is_mmlu, read_gpqa, read_mmlu
 from data.config import ProblemSource
+from data.ifeval import is_ifeval, read_ifeval
+from data.live_code_bench import is_live_code_bench, read_live_code_bench
 from data.problems import UNCHECKED, Problem
 
 Row = Mapping[str, Any]
@@ -22,6 +25,8 @@ EXPECTED = {
     "aime": "problem or Problem, answer or Answer, and year or a whole-number Answer",
     "gpqa": "Question, Correct Answer, and Incorrect Answer 1 to 3",
     "mmlu": "question, choices, answer",
+    "ifeval": "prompt, instruction_id_list, kwargs",
+    "live_code_bench": "question_content, starter_code, public_test_cases, private_test_cases",
     "prompts": "prompt, a text or turns, no answer, and perhaps id, domain, language, rubric",
     "columns": "the columns named under `columns`",
 }
@@ -177,7 +182,9 @@ def _read_aime(row: Row, source: ProblemSource) -> dict[str, Any]:
     }
 
 
-def _read_choice(read: Callable[[Row], dict[str, Any]], schema: str) -> Callable[[Row, ProblemSource], dict[str, Any]]:
+def _read_benchmark(
+    read: Callable[[Row], dict[str, Any]], schema: str
+) -> Callable[[Row, ProblemSource], dict[str, Any]]:
     def reader(row: Row, source: ProblemSource) -> dict[str, Any]:
         try:
             fields = read(row)
@@ -226,8 +233,10 @@ _READERS: dict[str, Callable[[Row, ProblemSource], dict[str, Any]]] = {
     "gsm8k": _read_gsm8k,
     "math": _read_math,
     "aime": _read_aime,
-    "gpqa": _read_choice(read_gpqa, "gpqa"),
-    "mmlu": _read_choice(read_mmlu, "mmlu"),
+    "gpqa": _read_benchmark(read_gpqa, "gpqa"),
+    "mmlu": _read_benchmark(read_mmlu, "mmlu"),
+    "ifeval": _read_benchmark(read_ifeval, "ifeval"),
+    "live_code_bench": _read_benchmark(read_live_code_bench, "live_code_bench"),
     "prompts": _read_prompts,
     "columns": _read_columns,
 }
@@ -249,6 +258,8 @@ _FITS: dict[str, Callable[[Row], bool]] = {
     "aime": _fits_aime,
     "gpqa": is_gpqa,
     "mmlu": is_mmlu,
+    "ifeval": is_ifeval,
+    "live_code_bench": is_live_code_bench,
     "prompts": lambda row: "prompt" in row and set(row) <= _PROMPT_COLUMNS,
 }
 

@@ -3,7 +3,8 @@
 Reading holds one problem, the shuffle's buffer and every id seen (ids must be unique). Who keeps the problems, as
 `data.problem_pool` does, needs about 1 KB for each.
 
-JSONL (also gzipped), parquet, folders of these, folders and hub names that `datasets` can load.
+JSONL (also gzipped), parquet, folders of these, folders and hub names that `datasets` can load, and single files of a
+hub data set.
 """
 
 import gzip
@@ -17,10 +18,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.config import FILE_SUFFIXES, ProblemSource, RowSource
+from data.config import FILE_SUFFIXES, HUB_FILE, ProblemSource, RowSource
 from data.decontaminate import problem_texts
 from data.problems import Problem
 from data.schemas import SourceError, detect_schema, problem_from_source_row
+from data.where import keeps
 
 Item = TypeVar("Item")
 PlacedRow = tuple[str, dict[str, Any]]  # (place for error messages, e.g. "train.jsonl line 12", row)
@@ -60,7 +62,8 @@ def check_first_row(source: ProblemSource) -> None:
     if first is None:
         raise SourceError(f"{source.path}: there are no rows")
     if not source.skip_bad_rows:
-        next(_parse_rows([first], source))
+        _is_kept(*first, source)
+        next(_parse_rows([first], source.model_copy(update={"where": {}})))
 
 
 def shuffled(items: Iterable[Item], seed: int, buffer_size: int) -> Iterator[Item]:
@@ -109,6 +112,8 @@ def read_parquet(path: Path) -> Iterator[PlacedRow]:
 
 def placed_rows(source: RowSource) -> Iterator[PlacedRow]:
     """The rows of a file, folder or hub dataset, each with its place. Raises SourceError, also while it is read."""
+    if source.path.startswith(HUB_FILE):
+        return _read_hub_file(source)
     path = Path(source.path).expanduser()
     files = _local_files(path, source.split)
     if files:
@@ -160,12 +165,37 @@ def _read_hugging_face(source: RowSource) -> Iterator[PlacedRow]:
         ) from error
 
 
+def _read_hub_file(source: RowSource) -> Iterator[PlacedRow]:
+    """One file, kept in the hub's cache. For data sets whose files `datasets` reads by a script only, and no longer."""
+    from huggingface_hub import hf_hub_download  # slow to import
+
+    parts = source.path.removeprefix(HUB_FILE).split("/", 2)
+    if len(parts) < 3 or not all(parts):
+        raise SourceError(f"{source.path}: expected {HUB_FILE}OWNER/NAME/FILE")
+    owner, name, file = parts
+    try:
+        found = hf_hub_download(f"{owner}/{name}", file, repo_type="dataset", revision=source.revision)
+    except Exception as error:  # no network, no such data set, no leave to read it
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SourceError(f"{source.path}: cannot be had from the hub ({reason}); give a local copy as path") from error
+    yield from _read_file(Path(found))
+
+
+def _is_kept(place: str, row: dict[str, Any], source: ProblemSource) -> bool:
+    try:
+        return keeps(row, source.where)
+    except ValueError as error:
+        raise SourceError(f"{place}: {error}") from None
+
+
 def _parse_rows(placed: Iterable[PlacedRow], source: ProblemSource) -> Iterator[Problem]:
     stem = _stem(source)
     schema = None if source.row_schema == "auto" else source.row_schema
     seen: set[str] = set()
     skipped: list[str] = []
     for number, (place, row) in enumerate(placed, start=1):
+        if not _is_kept(place, row, source):
+            continue
         try:
             schema = schema or detect_schema(row)
             problem = problem_from_source_row(row, schema, source, default_id=f"{stem}-{number}")

@@ -10,12 +10,15 @@ import pyarrow.parquet as pq
 from data.problems import Problem
 from pipeline.statistics import summarise
 from rewards.canonical import canonical_answer
+from rewards.ifeval import tally_completion
 from rewards.reward import Score, Verdict
 from rewards.utility import utility_of_completion
 from rollouts.records import Completion
 
 GENERAL = "general"  # domain of general instructions
 INSTRUCTION = "instruction"  # the checker of those whose true utility is known
+IFEVAL = "ifeval"
+_LONGEST_TRUTH = 10_000  # characters; the tests of a program can be megabytes, and stand in every row
 COLUMNS = pa.schema(
     {
         "checkpoint": pa.string(),
@@ -32,6 +35,9 @@ COLUMNS = pa.schema(
         "format": pa.bool_(),
         "language_consistency": pa.float64(),
         "utility": pa.float64(),  # of an answer to an instruction (rewards.utility); null for other problems
+        "instructions": pa.int32(),  # of an IFEval prompt (rewards.ifeval), like the next two; null for other problems
+        "instructions_followed": pa.int32(),
+        "instructions_followed_loosely": pa.int32(),
         "length": pa.int32(),  # tokens
         "truncated": pa.bool_(),  # cut off by the length limit
     }
@@ -41,13 +47,14 @@ COLUMNS = pa.schema(
 def completion_row(checkpoint: str, problem: Problem, sample: int, completion: Completion, score: Score) -> dict:
     """One row of the table; `score` has the parts accuracy, format and language unless it is an error."""
     scorable = score.verdict is not Verdict.ERROR
+    tally = tally_completion(problem, completion.text) if problem.checker == IFEVAL else None
     return {
         "checkpoint": checkpoint,
         "problem_id": problem.id,
         "domain": problem.domain,
         "language": problem.language,
         "question": problem.question,
-        "ground_truth": problem.ground_truth,
+        "ground_truth": _shortened(problem.ground_truth),
         "sample": sample,
         "completion": completion.text,
         "answer": canonical_answer(problem, completion.text),
@@ -56,6 +63,9 @@ def completion_row(checkpoint: str, problem: Problem, sample: int, completion: C
         "format": score.parts["format"] == 1.0 if scorable else None,
         "language_consistency": score.parts["language"] if scorable else None,
         "utility": utility_of_completion(problem, completion.text) if problem.checker == INSTRUCTION else None,
+        "instructions": tally.asked if tally else None,
+        "instructions_followed": tally.strict if tally else None,
+        "instructions_followed_loosely": tally.loose if tally else None,
         "length": len(completion.token_ids),
         "truncated": completion.finish_reason == "length",
     }
@@ -82,6 +92,10 @@ def score_checkpoint(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "by_domain": {domain: summarise(part) for domain, part in _split(rows, "domain").items()},
         "by_language": {language: summarise(part) for language, part in _split(reasoning, "language").items()},
     }
+
+
+def _shortened(truth: str) -> str:
+    return truth if len(truth) <= _LONGEST_TRUTH else f"{truth[:_LONGEST_TRUTH]}... ({len(truth)} characters)"
 
 
 def _split(rows: list[dict[str, Any]], column: str) -> dict[str, list[dict[str, Any]]]:

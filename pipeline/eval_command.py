@@ -214,6 +214,10 @@ def _score_table(checkpoints: dict[str, Any]) -> "Table":
     for name in sorted({name for scores in domains for name in scores}):
         cells = (_interval(scores[name]["pass@1"]) if name in scores else "-" for scores in domains)
         table.add_row(Text(f"pass@1, {name}"), *cells)
+    rates = [scores["overall"].get("instructions") or {} for scores in checkpoints.values()]
+    for key in ("prompt_loose", "instruction_strict", "instruction_loose"):
+        if any(rates):
+            table.add_row(f"IFEval, {key.replace('_', ' level, ')}", *(_percent(row.get(key)) for row in rates))
     utilities = [scores.get("general", {}).get("utility") for scores in domains]
     if any(utilities):
         table.add_row("true utility, general", *map(_interval, utilities))

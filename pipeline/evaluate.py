@@ -7,7 +7,7 @@ under checkpoints/, so a stage that was cut off goes on with the next one.
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from pipeline.artifact import write_json
 from pipeline.checkpoint_pool import CheckpointPool
 from pipeline.completions import GENERAL, completion_row, load_rows, score_checkpoint, write_rows
 from pipeline.errors import did_you_mean
-from pipeline.evaluate_config import EvaluateConfig, Prompting
+from pipeline.evaluate_config import CODE, EvaluateConfig, Prompting
 from rewards.config import RewardSpec
 from rewards.pool import RewardPool
 from rewards.reward import Verdict
@@ -167,7 +167,8 @@ class _Evaluator:
 
     def _grader(self, layout: Layout) -> RewardPool:
         if layout not in self.graders:
-            self.graders[layout] = RewardPool(reward_specs(layout), self.config.reward_workers)
+            specs = reward_specs(layout, program_domains(self.problems), self.config.code)
+            self.graders[layout] = RewardPool(specs, self.config.reward_workers)
         return self.graders[layout]
 
     def close(self) -> None:
@@ -177,10 +178,24 @@ class _Evaluator:
         self.graders.clear()
 
 
-def reward_specs(layout: Layout) -> tuple[RewardSpec, ...]:
-    """The rewards behind the columns verdict, format and language_consistency."""
+def program_domains(problems: list[Problem]) -> tuple[str, ...]:
+    """Domains of problems that ask for programs. Raises StageError where one of them has other problems too."""
+    programs = {problem.domain for problem in problems if problem.checker == "code"}
+    mixed = programs & {problem.domain for problem in problems if problem.checker != "code"}
+    if mixed:
+        raise StageError(f"evaluate: domain '{min(mixed)}' has programs to judge and other answers; "
+                         "give one of its sources a `domain` of its own")  # fmt: skip
+    return tuple(sorted(programs))
+
+
+def reward_specs(
+    layout: Layout, programs: Sequence[str] = (), code: Mapping[str, Any] | None = None
+) -> tuple[RewardSpec, ...]:
+    """The rewards behind the columns verdict, format and language_consistency; `programs`: domains of programs."""
+    judge = RewardSpec(use=CODE, options=dict(code or {}), domains=list(programs))
     return (
-        RewardSpec(use="rewards.accuracy:Accuracy"),
+        RewardSpec(use="rewards.accuracy:Accuracy", except_domains=list(programs)),
+        *([judge] if programs else []),
         RewardSpec(use="rewards.format:Format", options={"layout": layout}),
         RewardSpec(use="rewards.language:LanguageConsistency"),
     )

@@ -1,14 +1,16 @@
 """Settings of the evaluate stage. Free of torch, so that recipes load fast."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, Field, PositiveInt, model_validator
 
 from data.chat import Layout, Template
 from data.problem_pool import ProblemsConfig
-from rewards.config import RewardWorkersConfig
+from rewards.combine import check_rewards
+from rewards.config import RewardSpec, RewardWorkersConfig
 from rollouts.config import GeneratorConfig, RolloutConfig
 
+CODE = "rewards.code:Code"
 DEFAULT = "default"  # the entry of `prompting` for checkpoints that have none of their own
 
 
@@ -64,6 +66,10 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
         description="checkpoint, or 'default', -> template and layout; plain and answer_tags for what never saw a chat",
     )
     reward_workers: RewardWorkersConfig = Field(default=RewardWorkersConfig(), description="the grading processes")
+    code: dict[str, Any] = Field(
+        default={},
+        description="options of rewards.code:Code, which judges programs, e.g. {workers: 4}; its own defaults",
+    )
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
@@ -71,6 +77,12 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
             raise ValueError("rollout.template has no effect here; set prompting.<checkpoint>.template instead")
         if self.problems.instruction_share:
             raise ValueError("problems.instruction_share has no effect here; set general_problems instead")
+        return self
+
+    @model_validator(mode="after")
+    def _code_has_such_options(self) -> Self:
+        if self.code:
+            check_rewards([RewardSpec(use=CODE, options=self.code)])
         return self
 
     def prompting_of(self, checkpoint: str) -> Prompting:

@@ -189,12 +189,14 @@ def summarise(rows: Iterable[Mapping[str, Any]], *, seed: int = 0, resamples: in
 
     Args:
         rows: records with problem_id, verdict, format (bool), language_consistency (float or None), length (tokens),
-            completion; and, where known, answer (else read from the answer tags), truncated (bool) and utility (float).
+            completion; and, where known, answer (else read from the answer tags), truncated (bool), utility (float)
+            and the counts instructions, instructions_followed and instructions_followed_loosely.
 
     Returns:
         n_problems, k (most completions of a problem), pass@1, pass@k, cons@k, language_consistency, utility,
-        format_rate, length_mean (tokens), truncated, unscorable and n_completions (counts). Unscorable completions are
-        left out of everything but the last two; what cannot be computed is None.
+        instructions (see `instruction_rates`), format_rate, length_mean (tokens), truncated, unscorable and
+        n_completions (counts). Unscorable completions are left out of everything but the last two; what cannot be
+        computed is None.
     """
     by_problem: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -218,11 +220,33 @@ def summarise(rows: Iterable[Mapping[str, Any]], *, seed: int = 0, resamples: in
         else None,
         "language_consistency": _estimate(_column(scorable, "language_consistency"), seed, resamples),
         "utility": _estimate(_column(scorable, "utility"), seed, resamples),
+        "instructions": instruction_rates(row for problem in scorable for row in problem),
         "format_rate": _mean(_column(scorable, "format")),
         "length_mean": _mean(_column(scorable, "length")),
         "truncated": sum(bool(row.get("truncated")) for problem in problems for row in problem),
         "unscorable": counts["n_completions"] - counts["scorable"],
         "n_completions": counts["n_completions"],
+    }
+
+
+def instruction_rates(rows: Iterable[Mapping[str, Any]]) -> dict[str, float] | None:
+    """IFEval's other three accuracies, as shares (pass@1 is its prompt-level strict one); None without instructions.
+
+    At prompt level all instructions of a prompt count as one, at instruction level each counts (Zhou et al. 2023,
+    section 3.2); loose takes the best of the response's variants without a first or last line or stars.
+    """
+    counts = [
+        (row["instructions"], row["instructions_followed"], row["instructions_followed_loosely"])
+        for row in rows
+        if row.get("instructions")
+    ]
+    if not counts:
+        return None
+    asked, strict, loose = (sum(column) for column in zip(*counts, strict=True))
+    return {
+        "prompt_loose": sum(best == all_ for all_, _, best in counts) / len(counts),
+        "instruction_strict": strict / asked,
+        "instruction_loose": loose / asked,
     }
 
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 
 from data.chat import parse_completion
 from data.problems import UNCHECKED, Problem
-from rewards.checkers import CHECKERS
+from rewards.checkers import CHECKERS, WHOLE_ANSWER
 from rewards.grader_process import GraderPool
 from rewards.math_answer import extract_answer, grade_math
 from rewards.reward import Score
@@ -34,7 +34,10 @@ class AccuracyOptions(BaseModel, extra="forbid", frozen=True):
 
 
 class Accuracy:
-    """1.0 for a right final answer, 0.0 for a wrong or missing one; `instruction` earns the share of checks passed."""
+    """1.0 for a right final answer, 0.0 for a wrong or missing one.
+
+    `instruction` and `ifeval` earn the share of checks passed.
+    """
 
     name = "accuracy"
     judges = frozenset({"answer"})  # what an audit attacks
@@ -45,9 +48,9 @@ class Accuracy:
         self._pool = GraderPool(self.options.grader_processes, self.options.deadline_s, self.options.memory_mb)
 
     def __call__(self, problem: Problem, completion: str) -> Score:
-        if problem.checker == "instruction":
+        if problem.checker in WHOLE_ANSWER:
             parsed = parse_completion(completion)
-            return CHECKERS["instruction"](problem, parsed.final if parsed.answer is None else parsed.answer)
+            return CHECKERS[problem.checker](problem, parsed.final if parsed.answer is None else parsed.answer)
         if problem.checker == UNCHECKED:
             return Score.error(
                 f"Problem {problem.id} has nothing that a rule can check; leave its domain out, except_domains: "

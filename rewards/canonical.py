@@ -2,7 +2,7 @@
 
 from data.chat import parse_completion
 from data.problems import Problem
-from rewards.checkers import read_choice, read_list
+from rewards.checkers import WHOLE_ANSWER, read_choice, read_list
 from rewards.exact import parse_number, widen
 from rewards.math_answer import extract_answer
 from rewards.math_quantity import split_unit
@@ -14,9 +14,10 @@ def canonical_answer(problem: Problem, completion: str) -> str | None:
 
     Numbers are written exactly (`0.5` and `\\frac{1}{2}` both as `1/2`) and without units, lists as `3, 5`, choices as
     `true` or `B`. A countdown answer is its expression without spaces: two ways to reach the target are two answers.
-    Formulas are brought to one spelling, not to one form: `x+1` and `1+x` vote apart.
+    Where all that is said is judged, and for programs, it is the final part as it stands: answers that differ in a word
+    vote apart. Formulas are brought to one spelling, not to one form: `x+1` and `1+x` vote apart.
     """
-    if problem.checker == "instruction":
+    if problem.checker == "code" or problem.checker in WHOLE_ANSWER:
         parsed = parse_completion(completion)
         return (parsed.final if parsed.answer is None else parsed.answer).strip() or None
     text = extract_answer(completion).text

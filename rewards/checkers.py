@@ -1,7 +1,7 @@
-"""Graders that need no algebra, by `Problem.checker`: list, choice, options, key_value, countdown, instruction.
+"""Graders that need no algebra, by `Problem.checker`: list, choice, options, key_value, countdown, instruction, ifeval.
 
-Each takes (problem, text) and returns a Score: `text` is the extracted final answer, or for `instruction` the whole
-final part. A ground truth that cannot be read is an error; an answer that cannot be read is a fail.
+Each takes (problem, text) and returns a Score: `text` is the extracted final answer, or for those of WHOLE_ANSWER the
+whole final part. A ground truth that cannot be read is an error; an answer that cannot be read is a fail.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 from data.problems import Problem
 from rewards.countdown import ExpressionError, evaluate
 from rewards.exact import parse_number, widen
+from rewards.ifeval import check_ifeval
 from rewards.instruction import check_instruction
 from rewards.math_text import read_chosen
 from rewards.reward import Score
@@ -119,7 +120,9 @@ CHECKERS: dict[str, Checker] = {
     "key_value": check_key_value,
     "countdown": check_countdown,
     "instruction": check_instruction,
+    "ifeval": check_ifeval,
 }
+WHOLE_ANSWER = frozenset({"instruction", "ifeval"})  # checkers of all that is said, not of one answer in it
 
 
 def _read_gold_list(text: str) -> list[Fraction] | None:

@@ -9,10 +9,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from data.chat import parse_completion
+from data.packed import unpack
 from data.problems import Problem
 from rewards.code_answer import extract_program
 from rewards.reward import Score
-from rewards.sandbox.checkers import Checker, Custom, Exact, Floats, Tokens
+from rewards.sandbox.checkers import Checker, Custom, Exact, Floats, Lines, Tokens
 from rewards.sandbox.errors import SandboxError
 from rewards.sandbox.judge import Box, CallTest, StdioTest, Test, UnitTest, judge
 from rewards.sandbox.limits import MAX_CPU_S, MAX_MEMORY_MB, Limits
@@ -98,7 +99,8 @@ class _Truth(_Part):
     stdio: list[_Stdio] = []
     calls: list[_Call] = []
     unit_tests: list[_UnitTest] = []
-    checker: Literal["tokens", "exact"] | _FloatsChecker | _CustomChecker = "tokens"
+    prelude: str = ""
+    checker: Literal["tokens", "lines", "exact"] | _FloatsChecker | _CustomChecker = "tokens"
     cpu_s: float | None = None
     memory_mb: int | None = None
 
@@ -109,8 +111,9 @@ class Code:
     `Problem.checker` is code and `ground_truth` JSON: {"language": "python", "stdio": [{"input", "output"}, ...],
     "calls": [{"function", "args", "expected", "kwargs", "tolerance"}, ...] (function "Solution.f" is method f of an
     object made by Solution(); tolerance is absolute or relative, for any finite number), "unit_tests": [{"source",
-    "setup", "entry_points"}, ...], "checker": "tokens" | "exact" | {"floats": 1e-6} | {"custom": source}, "cpu_s": 2,
-    "memory_mb": 256}; at least one test of any kind.
+    "setup", "entry_points"}, ...], "checker": "tokens" | "lines" | "exact" | {"floats": 1e-6} | {"custom": source},
+    "prelude": source put before the program, "cpu_s": 2, "memory_mb": 256}; at least one test of any kind. It may be
+    packed (`data.packed`).
     """
 
     name = "code"
@@ -134,7 +137,7 @@ class Code:
         source = extract_program(parsed.final if parsed.answer is None else parsed.answer, truth.language)
         if source is None:
             return Score.failed(detail=f"no block of {truth.language} code")
-        program, checker = Program(truth.language, source), _checker_of(truth)
+        program, checker = Program(truth.language, truth.prelude + source), _checker_of(truth)
         try:
             # All tests must run to pay by their share; otherwise the first failure decides.
             judgement = judge(self._box, program, tests, checker, limits, self.options.all_or_nothing)
@@ -188,7 +191,7 @@ def _open_box(options: CodeOptions) -> Box:
 def _read_truth(text: str) -> _Truth:
     """Raises ValueError, in one line, for anything but the layout of `Code`."""
     try:
-        return _Truth.model_validate(json.loads(text, parse_constant=_constant))
+        return _Truth.model_validate(json.loads(unpack(text), parse_constant=_constant))
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}") from None
@@ -220,4 +223,4 @@ def _checker_of(truth: _Truth) -> Checker:
         case _CustomChecker(custom=source):
             return Custom(source)
         case name:
-            return Exact() if name == "exact" else Tokens()
+            return {"exact": Exact(), "lines": Lines(), "tokens": Tokens()}[name]

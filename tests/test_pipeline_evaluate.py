@@ -29,6 +29,7 @@ from pipeline.eval_command import build_config, evaluate, find_suite
 from pipeline.evaluate_config import EvaluateConfig, Prompting
 from pipeline.statistics import cons_at_k, mean_ci, pass_at_1, pass_at_k
 from rewards.canonical import canonical_answer
+from rewards.combine import build_reward
 from rewards.reward import Score, Verdict
 from rollouts.config import GeneratorConfig, RolloutConfig
 from rollouts.records import Completion
@@ -369,12 +370,14 @@ def test_settings_and_options_make_one_config():
         build_config(["samples=many"], {})
 
 
-@pytest.mark.parametrize("suite", ["aime_2024", "gpqa_diamond", "gsm8k", "math_500", "mmlu"])
+@pytest.mark.parametrize(
+    "suite", ["aime_2024", "gpqa_diamond", "gsm8k", "ifeval", "live_code_bench", "math_500", "mmlu"]
+)
 def test_shipped_suites_are_valid_and_as_the_paper_samples(suite):
     config = build_config([], {}, find_suite(suite))
     assert config.problems.sources and config.general_problems == 0
     assert (config.rollout.temperature, config.rollout.top_p, config.rollout.max_new_tokens) == (0.6, 0.95, 32768)
-    assert config.samples == {"aime_2024": 64, "gpqa_diamond": 64, "math_500": 16}.get(suite, 4)
+    assert config.samples == {"aime_2024": 64, "gpqa_diamond": 64, "live_code_bench": 8, "math_500": 16}.get(suite, 4)
 
 
 def test_a_suite_is_a_file_under_settings_and_options(tmp_path):
@@ -394,6 +397,54 @@ def test_a_suite_is_a_file_under_settings_and_options(tmp_path):
             build_config([], {}, suite)
     with pytest.raises(RecipeError, match=r"there is no maths_500; shipped are .*did you mean 'math_500'"):
         find_suite("maths_500")
+
+
+def completed(text: str) -> Completion:
+    return Completion(
+        token_ids=np.array([1], np.int32), sampling_logprobs=np.zeros(1, np.float32), policy_version=0,
+        finish_reason="stop", text=text,
+    )  # fmt: skip
+
+
+def test_ifeval_of_a_local_file_has_its_four_accuracies(tmp_path):
+    no_comma, words = {"relation": None, "num_words": None}, {"relation": "at least", "num_words": 3}
+    rows = [
+        {"key": 1, "prompt": "Greet.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [no_comma]},
+        {"key": 2, "prompt": "Greet us.", "kwargs": [no_comma, words],
+         "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"]},
+    ]  # fmt: skip
+    (tmp_path / "ifeval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = build_config([f"problems.sources=[{{path: {tmp_path / 'ifeval.jsonl'}}}]"], {}, find_suite("ifeval"))
+    first, second = sorted(stage.held_out_problems(config), key=lambda problem: problem.id)
+    assert (first.id, first.domain, first.question) == ("ifeval-1", "instruction", "Greet.")
+    reward = build_reward(stage.reward_specs("summary"))
+    answered = [(first, "Hello"), (first, "Sure, here:\nHello"), (second, "Hello to you"), (second, "Hello, you")]
+    done = []
+    for number, (problem, answer) in enumerate(answered):
+        completion = completed(f"<think>\nOne, two.\n</think>\n\n{answer}")
+        score = reward(problem, completion.text)
+        done.append(completion_row("a", problem, number, completion, score))
+    overall = score_checkpoint(done)["overall"]
+    assert overall["pass@1"]["mean"] == 0.5
+    assert overall["instructions"] == {"prompt_loose": 0.75, "instruction_strict": 3 / 6, "instruction_loose": 4 / 6}
+    assert score_checkpoint([row | {"instructions": None} for row in done])["overall"]["instructions"] is None
+
+
+def test_live_code_bench_takes_options_of_its_judge_and_refuses_others():
+    config = build_config(["code.workers=3"], {}, find_suite("live_code_bench"))
+    specs = stage.reward_specs("summary", ["live_code_bench"], config.code)
+    assert specs[1].options == {"workers": 3} and specs[0].except_domains == ["live_code_bench"]
+    with pytest.raises(RecipeError, match=r"worker.*Did you mean workers"):
+        build_config(["code.worker=3"], {}, find_suite("live_code_bench"))
+
+
+def test_a_ground_truth_of_megabytes_is_cut_in_the_rows():
+    problem = Problem(
+        id="p", messages=({"role": "user", "content": "?"},), ground_truth="x" * 100_000, checker="code",
+        domain="code", language="en",
+    )  # fmt: skip
+    row = completion_row("a", problem, 0, completed("y"), Score.error("no"))
+    assert len(row["ground_truth"]) < 11_000 and row["ground_truth"].endswith("x... (100000 characters)")
 
 
 def test_labels_are_as_short_as_they_can_be(tmp_path):

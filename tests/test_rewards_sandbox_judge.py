@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.sandbox.checkers import Custom, Exact, Floats, Tokens, same_value
+from rewards.sandbox.checkers import Custom, Exact, Floats, Lines, Tokens, same_value
 from rewards.sandbox.errors import SandboxError, SandboxUnavailable
 from rewards.sandbox.jail import plain
 from rewards.sandbox.judge import CallTest, StdioTest, UnitTest, judge
@@ -234,6 +234,13 @@ def test_an_object_in_place_of_a_value_is_the_programs_fault(box):
         (Tokens(), b"1 2\n3", b"1\n2   3\n\n", True),
         (Tokens(), b"1 2", b"1 2 3", False),
         (Tokens(), b"12", "１２".encode(), False),
+        (Lines(), b"1 2\n3\n", b"\n 1 2 \r\n3", True),
+        (Lines(), b"1 2\n3", b"1 2 3", False),
+        (Lines(), b"1 2.50", b"1.0   2.5", True),
+        (Lines(), b"case 1", b"case 1.0", False),
+        (Lines(), b"50000000000000000", b"50000000000000001", False),
+        (Lines(), b"1", b"sNaN", False),
+        (Lines(), b"1", "１".encode(), False),
         (Floats(1e-6, 0), b"0.5 x", b"0.5000001 x", True),
         (Floats(1e-6, 0), b"0.5", b"0.6", False),
         (Floats(1e-6, 0), b"0.5", b"nan", False),

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Protocol
 
 _NUMBER = re.compile(rb"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?")
@@ -29,6 +30,22 @@ class Tokens:
     def __call__(self, expected: bytes, output: bytes) -> str:
         wanted, got = expected.split(), output.split()
         return "" if wanted == got else _difference(wanted, got, "token")
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """The same lines but for white space around them; a line of numbers may write them otherwise, 1.0 for 1.
+
+    As LiveCodeBench compares: numbers exactly, as decimals, and never within a line that holds anything else.
+    """
+
+    def __call__(self, expected: bytes, output: bytes) -> str:
+        wanted, got = _stripped_lines(expected), _stripped_lines(output)
+        if len(wanted) == len(got) and all(
+            mine == theirs or _same_numbers(mine, theirs) for mine, theirs in zip(wanted, got, strict=True)
+        ):
+            return ""
+        return _difference(wanted, got, "line")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +77,7 @@ class Custom:
 
 
 class OutputChecker(Protocol):
-    """What Exact, Tokens and Floats are."""
+    """What Exact, Lines, Tokens and Floats are."""
 
     def __call__(self, expected: bytes, output: bytes) -> str: ...
 
@@ -132,6 +149,19 @@ def _close_numbers(wanted: float, got: float, tolerance: float) -> bool:
         return close(float(wanted), float(got), tolerance, tolerance)
     except OverflowError:
         return False
+
+
+def _stripped_lines(text: bytes) -> list[bytes]:
+    return [line.strip() for line in text.strip().split(b"\n")]
+
+
+def _same_numbers(wanted: bytes, got: bytes) -> bool:
+    mine, theirs = wanted.split(), got.split()
+    return (
+        len(mine) == len(theirs)
+        and all(len(word) <= _MAX_NUMBER and _NUMBER.fullmatch(word) for word in (*mine, *theirs))
+        and all(Decimal(left.decode()) == Decimal(right.decode()) for left, right in zip(mine, theirs, strict=True))
+    )
 
 
 def _difference(wanted: list[bytes], got: list[bytes], unit: str) -> str:
