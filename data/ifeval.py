@@ -123,7 +123,7 @@ def _instruction(name: Any, given: Any) -> Instruction:
 
 def _check(instruction: Any) -> None:
     name = instruction.get("id") if isinstance(instruction, dict) else None
-    if name not in INSTRUCTIONS:
+    if not isinstance(name, str) or name not in INSTRUCTIONS:
         raise ValueError(f"there is no instruction {name!r} among the {len(INSTRUCTIONS)} of IFEval")
     expected = INSTRUCTIONS[name]
     given = {key: value for key, value in instruction.items() if key != "id"}

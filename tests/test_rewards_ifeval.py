@@ -148,6 +148,7 @@ def test_loose_counts_forgive_opening_and_closing_lines_and_stars(tmp_path):
     [
         ({"instruction_id_list": ["keywords:rhyme"]}, "there is no instruction 'keywords:rhyme' among the 25"),
         ({"kwargs": [{"num_words": 3}]}, "punctuation:no_comma takes no arguments; got {'num_words': 3}"),
+        ({"instruction_id_list": [["punctuation:no_comma"]]}, "there is no instruction"),
         ({"kwargs": []}, "must be lists of one length"),
         ({"kwargs": ["x"]}, "are no object"),
         ({"instruction_id_list": [], "kwargs": []}, "at least one of them"),
