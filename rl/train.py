@@ -101,6 +101,7 @@ class Session:
             bias_speed=config.bias_speed,
             balance_weight=config.balance_weight,
             mtp_weight=config.mtp_weight,
+            seed=context.seed,
         )
         self.pool = GeneratorPool(policy, config.generator, shared=self.trainer if config.sample_in_trainer else None)
         self.transport = open_transport(self.trainer, config.generator.sync, context.output / WEIGHTS)

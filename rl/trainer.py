@@ -20,8 +20,9 @@ from rl.replay import ReplayedRows
 from rollouts.records import Group, Request, SamplingParams
 from rollouts.transformers_generator import ModelSampler
 from rollouts.weight_sender import WeightSender
-from training.passes import Balance, Found, Predict
-from training.policy import Policy, evaluating
+from training.passes import Balance, Found, Predict, Reading
+from training.policy import evaluating
+from training.reference import FrozenAdapters, FrozenCopy, Reference
 from training.stage import StageError
 from training.trainer import Trainer
 
@@ -48,9 +49,7 @@ class PolicyTrainer(Trainer, WeightSender):
         self.objective, self.temperature = objective, temperature
         self.row_tokens = row_tokens
         self.bias_speed, self.balance_weight, self.mtp_weight = bias_speed, balance_weight, mtp_weight
-        self.reference: Policy | None = None
-        if objective.needs_reference:
-            self.reference = self.frozen_copy()
+        self.reference = self._make_reference() if objective.needs_reference else None
         self.reference_is_policy = True  # until the first step: then its logprobs need no second pass
         self.replay = RoutingReplay(self.model)
         moe_layers = [name for name in self.router_names if not name.startswith("mtp.")]
@@ -60,10 +59,13 @@ class PolicyTrainer(Trainer, WeightSender):
             self.replay.check()
         self.routing_sums: dict[str, float] = {}  # of `annotate`; logged with the next step
 
+    def _make_reference(self) -> Reference:
+        return FrozenCopy(self.policy, self.frozen_copy()) if self.adapters is None else FrozenAdapters(self.policy)
+
     def refresh_reference(self) -> None:
         """pi_ref <- pi_theta."""
         if self.reference is not None:
-            self.reference.model.load_state_dict(self.model.state_dict())
+            self.reference.refresh()
             self.reference_is_policy = True
 
     def set_version(self, version: int) -> None:
@@ -118,7 +120,7 @@ class PolicyTrainer(Trainer, WeightSender):
         if self.reference is not None:
             # It routes by itself: where experts are forced, the same weights are another function.
             shared = self.reference_is_policy and not force
-            refs = olds if shared else self.read(rows, reading, policy=self.reference)
+            refs = olds if shared else self._read_reference(rows, reading)
         annotated = list(sequences)
         for row, old, ref in zip(rows, olds, refs, strict=True):
             for index, fields in zip(row.sequence_indices, _by_sequence(row, old, ref), strict=True):
@@ -133,6 +135,11 @@ class PolicyTrainer(Trainer, WeightSender):
             for index, of_sequence in zip(row.sequence_indices, row.split_routes(experts), strict=True):
                 annotated[index] = replace(annotated[index], routed_experts=of_sequence)
         return annotated
+
+    def _read_reference(self, rows: Sequence[MicroBatch], reading: Reading[MicroBatch, np.ndarray]) -> list[np.ndarray]:
+        assert self.reference is not None
+        with self.reference.policy() as policy:
+            return self.read(rows, reading, policy=policy)
 
     def _rows(self, sequences: Sequence[TrainingSequence]) -> list[MicroBatch]:
         """This rank's sequences in as many rows as the other ranks have."""

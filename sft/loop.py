@@ -32,7 +32,7 @@ def train(
     start_ray()
     trainer = spawn_trainer(
         "sft.trainer:SupervisedTrainer", settings, str(checkpoint), config.optimizer, mtp=config.mtp_weight > 0,
-        indexer=indexer,
+        indexer=indexer, seed=context.seed,
     )  # fmt: skip
     try:
         _take_steps(trainer, batches, steps, config, context)
