@@ -52,7 +52,8 @@ def policy(checkpoint, lora=LORA) -> PolicyTrainer:
 def rows(seed=0):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(4, 30, 6)
-    return pack_examples([Example(rng.integers(8, 300, length), rng.random(length) < 0.8) for length in lengths], 64)
+    examples = [Example(token_ids=rng.integers(8, 300, n), loss_mask=rng.random(n) < 0.8) for n in lengths]
+    return pack_examples(examples, 64)
 
 
 def step(trainer: SupervisedTrainer, seed=0) -> dict[str, float]:
@@ -114,9 +115,9 @@ def test_the_policy_begins_as_what_it_was_and_its_seed_is_all_the_chance_there_i
 
 
 @pytest.mark.parametrize(
-    "optimizer", [{"moments": "bfloat16"}, {"algorithm": "muon"}, {"ema_decay": 0.5}, {"offload": "moments"}], ids=str
+    "optimizer", [{}, {"moments": "bfloat16"}, {"ema_decay": 0.5}, {"offload": "moments"}], ids=str
 )
-def test_it_learns_with_every_optimizer(llama_checkpoint, optimizer):
+def test_it_learns_with_every_setting_of_adamw(llama_checkpoint, optimizer):
     trainer = supervised(llama_checkpoint, **optimizer)
     losses = [step(trainer)["loss/nll"] for _ in range(6)]
     assert losses[-1] < losses[0] - 0.3
@@ -268,15 +269,18 @@ def test_generators_are_sent_merged_weights_and_sample_the_policy_that_is_traine
     assert trainer.weight_shapes() == {name: tuple(weight.shape) for name, weight in weights.items()}
     assert weights.keys() == generator.weight_shapes().keys()
     generator.load_weights({name: weight.numpy() for name, weight in weights.items()}, version=1)
-    assert trainer.weight_checksums() == generator.weight_checksums()
-    requests = [Request(id="a", prompt_ids=(9, 40, 300, 12), n=3, seed=0)]
+    assert trainer.weight_checksums() == generator.held_checksums()
+    requests = [Request(key=str(i), prompt_ids=[9, 40, 300, 12 + i]) for i in range(6)]
     params = SamplingParams(temperature=1.0, max_new_tokens=12)
     trainer.set_version(1)
     for groups in (generator.stream(requests, params, 1), trainer.stream(requests, params, 1)):
-        ((completions,),) = [[group.completions for group in groups]]
-        for completion in completions:
-            (scores,) = trainer.score([[9, 40, 300, 12, *completion.token_ids]])
-            np.testing.assert_allclose(scores[3:], completion.logprobs, atol=2e-5)
+        apart = []
+        for group in groups:
+            prompt = [9, 40, 300, 12 + int(group.key)]
+            (scores,) = trainer.score([[*prompt, *group.completions[0].token_ids]])
+            apart.append(np.abs(scores[3:] - group.completions[0].sampling_logprobs))
+        # Rounding may let a close call of a router fall the other way, after which a completion differs by hundredths.
+        assert np.quantile(np.concatenate(apart), 0.8) < 1e-5
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------
@@ -316,11 +320,17 @@ def test_a_weight_for_what_is_at_rest_is_refused(stage, key):
     stage.model_validate({key: 0.0, "trainer": {"lora": {}}})
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_muon_is_refused(stage):
+    with pytest.raises(ValidationError, match="muon is made for whole weights"):
+        stage.model_validate({"optimizer": {"algorithm": "muon"}, "trainer": {"lora": {}}})
+
+
 def test_stages_that_need_all_weights_refuse_it():
     for stage in (PretrainConfig, RewardModelConfig):
         with pytest.raises(ValidationError, match=r"trainer\.lora: a .* leave (it|lora) out"):
             stage.model_validate({"trainer": {"lora": {}}})
-    with pytest.raises(ValidationError, match="trains indexers, which trainer.lora leaves at rest"):
+    with pytest.raises(ValidationError, match=r"trains indexers, which trainer\.lora leaves at rest"):
         SFTConfig.model_validate({"indexer": "joint", "trainer": {"lora": {}}})
 
 

@@ -90,8 +90,8 @@ class LoRAConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     rank: int = Field(
         default=16,
         ge=1,
-        description="rows of A, columns of B: how much can be learned. For RL a few are as good as all weights; large "
-        "SFT sets want 64 to 256. 16 is between the two",
+        description="rows of A, columns of B: how much can be learned. A few are as good as all weights for RL, and large "
+        "SFT sets need more; 16, between the two, is ours",
     )
     alpha: int = Field(
         default=32, ge=1, description="the update is alpha / rank * B A; with 32 at any rank, one lr serves all ranks"
@@ -189,6 +189,10 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
     @model_validator(mode="after")
     def _what_lora_trains_is_adapters(self) -> Self:
         """A default weight is nobody's wish; it is taken for 0."""
+        if self.trainer.lora is not None and self.optimizer.algorithm == "muon":
+            raise ValueError(
+                "optimizer: muon is made for whole weights, and trainer.lora trains their factors; set algorithm: adamw"
+            )
         moved = [key for key in ("mtp_weight", "bias_speed") if key in self.model_fields_set and getattr(self, key, 0)]
         if self.trainer.lora is not None and moved:
             raise ValueError(
