@@ -163,9 +163,9 @@ class TrainerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
     @model_validator(mode="after")
     def _adapters_are_there(self) -> Self:
         if self.lora is not None and self.precision == "fp8":
-            raise ValueError("trainer: lora is not there with precision fp8; set precision to bfloat16 or float32")
+            raise ValueError("lora is not there with precision fp8; set precision to bfloat16 or float32")
         if self.lora is not None and self.mesh.pipeline > 1:
-            raise ValueError("trainer: lora is not there in a pipeline; set mesh.pipeline to 1")
+            raise ValueError("lora is not there in a pipeline; set mesh.pipeline to 1")
         return self
 
 
