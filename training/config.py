@@ -90,8 +90,8 @@ class LoRAConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     rank: int = Field(
         default=16,
         ge=1,
-        description="rows of A, columns of B: how much can be learned. A few are as good as all weights for RL, and large "
-        "SFT sets need more; 16, between the two, is ours",
+        description="rows of A, columns of B: how much can be learned. A few are as good as all weights for RL, and "
+        "large SFT sets need more; 16, between the two, is ours",
     )
     alpha: int = Field(
         default=32, ge=1, description="the update is alpha / rank * B A; with 32 at any rank, one lr serves all ranks"
