@@ -88,6 +88,6 @@ def learn(
     folder = str(context.inputs.get(TEACHER, ""))  # its head is asked for only where it is an input
     trainer = spawn_trainer(
         "distill.trainer:DistillTrainer", config.trainer, str(student), config.optimizer,
-        row_tokens=config.trainer.row_tokens, kl=kl, teachers={TEACHER: folder},
+        row_tokens=config.trainer.row_tokens, seed=context.seed, kl=kl, teachers={TEACHER: folder},
     )  # fmt: skip
     train_by(trainer, trainer.step.remote, batches, steps, config, context, loss="loss/kl")

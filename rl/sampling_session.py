@@ -48,6 +48,7 @@ class SamplingSession:
             settings.optimizer,
             row_tokens=settings.trainer.row_tokens,
             max_slots=generator.max_slots,
+            seed=context.seed,
             **of_trainer,
         )
         self.pool = GeneratorPool(str(policy), generator, shared=self.trainer if settings.sample_in_trainer else None)

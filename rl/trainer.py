@@ -18,8 +18,8 @@ from rl.mismatch import mismatch_sums
 from rl.objective import Denominators, Objective
 from rl.replay import ReplayedRows
 from rl.sampling_trainer import SamplingTrainer, row_logprobs
-from training.passes import Balance, Found, Predict
-from training.policy import Policy
+from training.passes import Balance, Found, Predict, Reading
+from training.reference import FrozenAdapters, FrozenCopy, Reference
 
 LOSSES = ("loss/policy", "loss/balance", "loss/mtp")
 
@@ -38,9 +38,7 @@ class PolicyTrainer(SamplingTrainer):
         super().__init__(*args, mtp=mtp_weight > 0, **kwargs)
         self.objective, self.temperature = objective, temperature
         self.bias_speed, self.balance_weight, self.mtp_weight = bias_speed, balance_weight, mtp_weight
-        self.reference: Policy | None = None
-        if objective.needs_reference:
-            self.reference = self.frozen_copy()
+        self.reference = self._make_reference() if objective.needs_reference else None
         self.reference_is_policy = True  # until the first step: then its logprobs need no second pass
         self.replay = RoutingReplay(self.model)
         moe_layers = [name for name in self.router_names if not name.startswith("mtp.")]
@@ -50,10 +48,13 @@ class PolicyTrainer(SamplingTrainer):
             self.replay.check()
         self.routing_sums: dict[str, float] = {}  # of `annotate`; logged with the next step
 
+    def _make_reference(self) -> Reference:
+        return FrozenCopy(self.policy, self.frozen_copy()) if self.adapters is None else FrozenAdapters(self.policy)
+
     def refresh_reference(self) -> None:
         """pi_ref <- pi_theta."""
         if self.reference is not None:
-            self.reference.model.load_state_dict(self.model.state_dict())
+            self.reference.refresh()
             self.reference_is_policy = True
 
     @torch.no_grad()
@@ -73,7 +74,7 @@ class PolicyTrainer(SamplingTrainer):
         if self.reference is not None:
             # It routes by itself: where experts are forced, the same weights are another function.
             shared = self.reference_is_policy and not force
-            refs = olds if shared else self.read(rows, reading, policy=self.reference)
+            refs = olds if shared else self._read_reference(rows, reading)
         annotated = list(sequences)
         for row, old, ref in zip(rows, olds, refs, strict=True):
             for index, fields in zip(row.sequence_indices, _by_sequence(row, old, ref), strict=True):
@@ -88,6 +89,11 @@ class PolicyTrainer(SamplingTrainer):
             for index, of_sequence in zip(row.sequence_indices, row.split_routes(experts), strict=True):
                 annotated[index] = replace(annotated[index], routed_experts=of_sequence)
         return annotated
+
+    def _read_reference(self, rows: Sequence[MicroBatch], reading: Reading[MicroBatch, np.ndarray]) -> list[np.ndarray]:
+        assert self.reference is not None
+        with self.reference.policy() as policy:
+            return self.read(rows, reading, policy=policy)
 
     def _replayed(self, force: bool) -> ReplayedRows:
         idle = self.routing_replay == "off"

@@ -39,6 +39,12 @@ class PretrainConfig(TrainingConfig, extra="forbid", frozen=True):
         default=1e-4, ge=0, description="weight of the sequence-wise balance loss; V3's alpha (section 4.2)"
     )
 
+    @model_validator(mode="after")
+    def _has_weights_to_learn(self) -> Self:
+        if self.trainer.lora is not None:
+            raise ValueError("trainer.lora: a model from scratch has no weights to keep at rest; leave it out")
+        return self
+
 
 class SFTConfig(TrainingConfig, extra="forbid", frozen=True):
     """Supervised fine-tuning on conversations; loss on assistant tokens only."""
@@ -73,6 +79,8 @@ class SFTConfig(TrainingConfig, extra="forbid", frozen=True):
         moved = [name for name in ("bias_speed", "balance_weight") if getattr(self, name) > 0]
         if self.indexer == "warmup" and moved:
             raise ValueError(f"indexer: warmup trains indexers alone, and {moved[0]} moves routers; set it to 0")
+        if self.indexer != "frozen" and self.trainer.lora is not None:
+            raise ValueError(f"indexer: {self.indexer} trains indexers, which trainer.lora leaves at rest; drop one")
         if self.indexer != "frozen" and self.trainer.mesh.pipeline > 1:
             raise ValueError(f"indexer: {self.indexer} is not there in a pipeline; set trainer.mesh.pipeline to 1")
         if self.indexer != "frozen" and self.trainer.recompute == "norms_and_up_projections":

@@ -32,7 +32,7 @@ def train(
     start_ray()
     trainer = spawn_trainer(
         "sft.trainer:SupervisedTrainer", config.trainer, str(checkpoint), config.optimizer, mtp=config.mtp_weight > 0,
-        indexer=indexer,
+        indexer=indexer, seed=context.seed,
     )  # fmt: skip
 
     def step(rows: PerRank, lr: float) -> Any:

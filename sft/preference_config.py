@@ -198,4 +198,6 @@ class RewardModelConfig(TrainingConfig, extra="forbid", frozen=True, allow_inf_n
             raise ValueError("optimizer.ema_decay: a reward model keeps no average of its weights; leave it out")
         if self.trainer.mesh.pipeline > 1:
             raise ValueError("trainer.mesh: a reward model is not trained in a pipeline; set pipeline to 1")
+        if self.trainer.lora is not None:
+            raise ValueError("trainer.lora: a reward model learns with all its weights; leave lora out")
         return self

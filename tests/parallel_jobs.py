@@ -16,7 +16,7 @@ from rl.objective import ObjectiveConfig
 from rl.trainer import PolicyTrainer
 from sft.batch import EMPTY, Example, Row, pack_examples
 from sft.trainer import SupervisedTrainer
-from training.config import OptimizerConfig
+from training.config import LoRAConfig, OptimizerConfig
 from training.mesh import MeshConfig
 from training.parallel import whole
 from training.passes import Balance, Found, Predict, total
@@ -224,6 +224,41 @@ def sent_weights(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
         "sums_of_buckets": {entry.name: entry.checksum for bucket in buckets for entry in bucket.entries},
         "scores": trainer.score([[9, 10, 11, 12], [20, 21]]),
     }
+
+
+def adapter_steps(checkpoint: str, mesh: dict, folder: str, precision: str = "float32") -> dict[str, Any]:
+    """Two GRPO steps that train adapters, all that is saved and sent in between, and a third step."""
+    trainer = adapted(checkpoint, mesh, precision)
+    metrics = []
+    for seed in (1, 2):
+        annotated = trainer.annotate(sequences(trainer, seed))
+        metrics.append(trainer.update(annotated, 1e-3, 20))
+    trainer.begin_save(f"{folder}/state")
+    trainer.save_checkpoint(f"{folder}/hub")
+    trainer.write_weights(f"{folder}/sent", 1 << 16, "float32")
+    metrics.append(adapted_step(trainer))
+    trainer.finish_save()
+    moments = trainer.optimizer.state()
+    trained = {name for name, _ in trainer.policy.named_parameters() if f"optimizer.{name}/exp_avg" in moments}
+    return {"metrics": metrics, "trained": trained}
+
+
+def adapted(checkpoint: str, mesh: dict, precision: str = "float32") -> PolicyTrainer:
+    return PolicyTrainer(
+        checkpoint, OPTIMIZER, objective=ObjectiveConfig().resolve(), temperature=0.8, row_tokens=48, device="cpu",
+        mesh=MeshConfig(**mesh), precision=precision, lora=LoRAConfig(rank=4), seed=1,
+    )  # fmt: skip
+
+
+def adapted_step(trainer: PolicyTrainer) -> dict[str, Any]:
+    return trainer.update(trainer.annotate(sequences(trainer, 3)), 1e-3, 20)
+
+
+def adapted_resume(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
+    """The third step, from what `adapter_steps` has left."""
+    trainer = adapted(checkpoint, mesh)
+    trainer.load_state(f"{folder}/state")
+    return adapted_step(trainer)
 
 
 def missing_routes(checkpoint: str, mesh: dict) -> str:

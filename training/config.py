@@ -79,6 +79,33 @@ class OptimizerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fals
         return self.lr * (self.final_lr_share + (1 - self.final_lr_share) * cosine)
 
 
+class LoRAConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+    """Adapters that are trained in place of the weights (LoRA, Hu et al., arXiv:2106.09685): W + alpha / rank * B A.
+
+    Defaults follow "LoRA Without Regret" (Schulman et al., Thinking Machines, 2025). Its other advice is about
+    `optimizer.lr`: ten times that of training all weights. There is no dropout: old logprobs would then be those of
+    another policy than the one that sampled.
+    """
+
+    rank: int = Field(
+        default=16,
+        ge=1,
+        description="rows of A, columns of B: how much can be learned. A few are as good as all weights for RL, and "
+        "large SFT sets need more; 16, between the two, is ours",
+    )
+    alpha: int = Field(
+        default=32, ge=1, description="the update is alpha / rank * B A; with 32 at any rank, one lr serves all ranks"
+    )
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear",
+        min_length=1,
+        description="linear layers that get an adapter, by the last part of their names, as [q_proj, v_proj]; "
+        "all-linear: all of the decoder layers, as attention alone learns less. Where layers have routed experts "
+        "these are attention's, since peft takes gate_proj, up_proj and down_proj there for the experts. Never "
+        "experts, routers, indexers, embedding, head and MTP layer",
+    )
+
+
 class TrainerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The process that trains."""
 
@@ -95,6 +122,12 @@ class TrainerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
         "in bfloat16 on GPUs and float32 on CPUs; fast on Hopper alone. float32 is right for tiny models on CPUs",
     )
     fp8: Fp8Config = Field(default=Fp8Config(), description="how it is done where precision is fp8")
+    lora: LoRAConfig | None = Field(
+        default=None,
+        description="train adapters and leave the weights at rest: gradients and optimizer state are those of the "
+        "adapters alone. The result is a checkpoint with them merged, and beside it `adapter` for peft; none trains "
+        "all weights, as R1",
+    )
     threads: int = Field(default=2, ge=1, description="compute threads on CPU; part of what makes a run reproducible")
     row_tokens: int = Field(
         default=4096,
@@ -127,6 +160,14 @@ class TrainerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
             raise ValueError("trainer: fp8.dispatch is about tokens that travel, and with mesh.expert 1 none does")
         return self
 
+    @model_validator(mode="after")
+    def _adapters_are_there(self) -> Self:
+        if self.lora is not None and self.precision == "fp8":
+            raise ValueError("lora is not there with precision fp8; set precision to bfloat16 or float32")
+        if self.lora is not None and self.mesh.pipeline > 1:
+            raise ValueError("lora is not there in a pipeline; set mesh.pipeline to 1")
+        return self
+
 
 class TrainingConfig(BaseModel, extra="forbid", frozen=True):
     """What every stage that trains a policy has; stages set defaults of their own."""
@@ -143,6 +184,21 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
     def _mtp_layer_is_there(self) -> Self:
         if self.trainer.drop_mtp and "mtp_weight" in self.model_fields_set and getattr(self, "mtp_weight", 0):
             raise ValueError("mtp_weight is set while trainer.drop_mtp leaves no layer to train; drop one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _what_lora_trains_is_adapters(self) -> Self:
+        """A default weight is nobody's wish; it is taken for 0."""
+        if self.trainer.lora is not None and self.optimizer.algorithm == "muon":
+            raise ValueError(
+                "optimizer: muon is made for whole weights, and trainer.lora trains their factors; set algorithm: adamw"
+            )
+        moved = [key for key in ("mtp_weight", "bias_speed") if key in self.model_fields_set and getattr(self, key, 0)]
+        if self.trainer.lora is not None and moved:
+            raise ValueError(
+                f"{moved[0]} is set while trainer.lora leaves all but its adapters at rest; set {moved[0]} to 0, or "
+                "train without lora"
+            )
         return self
 
 

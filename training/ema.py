@@ -5,7 +5,7 @@ average waits for that thread.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from threading import Thread
 
 import torch
@@ -52,15 +52,23 @@ class WeightAverage:
         self.join()
         return self._average
 
-    @contextmanager
-    @torch.no_grad()
-    def in_place_of_weights(self) -> Iterator[None]:
+    def in_place_of_weights(self) -> AbstractContextManager[None]:
         """The parameters hold the average while this is open, e.g. to save a checkpoint of it."""
-        weights = {name: p.detach().clone() for name, p in self.parameters.items()}
-        try:
-            for name, average in self.tensors().items():
-                self.parameters[name].copy_(average)
-            yield
-        finally:
-            for name, weight in weights.items():
-                self.parameters[name].copy_(weight)
+        return holding(self.parameters, self.tensors())
+
+
+@contextmanager
+def holding(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """The parameters hold these values, by name, while this is open, and then their own again."""
+    own = {name: parameters[name].detach().clone() for name in values}
+    try:
+        _put(values, parameters)
+        yield
+    finally:
+        _put(own, parameters)
+
+
+@torch.no_grad()
+def _put(values: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]) -> None:
+    for name, value in values.items():
+        parameters[name].copy_(value)

@@ -18,7 +18,8 @@ from data.packing import deal
 from training.config import TrainerConfig
 
 Item = TypeVar("Item")
-_OF_TRAINER = ("device", "mesh", "precision", "fp8", "recompute", "drop_mtp")  # settings that its constructor takes
+# Settings that its constructor takes.
+_OF_TRAINER = ("device", "mesh", "precision", "fp8", "recompute", "drop_mtp", "lora")
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,10 @@ from models.checkpoint import (
 from models.mtp import MTPModule, mtp_state_dict
 from models.recompute import Recompute, set_recompute
 from models.routing import LoadCounter, SequenceBalance, load_metrics, routers
-from training.config import OptimizerConfig, check_sharded
+from training.config import LoRAConfig, OptimizerConfig, check_sharded
 from training.layers import PolicyPart, rank_of_weight
 from training.logprobs import LossOf
+from training.lora import ADAPTER, Adapters, is_adapter
 from training.mesh import ONE_RANK, MeshConfig
 from training.optimizer import Optimizer
 from training.parallel import Precision, Ranks, shard, whole
@@ -65,6 +66,8 @@ class Trainer:
         recompute: Recompute = "none",
         precision: Precision = "float32",
         fp8: Fp8Config = DEFAULT_FP8,
+        lora: LoRAConfig | None = None,
+        seed: int = 0,  # of the first values of adapters
     ):
         check_sharded(optimizer, mesh)
         torch.use_deterministic_algorithms(True)
@@ -80,11 +83,12 @@ class Trainer:
         if self.ranks.rounds:
             check_rounding(self.model.config)
         mtp_module = None if drop_mtp else load_mtp_module(checkpoint, self.model.config)
+        self.train_mtp = mtp and mtp_module is not None and lora is None
         if mtp_module is not None:
-            mtp_module.requires_grad_(mtp)
-        self.train_mtp = mtp and mtp_module is not None
+            mtp_module.requires_grad_(self.train_mtp)
         self.outline = {name: weight.to("meta") for name, weight in stored_weights(self.model)}  # of the whole model
         self.router_names = [name for name, _ in routers(self.model, mtp_module)]  # likewise
+        self.adapters = None if lora is None else Adapters(self.model, lora, seed)
         self.policy = self._shard(self._held_here(self.model, mtp_module)).train()
         self.mtp = self.policy.mtp
         set_recompute(self.policy, recompute)
@@ -209,11 +213,15 @@ class Trainer:
     # --- weights and state ---
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(checkpoint name, weight) of the policy: where they are, not to be written to. Sharded ones are put together
-        one at a time, and only rank 0 is given them; the others must ask as well."""
+        """(checkpoint name, weight) of the policy: where they are, not to be written to. Sharded ones are put together,
+        and adapters merged into theirs, one at a time, and only rank 0 is given them; the others must ask as well."""
         held = dict(stored_weights(self.model))
+        if self.adapters is not None:
+            held = self.adapters.at_rest(held)
         for name, like in self.outline.items():
             in_one_piece = whole(held[name]) if name in held else None
+            if self.adapters is not None and in_one_piece is not None:
+                in_one_piece = self.adapters.merged(name, in_one_piece)
             if self.ranks.pipeline is not None:
                 source = rank_of_weight(name, self.model.config.num_hidden_layers, self.ranks.pipeline.size())
                 in_one_piece = self.ranks.bring(in_one_piece, like, source)
@@ -227,7 +235,8 @@ class Trainer:
     def save_checkpoint(self, folder: str, dtype: str = "float32") -> None:
         """A Hugging Face checkpoint. Sharded weights are written as they are put together, a bounded file at a time.
 
-        Beside one that was trained in FP8, precision.json says what each layer computed in.
+        Beside one that was trained in FP8, precision.json says what each layer computed in; beside one that adapters
+        are merged into, these lie in the folder `adapter`.
         """
         if self.fp8 is not None:
             audit = self._whole_audit()
@@ -235,7 +244,9 @@ class Trainer:
                 Path(folder).mkdir(parents=True, exist_ok=True)
                 lines = ",\n ".join(json.dumps(asdict(line)) for line in audit)
                 (Path(folder) / AUDIT).write_text(f"[{lines}]\n")
-        if not self.ranks.in_pieces:
+        if self.adapters is not None:
+            self.adapters.save(Path(folder) / ADAPTER, leads=self.ranks.rank == 0)
+        elif not self.ranks.in_pieces:
             return save_model(Path(folder), self.model, self.tokenizer, self.mtp, getattr(torch, dtype))
         tensors = itertools.chain(self.weights(), self._mtp_weights())
         if self.ranks.rank == 0:
@@ -258,7 +269,9 @@ class Trainer:
 
     def _state(self) -> dict[str, torch.Tensor]:
         """Everything that a resumed run needs to go on bit for bit, by name: the tensors themselves."""
-        return {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
+        tensors = self.policy.state_dict().items()
+        everything = self.adapters is None
+        return {f"policy.{name}": tensor for name, tensor in tensors if everything or is_adapter(name)}
 
     def save_average(self, folder: str, dtype: str = "float32") -> None:
         """A Hugging Face checkpoint of the average of the weights, if one is kept (optimizer.ema_decay)."""
