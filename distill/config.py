@@ -29,7 +29,7 @@ class KLConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     )
 
 
-class TeacherConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+class TeacherProcessConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The process that reads with the teacher's eyes."""
 
     engine: Literal["transformers", "vllm"] = Field(
@@ -71,13 +71,15 @@ class DistillConfig(TrainingConfig, extra="forbid", frozen=True):
         description="learn the teacher's probabilities (logit distillation) instead of the text; none: the text, as "
         "the paper, where no input `teacher` is given and no logprobs are stored",
     )
-    teacher: TeacherConfig = Field(default=TeacherConfig(), description="the process of the input `teacher`")
+    teacher: TeacherProcessConfig = Field(
+        default=TeacherProcessConfig(), description="the process of the input `teacher`"
+    )
 
     @model_validator(mode="after")
     def _engine_can_tell(self) -> Self:
         if self.kl is not None:
             check_teacher(self.teacher, self.kl.top_k, self.kl.temperature)
-        elif self.teacher != TeacherConfig():
+        elif self.teacher != TeacherProcessConfig():
             raise ValueError("teacher is set while kl is not, so it would be ignored; set kl: {} too")
         return self
 
@@ -91,7 +93,7 @@ class TeacherLogprobsConfig(BaseModel, extra="forbid", frozen=True):
     )
     temperature: float = Field(default=1.0, gt=0, description="of the distribution that is stored; see kl.temperature")
     chunk_rows: int = Field(default=512, ge=1, description="rows read and saved at a time: what a kill can cost")
-    teacher: TeacherConfig = Field(default=TeacherConfig(), description="the process of the teacher")
+    teacher: TeacherProcessConfig = Field(default=TeacherProcessConfig(), description="the process of the teacher")
 
     @model_validator(mode="after")
     def _engine_can_tell(self) -> Self:
@@ -114,7 +116,7 @@ class OnPolicyDistillConfig(OwnSamplesConfig, extra="forbid", frozen=True):
         description="domain -> teacher -> weight of its KL, for several teachers (V4: 'teacher matched to task "
         "context'); a domain that is not listed listens to all alike, with weights that sum to 1",
     )
-    teacher: TeacherConfig = Field(default=TeacherConfig(), description="the process of each teacher")
+    teacher: TeacherProcessConfig = Field(default=TeacherProcessConfig(), description="the process of each teacher")
     optimizer: OptimizerConfig = Field(
         default=OptimizerConfig(lr=1e-5), description="not stated in V4; tiny models need ~3e-4"
     )
@@ -138,7 +140,7 @@ class OnPolicyDistillConfig(OwnSamplesConfig, extra="forbid", frozen=True):
         return {teacher: weight for teacher, weight in weights.items() if weight}
 
 
-def check_teacher(teacher: TeacherConfig, top_k: int | None, temperature: float) -> None:
+def check_teacher(teacher: TeacherProcessConfig, top_k: int | None, temperature: float) -> None:
     """Raises ValueError for what an engine cannot tell."""
     if teacher.engine == "vllm" and top_k is None:
         raise ValueError("teacher.engine vllm tells logprobs, not hidden states; set kl.top_k, e.g. 64")

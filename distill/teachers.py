@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from cluster.actors import kill, spawn, wait
-from distill.config import KLConfig, TeacherConfig
+from distill.config import KLConfig, TeacherProcessConfig
 from distill.taught import Told
 from sft.batch import Example
 from training.stage import StageError
 
-_CLASSES = {"transformers": "distill.teacher:Teacher", "vllm": "distill.teacher:ServedTeacher"}
+_CLASSES = {"transformers": "distill.teacher_process:Teacher", "vllm": "distill.teacher_process:ServedTeacher"}
 
 
 class Teachers:
-    def __init__(self, folders: Mapping[str, Path], config: TeacherConfig, kl: KLConfig, stage: str):
+    def __init__(self, folders: Mapping[str, Path], config: TeacherProcessConfig, kl: KLConfig, stage: str):
         """folders: name -> checkpoint. Nothing is waited for."""
         self.config, self.stage = config, stage
         self.handles: dict[str, Any] = {

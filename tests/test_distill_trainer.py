@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from distill.config import KLConfig, OnPolicyDistillConfig, TeacherConfig
+from distill.config import KLConfig, OnPolicyDistillConfig, TeacherProcessConfig
 from distill.taught import Taught, Told, pack_taught, target_places
-from distill.teacher import Teacher, tokenizers_differ
+from distill.teacher_process import Teacher, tokenizers_differ
 from distill.trainer import DistillTrainer
 from sft.batch import Example
 from tests.conftest import make_checkpoint
@@ -58,7 +58,7 @@ def expected_kl(student, teacher, batch, direction, temperature) -> float:
 def test_the_loss_is_the_mean_kl_over_the_targets(tiny_checkpoint, teacher_checkpoint, direction, top_k):
     kl = KLConfig(direction=direction, temperature=1.3, top_k=top_k)
     batch = examples()
-    said = Teacher(str(teacher_checkpoint), TeacherConfig(row_tokens=64), kl).tell(batch)
+    said = Teacher(str(teacher_checkpoint), TeacherProcessConfig(row_tokens=64), kl).tell(batch)
     taught = [Taught(example=e, told={"teacher": (told, 1.0)}) for e, told in zip(batch, said, strict=True)]
     trainer = make_trainer(tiny_checkpoint, kl, {"teacher": str(teacher_checkpoint)})
     metrics = trainer.step(pack_taught(taught, 40), lr=0.0)
@@ -72,7 +72,7 @@ def test_each_domain_listens_to_its_own_teachers(tiny_checkpoint, teacher_checkp
     """One sample hears the other model at weight 2, another the student itself, which has nothing to say."""
     kl, batch = KLConfig(), examples(2)
     folders = {"other": str(teacher_checkpoint), "itself": str(tiny_checkpoint)}
-    told = {name: Teacher(folder, TeacherConfig(), kl).tell(batch) for name, folder in folders.items()}
+    told = {name: Teacher(folder, TeacherProcessConfig(), kl).tell(batch) for name, folder in folders.items()}
     taught = [
         Taught(example=batch[0], told={"other": (told["other"][0], 2.0)}),
         Taught(example=batch[1], told={"itself": (told["itself"][1], 1.0)}),
@@ -87,7 +87,7 @@ def test_each_domain_listens_to_its_own_teachers(tiny_checkpoint, teacher_checkp
 
 def test_steps_bring_the_student_to_its_teacher(tiny_checkpoint, teacher_checkpoint):
     kl, batch = KLConfig(), examples(4)
-    said = Teacher(str(teacher_checkpoint), TeacherConfig(), kl).tell(batch)
+    said = Teacher(str(teacher_checkpoint), TeacherProcessConfig(), kl).tell(batch)
     rows = pack_taught([Taught(example=e, told={"t": (s, 1.0)}) for e, s in zip(batch, said, strict=True)], 128)
     trainer = make_trainer(tiny_checkpoint, kl, {"t": str(teacher_checkpoint)})
     losses = [trainer.step(rows, lr=3e-3)["loss/kl"] for _ in range(25)]

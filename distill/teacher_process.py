@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from data.packing import best_fit
-from distill.config import KLConfig, TeacherConfig
+from distill.config import KLConfig, TeacherProcessConfig
 from distill.taught import Told, target_places
 from models.attention import PackedLayout
 from models.checkpoint import load_model, load_tokenizer, resolve_device
@@ -18,7 +18,7 @@ from training.head_chunks import CHUNK_ELEMENTS
 class Teacher:
     """With transformers' model: final hidden states, or the most likely tokens."""
 
-    def __init__(self, folder: str, config: TeacherConfig, kl: KLConfig):
+    def __init__(self, folder: str, config: TeacherProcessConfig, kl: KLConfig):
         self.folder, self.row_tokens, self.kl = folder, config.row_tokens, kl
         self.device = resolve_device(config.device)
         self.model = load_model(folder, dtype=getattr(torch, config.dtype), device=self.device).eval()
@@ -70,7 +70,7 @@ class Teacher:
 class ServedTeacher:
     """With vLLM, which computes prompts' logprobs: the most likely tokens, at temperature 1."""
 
-    def __init__(self, folder: str, config: TeacherConfig, kl: KLConfig):
+    def __init__(self, folder: str, config: TeacherProcessConfig, kl: KLConfig):
         assert kl.top_k is not None  # see distill.config.check_teacher
         self.folder, self.top_k = folder, kl.top_k
         arguments = {"max_logprobs": kl.top_k} | config.engine_args
