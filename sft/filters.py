@@ -177,17 +177,27 @@ def ill_formed(completion: str, layout: Layout = "summary", allow_empty_reasonin
 
 def code_block(reasoning: str) -> str | None:
     """Fenced code in the reasoning; inline `code` is fine."""
-    return "code_block" if _CODE_FENCE.search(reasoning) else None
+    fenced = any(fence in reasoning for fence in ("```", "~~~")) and _CODE_FENCE.search(reasoning)
+    return "code_block" if fenced else None
 
 
 def long_paragraph(reasoning: str, max_words: int = 300) -> str | None:
     """A paragraph is what stands between two line breaks; words are Latin words, numbers and single Han characters."""
-    longest = max((len(tokenize(line)) for line in reasoning.splitlines()), default=0)
+    lines = reasoning.splitlines()
+    if reasoning.isascii():  # two words are at least a character apart
+        lines = [line for line in lines if len(line) > 2 * max_words]
+    longest = max((len(tokenize(line)) for line in lines), default=0)
     return "long_paragraph" if longest > max_words else None
 
 
 def repetitive(text: str, n: int = 10, max_repetition: float = 0.3) -> str | None:
-    return "repetitive" if repetition(text, n) > max_repetition else None
+    tokens = tokenize(text)
+    starts = max(0, len(tokens) - n + 1)
+    if n > 1 and starts:  # n-grams that begin with different pairs are different: mostly enough to see that few repeat
+        pairs = len(set(zip(tokens[:starts], tokens[1:], strict=False)))
+        if 1 - pairs / starts <= max_repetition:
+            return None
+    return "repetitive" if _repetition(tokens, n) > max_repetition else None
 
 
 def repetition(text: str, n: int = 10) -> float:
@@ -196,7 +206,10 @@ def repetition(text: str, n: int = 10) -> float:
     N-grams rather than a zlib ratio: compression depends on length and script (three bytes a Han character), so one
     threshold could not serve short and long, en and zh.
     """
-    tokens = tokenize(text)
+    return _repetition(tokenize(text), n)
+
+
+def _repetition(tokens: list[str], n: int) -> float:
     total = len(tokens) - n + 1
     if total < 2:
         return 0.0
@@ -216,7 +229,8 @@ def summary_language(final: str, language: str, consistency: Consistency, min_sh
 
 def normalize(text: str) -> str:
     """For exact deduplication: NFKC, case folded, white space collapsed. Signs stay: 3 + 5 is not 3 - 5."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    same = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(same.split())
 
 
 def _fingerprint(*parts: str) -> bytes:
