@@ -122,9 +122,9 @@ def language_consistency(text: str, language: str, names: Collection[str] = ()) 
     """
     scripts = _scripts_of(language)
     text = _bare(text, names)
-    if text.isascii() and LATIN in scripts and (words := _LATIN_WORDS.findall(text.lower())):
-        if _FOREIGN[language].isdisjoint(words):  # then no sentence can be in another language
-            return 1.0
+    words = _LATIN_WORDS.findall(text.lower()) if text.isascii() and language in FUNCTION_WORDS else []
+    if words and _FOREIGN[language].isdisjoint(words):  # then no sentence can be in another language
+        return 1.0
     counts = _count(text)
     total = sum(counts.values())
     own = sum(counts.get(script, 0) for script in scripts)

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import pairwise
 from typing import TypeVar
 
 from pydantic import BaseModel, Field
@@ -194,7 +195,7 @@ def repetitive(text: str, n: int = 10, max_repetition: float = 0.3) -> str | Non
     tokens = tokenize(text)
     starts = max(0, len(tokens) - n + 1)
     if n > 1 and starts:  # n-grams that begin with different pairs are different: mostly enough to see that few repeat
-        pairs = len(set(zip(tokens[:starts], tokens[1:], strict=False)))
+        pairs = len(set(pairwise(tokens[: starts + 1])))
         if 1 - pairs / starts <= max_repetition:
             return None
     return "repetitive" if _repetition(tokens, n) > max_repetition else None
