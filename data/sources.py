@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data.config import FILE_SUFFIXES, ProblemSource, RowSource
+from data.dataset_files import dataset_files
 from data.decontaminate import problem_texts
 from data.problems import Problem
 from data.schemas import SourceError, detect_schema, problem_from_source_row
@@ -131,8 +132,7 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
         raise SourceError(f"{folder}: both {names} hold the split {split}; name one file as path")
-    payload = folder / "data.parquet"
-    return found or ([payload] if payload.is_file() else [])
+    return found or dataset_files(folder)
 
 
 def _read_file(path: Path) -> Iterator[PlacedRow]:

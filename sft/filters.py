@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from data.chat import ANSWER_CLOSE, ANSWER_OPEN, Layout, parse_completion
 from data.decontaminate import tokenize
+from rewards.language import SCRIPTS, language_consistency
 from rewards.reward import Verdict
 
 # Share of `text` in `language`, in [0, 1]; None where there is nothing to judge. rewards.language.language_consistency.
@@ -132,7 +133,7 @@ class Filters:
             return traces
         ranks: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
         for position, trace in enumerate(traces):
-            rank = _fingerprint(str(self.seed), trace.problem_id, trace.completion)
+            rank = fingerprint(str(self.seed), trace.problem_id, trace.completion)
             ranks[trace.problem_id].append((rank, position))
         chosen = {position for ranked in ranks.values() for _, position in sorted(ranked)[:limit]}
         dropped = len(traces) - len(chosen)
@@ -142,10 +143,10 @@ class Filters:
         return [trace for position, trace in enumerate(traces) if position in chosen]
 
     def _duplicate(self, trace: Trace) -> str | None:
-        fingerprint = _fingerprint(normalize(trace.question), normalize(trace.completion))
-        if fingerprint in self._fingerprints:
+        digest = fingerprint(normalize(trace.question), normalize(trace.completion))
+        if digest in self._fingerprints:
             return "duplicate"
-        self._fingerprints.add(fingerprint)
+        self._fingerprints.add(digest)
         return None
 
 
@@ -228,12 +229,18 @@ def summary_language(final: str, language: str, consistency: Consistency, min_sh
     return "summary_language" if mixed_language(final, language, consistency, min_share) else None
 
 
+def script_consistency(text: str, language: str) -> float | None:
+    """Languages without a script of their own here cannot be told apart, so they pass."""
+    return language_consistency(text, language) if language in SCRIPTS else None
+
+
 def normalize(text: str) -> str:
     """For exact deduplication: NFKC, case folded, white space collapsed. Signs stay: 3 + 5 is not 3 - 5."""
     same = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
     return " ".join(same.split())
 
 
-def _fingerprint(*parts: str) -> bytes:
+def fingerprint(*parts: str, size: int = 16) -> bytes:
+    """A hash of the texts, `size` bytes, the same in every process."""
     joined = "\x00".join(parts).encode("utf-8", "surrogatepass")
-    return blake2b(joined, digest_size=16).digest()
+    return blake2b(joined, digest_size=size).digest()
