@@ -82,12 +82,17 @@ def shuffled(items: Iterable[Item], seed: int, buffer_size: int) -> Iterator[Ite
 
 def read_jsonl(path: Path) -> Iterator[PlacedRow]:
     """Rows of a .jsonl or .jsonl.gz file with their line numbers (from 1); blank lines are skipped."""
+    return ((f"{path} line {number}", json_object(line, f"{path} line {number}")) for number, line in read_lines(path))
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, undecoded, of a file or of a .gz one, each with its number (from 1)."""
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield f"{path} line {number}", _json_object(line, f"{path} line {number}")
+                    yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SourceError(f"{path}: broken gzip data after line {number} ({error}); compress the file again") from None
 
@@ -192,7 +197,8 @@ def _stem(source: ProblemSource) -> str:
     return f"{path.name}-{source.split}"
 
 
-def _json_object(line: bytes, place: str) -> dict[str, Any]:
+def json_object(line: bytes, place: str) -> dict[str, Any]:
+    """Raises SourceError naming `place` for anything else."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
