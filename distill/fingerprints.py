@@ -7,30 +7,22 @@ Places that no shingle fell into copy another one, the same for every row (optim
 arXiv:1703.04664). A place keeps eight bits of its hash (b-bit minwise hashing: Li and König, arXiv:0910.3349).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
+from functools import lru_cache
 
 import numpy as np
+
+from data.decontaminate import spelled
 
 PLACES = 128  # of a signature; the estimate's standard error at similarity 0.8 is 0.035, more for short texts
 _PLACE_BITS, _VALUE_BITS, _KEPT = 7, 41, 0xFF
 MOST_ROWS = 1 << (64 - _PLACE_BITS - _VALUE_BITS)  # whose signatures are made at once
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, 2^64 / golden ratio (Knuth, TAOCP 3, 6.4)
-_KNOWN_WORDS = 1 << 18  # whose hashes are remembered; about 25 MB
+_PIECE = 1 << 19  # characters hashed at once; a longer text makes a longer piece
 _ATTEMPTS = 4096  # to find a place to copy; one place that is taken among 128 is then missed with probability 1e-14
 
 
-class _WordHashes(dict[str, int]):
-    def __missing__(self, word: str) -> int:
-        if len(self) >= _KNOWN_WORDS:
-            self.clear()
-        value = int.from_bytes(blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-        self[word] = value
-        return value
-
-
-_word_hashes = _WordHashes()
 # _COPIED[attempt, place]: where an empty place looks.
 _COPIED = np.random.default_rng(0).integers(PLACES, size=(_ATTEMPTS, PLACES), dtype=np.int64)
 
@@ -44,15 +36,47 @@ class Words:
     ends: np.ndarray  # [T] int64
 
 
-def hash_words(texts: Iterable[Sequence[str]]) -> Words:
-    """`texts`: the words of each."""
-    lengths, flat = [], []
-    for words in texts:
-        lengths.append(len(words))
-        flat += words
-    values = np.fromiter(map(_word_hashes.__getitem__, flat), dtype=np.uint64, count=len(flat))
-    ends = np.cumsum(np.array(lengths, dtype=np.int64), dtype=np.int64)
-    return Words(values, ends - np.array(lengths, dtype=np.int64), ends)
+def hash_words(texts: Sequence[str]) -> Words:
+    """The words (`data.decontaminate.tokenize`) of each text."""
+    values, counts, piece, size = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [], 0
+    for text in texts:
+        piece.append(text)
+        size += len(text)
+        if size >= _PIECE:
+            _append(piece, values, counts)
+            piece, size = [], 0
+    _append(piece, values, counts)
+    ends = np.cumsum(np.concatenate(counts))
+    return Words(np.concatenate(values), ends - np.concatenate(counts), ends)
+
+
+def _append(texts: Sequence[str], values: list[np.ndarray], counts: list[np.ndarray]) -> None:
+    """Hash all words of the texts together: each is a polynomial in its bytes, the difference of two running sums."""
+    written = "\n".join(["", *map(spelled, texts), ""]).encode("utf-8", "surrogatepass")
+    bytes_ = np.frombuffer(written, dtype=np.uint8)
+    powers, inverses = _powers(len(bytes_))
+    inside = bytes_ > ord(" ")
+    edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
+    starts, ends = edges[::2], edges[1::2]
+    sums = np.cumsum(bytes_ * powers)
+    values.append(_mixed((sums[ends - 1] - sums[starts - 1]) * inverses[starts]))
+    counts.append(np.diff(np.searchsorted(starts, np.flatnonzero(bytes_ == ord("\n")))) if texts else counts[0])
+
+
+@lru_cache(maxsize=1)
+def _power_table(length: int) -> tuple[np.ndarray, np.ndarray]:
+    """_FACTOR ** i and its inverse modulo 2^64, for i < length."""
+    tables = []
+    for base in (int(_FACTOR), pow(int(_FACTOR), -1, 1 << 64)):
+        steps = np.full(length, base, dtype=np.uint64)
+        steps[0] = 1
+        tables.append(np.cumprod(steps))
+    return tables[0], tables[1]
+
+
+def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
+    powers, inverses = _power_table(1 << max(length, _PIECE).bit_length())
+    return powers[:length], inverses[:length]
 
 
 def ngrams(words: Words, n: int, whole: bool = False) -> tuple[np.ndarray, np.ndarray]:

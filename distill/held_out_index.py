@@ -5,7 +5,7 @@ All n-grams of a batch are hashed together; only texts with a hash that a held-o
 
 import numpy as np
 
-from data.decontaminate import NgramIndex, tokenize
+from data.decontaminate import NgramIndex
 from distill.fingerprints import Words, hash_words, ngrams
 from sft.held_out import NGRAM, HeldOut
 
@@ -20,7 +20,7 @@ class HeldOutIndex:
         self._exact = NgramIndex(NGRAM)
         for text in held_out.texts:
             self._exact.add(text)
-        hashes, _ = ngrams(hash_words(tokenize(text) for text in held_out.texts), NGRAM)
+        hashes, _ = ngrams(hash_words(held_out.texts), NGRAM)
         self._hashes = np.unique(hashes)
         bits = max(10, (_SLOTS_PER_HASH * len(self._hashes)).bit_length())
         self._shift = np.uint64(64 - bits)
@@ -28,8 +28,10 @@ class HeldOutIndex:
         self._present[self._hashes >> self._shift] = True
 
     def overlaps(self, texts: list[str], words: Words) -> dict[int, str]:
-        """Number of each text that shares n words in a row with a held-out one -> those words. `words`: of the texts,
-        by `tokenize`. Shorter texts are compared as a whole."""
+        """Number of each text that shares n words in a row with a held-out one -> those words. `words`: of the texts.
+
+        Texts of fewer than n words are compared as a whole.
+        """
         hashes, owners = ngrams(words, NGRAM)
         likely = self._present[hashes >> self._shift]
         hashes, owners = hashes[likely], owners[likely]

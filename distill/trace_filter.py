@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.decontaminate import tokenize
 from data.durable import is_whole, sealing
 from data.write import SFT_SCHEMA
 from distill.fingerprints import PLACES, Words, hash_words, ngrams, signatures
@@ -86,6 +85,16 @@ class Counts:
         return cls(**read | {name: Counter(read[name]) for name in ("reasons", "domains", "languages")})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fit:
+    """A row that the filters let through."""
+
+    row: dict[str, Any]
+    answer: str
+    tokens: int
+    asked: list[str]  # the user's turns, normalized
+
+
 class TraceFilter:
     """Judges batches by `rules`. Holds nothing of what it has judged."""
 
@@ -101,15 +110,18 @@ class TraceFilter:
         counts.domains.update(row.row["domain"] for row in rows)
         counts.languages.update(row.row["language"] for row in rows)
         tokens = self._count(rows)
-        fit = [number for number, row in enumerate(rows) if self._is_readable(row, tokens[number], counts)]
-        texts = [turn["content"] for number in fit for turn in rows[number].row["messages"]]
-        words = hash_words(map(tokenize, texts))
-        ends = np.cumsum([len(rows[number].row["messages"]) for number in fit], dtype=np.int64)  # texts up to each row
-        clean = self._without_held_out([rows[number] for number in fit], texts, words, ends, counts)
+        fit = [
+            _Fit(row=row.row, answer=row.answer, tokens=count, asked=_asked(row))
+            for row, count in zip(rows, tokens, strict=True)
+            if self._is_readable(row, count, counts)
+        ]
+        texts = [turn["content"] for each in fit for turn in each.row["messages"]]
+        words = hash_words(texts)
+        ends = np.cumsum([len(each.row["messages"]) for each in fit], dtype=np.int64)  # texts up to each row
+        clean = self._without_held_out(fit, texts, words, ends, counts)
         counts.fit = len(clean)
         prints = self._signatures(words, ends)[clean] if clean else np.zeros((0, PLACES), np.uint8)
-        kept = [fit[place] for place in clean]
-        return self._table([rows[number] for number in kept], [tokens[number] for number in kept], prints), counts
+        return self._table([fit[place] for place in clean], prints), counts
 
     def _count(self, rows: Sequence[TraceRow]) -> list[int]:
         """Tokens of each answer."""
@@ -130,7 +142,7 @@ class TraceFilter:
         return reason is None
 
     def _without_held_out(
-        self, rows: Sequence[TraceRow], texts: list[str], words: Words, ends: np.ndarray, counts: Counts
+        self, rows: Sequence[_Fit], texts: list[str], words: Words, ends: np.ndarray, counts: Counts
     ) -> list[int]:
         """Places of the rows without held-out text; the others are counted."""
         shared = self._index.overlaps(texts, words)
@@ -141,8 +153,7 @@ class TraceFilter:
         for place, row in enumerate(rows):
             if place in contaminated:
                 continue
-            asked = (normalize(turn["content"]) for turn in row.row["messages"] if turn["role"] == "user")
-            if any(question in self._index.questions for question in asked):
+            if any(question in self._index.questions for question in row.asked):
                 counts.reasons[HELD_OUT_QUESTION] += 1
             else:
                 clean.append(place)
@@ -156,19 +167,19 @@ class TraceFilter:
         shingled = Words(words.values, words.starts[first], words.ends[last])
         return signatures(*ngrams(shingled, self.rules.near.shingle_words, whole=True), len(ends))
 
-    def _table(self, rows: Sequence[TraceRow], tokens: Sequence[int], prints: np.ndarray) -> pa.Table:
+    def _table(self, rows: Sequence[_Fit], prints: np.ndarray) -> pa.Table:
         exact, problems, ranks = [], [], []
         for row in rows:
-            digest = fingerprint(*(normalize(turn["content"]) for turn in row.row["messages"]), size=8)
+            digest = fingerprint(*row.asked, normalize(row.answer), size=8)
             exact.append(_number(digest))
-            problems.append(_number(fingerprint(normalize(row.question), size=8)))
+            problems.append(_number(fingerprint(row.asked[-1], size=8)))
             ranks.append(_number(fingerprint(str(self.rules.seed), digest.hex(), size=8)))
+        signature = pa.py_buffer(np.ascontiguousarray(prints))
         known = [
-            pa.array(tokens, pa.int32()), *(pa.array(values, pa.uint64()) for values in (exact, problems, ranks)),
-            pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(PLACES), len(rows), [None, pa.py_buffer(np.ascontiguousarray(prints))]
-            ),
-        ]  # fmt: skip
+            pa.array([row.tokens for row in rows], pa.int32()),
+            *(pa.array(values, pa.uint64()) for values in (exact, problems, ranks)),
+            pa.FixedSizeBinaryArray.from_buffers(pa.binary(PLACES), len(rows), [None, signature]),
+        ]
         return pa.Table.from_arrays([*_sft_columns([row.row for row in rows]), *known], schema=JUDGED_SCHEMA)
 
 
@@ -208,6 +219,10 @@ def _sft_columns(rows: Sequence[dict[str, Any]]) -> list[pa.Array]:
         name: pa.array([row[name] for row in rows], pa.string()) for name in SFT_SCHEMA.names if name != "messages"
     }
     return [messages if name == "messages" else columns[name] for name in SFT_SCHEMA.names]
+
+
+def _asked(row: TraceRow) -> list[str]:
+    return [normalize(turn["content"]) for turn in row.row["messages"] if turn["role"] == "user"]
 
 
 def _number(digest: bytes) -> int:

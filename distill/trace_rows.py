@@ -13,7 +13,7 @@ from data.sources import json_object, read_lines
 from rewards.reward import Verdict
 from sft.conversations import conversation_row
 
-BATCH_ROWS, BATCH_BYTES = 1024, 16 << 20  # of a batch at most; a line may be longer
+BATCH_ROWS, BATCH_BYTES = 1024, 4 << 20  # of a batch at most; a line may be longer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

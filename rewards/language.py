@@ -47,7 +47,7 @@ _RUNS = re.compile(
     rf"|(?P<{DEVANAGARI}>[\u0900-\u0963\u0971-\u097f]+)|(?P<{GREEK}>[\u0386-\u03ff\u1f00-\u1fff]+)"
     rf"|(?P<{HEBREW}>[\u05d0-\u05ea]+)"
 )
-_LATIN_WORDS = re.compile("[a-z]{2,}")
+_ASCII_WORDS = str.maketrans({chr(code): chr(code).lower() if chr(code).isalpha() else " " for code in range(128)})
 # Function words that are none of the language itself.
 _FOREIGN = {language: LANGUAGES_OF.keys() - words for language, words in FUNCTION_WORDS.items()}
 _SENTENCES = re.compile(r"[^。！？!?\n]+[。！？!?\n]*")
@@ -122,9 +122,10 @@ def language_consistency(text: str, language: str, names: Collection[str] = ()) 
     """
     scripts = _scripts_of(language)
     text = _bare(text, names)
-    words = _LATIN_WORDS.findall(text.lower()) if text.isascii() and language in FUNCTION_WORDS else []
-    if words and _FOREIGN[language].isdisjoint(words):  # then no sentence can be in another language
-        return 1.0
+    if text.isascii() and language in FUNCTION_WORDS:
+        words = text.translate(_ASCII_WORDS).split()
+        if _FOREIGN[language].isdisjoint(words) and any(len(word) > 1 for word in words):
+            return 1.0  # no sentence can be in another language
     counts = _count(text)
     total = sum(counts.values())
     own = sum(counts.get(script, 0) for script in scripts)

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, Field
 
-from data.chat import ANSWER_CLOSE, ANSWER_OPEN, Layout, parse_completion
+from data.chat import ANSWER_CLOSE, ANSWER_OPEN, Layout, ParsedCompletion, parse_completion
 from data.decontaminate import tokenize
 from rewards.language import SCRIPTS, language_consistency
 from rewards.reward import Verdict
@@ -113,7 +113,7 @@ class Filters:
         return (
             incorrect(trace.verdict)
             or too_long(trace.completion, trace.n_tokens, trace.truncated, config.max_tokens, config.max_characters)
-            or ill_formed(trace.completion, config.layout, config.allow_empty_reasoning)
+            or ill_formed(trace.completion, config.layout, config.allow_empty_reasoning, parsed)
             or code_block(reasoning)
             or long_paragraph(reasoning, config.max_paragraph_words)
             or repetitive(reasoning, config.repetition_n, config.max_repetition)
@@ -167,9 +167,15 @@ def too_long(
     return "too_long" if over else None
 
 
-def ill_formed(completion: str, layout: Layout = "summary", allow_empty_reasoning: bool = False) -> str | None:
-    """One think block at the start, then a tagged answer (`answer_tags`) or text without tags (`summary`)."""
-    parsed = parse_completion(completion)
+def ill_formed(
+    completion: str,
+    layout: Layout = "summary",
+    allow_empty_reasoning: bool = False,
+    parsed: ParsedCompletion | None = None,
+) -> str | None:
+    """One think block at the start, then a tagged answer (`answer_tags`) or text without tags (`summary`). `parsed`:
+    the completion, where it is parsed already."""
+    parsed = parsed or parse_completion(completion)
     if parsed.reasoning is None or not parsed.final or not (parsed.reasoning or allow_empty_reasoning):
         return "ill_formed"
     has_tags = ANSWER_OPEN in completion or ANSWER_CLOSE in completion
