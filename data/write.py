@@ -95,6 +95,8 @@ def write_shards(folder: Path, tables: Iterable[pa.Table], n_rows: int, rows_per
         if writer is not None:
             writer.close()
     if written != n_rows:
+        for temporary in unfinished:
+            temporary.unlink(missing_ok=True)
         raise ValueError(f"{folder}: {n_rows} rows were to be written, but there are {written}")
     for temporary, path in zip(unfinished, files, strict=True):
         os.replace(temporary, path)

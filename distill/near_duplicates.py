@@ -27,6 +27,8 @@ def near_duplicates(signatures: np.ndarray, threshold: float) -> np.ndarray:
     A row that has none is kept. Memory beside the signatures: about 10 bytes per row and band that shares a bucket.
     """
     firsts = np.full(len(signatures), -1, dtype=np.int64)
+    if not len(signatures):
+        return firsts
     rows, buckets = _shared_buckets(signatures, band_length(threshold))
     kept: dict[int, list[int]] = defaultdict(list)  # bucket -> rows
     bounds = np.flatnonzero(np.diff(rows, prepend=-1, append=-1))

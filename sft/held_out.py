@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from data.config import ProblemSource
@@ -44,6 +45,11 @@ def read_held_out(sources: Iterable[ProblemSource]) -> HeldOut:
     """`sources`: benchmarks. Raises SourceError for one that cannot be read."""
     texts = list(held_out_texts(sources))
     texts += [i.question for language in ("en", "zh") for i in instructions("held_out", language)]
+    return HeldOut(texts, _procedural_questions())
+
+
+@lru_cache(maxsize=1)
+def _procedural_questions() -> frozenset[str]:
     pool = ProblemPool(ProblemsConfig(), "held_out", HELD_OUT_SEED)
     problems = pool.draw_distinct(HELD_OUT_PROBLEMS, instruction_share=0.0)
-    return HeldOut(texts, frozenset(normalize(problem.question) for problem in problems))
+    return frozenset(normalize(problem.question) for problem in problems)
