@@ -22,11 +22,19 @@ Row = TypeVar("Row")
 
 _HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _TOKEN = re.compile(rf"[{_HAN}]|[^\W_{_HAN}]+")
+_ASCII_TOKENS = str.maketrans({chr(code): chr(code).lower() if chr(code).isalnum() else " " for code in range(128)})
 
 
 def tokenize(text: str) -> list[str]:
     """Words and numbers, lower-cased, and single Han characters: 'Add 3, 天空' -> ['add', '3', '天', '空']."""
+    if text.isascii():  # the same, six times as fast
+        return spelled(text).split()
     return _TOKEN.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def spelled(text: str) -> str:
+    """The tokens in one text, with one space or more between them."""
+    return text.translate(_ASCII_TOKENS) if text.isascii() else " ".join(tokenize(text))
 
 
 class NgramIndex:

@@ -15,21 +15,27 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path to write a file at. It takes the place of `path` at the end; an error leaves what is there."""
+def replacing(path: Path, synced: bool = True) -> Iterator[Path]:
+    """A temporary path to write a file at. It takes the place of `path` at the end; an error leaves what is there.
+
+    synced: false for what is made again at once where a power cut tore it, and is sealed, so that this is noticed.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     yield temporary
-    sync(temporary)
+    if synced:
+        sync(temporary)
     os.replace(temporary, path)
-    sync(path.parent)
+    if synced:
+        sync(path.parent)
 
 
 @contextmanager
-def sealing(path: Path) -> Iterator[Path]:
+def sealing(path: Path, synced: bool = True) -> Iterator[Path]:
     """Like `replacing`, with the checksum that `is_whole` compares."""
-    with replacing(path) as temporary:
+    with replacing(path, synced) as temporary:
         yield temporary
-        write_text(_seal(path), f"{sha256(temporary)}  {path.name}\n")  # first: a kill in between leaves no whole file
+        with replacing(_seal(path), synced) as seal:
+            seal.write_text(f"{sha256(temporary)}  {path.name}\n")  # first: a kill in between leaves no whole file
 
 
 def is_whole(path: Path, otherwise: str) -> bool:

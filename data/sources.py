@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data.config import FILE_SUFFIXES, HUB_FILE, ProblemSource, RowSource
+from data.dataset_files import dataset_files
 from data.decontaminate import problem_texts
 from data.problems import Problem
 from data.schemas import SourceError, detect_schema, problem_from_source_row
@@ -84,12 +85,17 @@ def shuffled(items: Iterable[Item], seed: int, buffer_size: int) -> Iterator[Ite
 
 def read_jsonl(path: Path) -> Iterator[PlacedRow]:
     """Rows of a .jsonl or .jsonl.gz file with their line numbers (from 1); blank lines are skipped."""
+    return ((f"{path} line {number}", json_object(line, f"{path} line {number}")) for number, line in read_lines(path))
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, undecoded, of a file or of a .gz one, each with its number (from 1)."""
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield f"{path} line {number}", _json_object(line, f"{path} line {number}")
+                    yield number, line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SourceError(f"{path}: broken gzip data after line {number} ({error}); compress the file again") from None
 
@@ -136,8 +142,7 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
         raise SourceError(f"{folder}: both {names} hold the split {split}; name one file as path")
-    payload = folder / "data.parquet"
-    return found or ([payload] if payload.is_file() else [])
+    return found or dataset_files(folder)
 
 
 def _read_file(path: Path) -> Iterator[PlacedRow]:
@@ -222,7 +227,8 @@ def _stem(source: ProblemSource) -> str:
     return f"{path.name}-{source.split}"
 
 
-def _json_object(line: bytes, place: str) -> dict[str, Any]:
+def json_object(line: bytes, place: str) -> dict[str, Any]:
+    """Raises SourceError naming `place` for anything else."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError

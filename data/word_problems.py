@@ -240,7 +240,7 @@ def word_problem(family: str, level: int, index: int, split: Split, seed: int = 
         checker="math",
         domain=family,
         language="en",
-        metadata={"level": level, "solution": " ".join(story.steps)},
+        metadata={"level": level, "solution": f"{' '.join(story.steps)}\n#### {story.answer}"},  # laid out as GSM8K's
     )
 
 

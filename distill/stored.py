@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from cluster.actors import start_ray
 from data.chat import Template
+from data.dataset_files import dataset_files
 from data.durable import replacing
 from data.write import SFT_SCHEMA, DataCard, count_by, write_dataset
 from distill.config import KLConfig, TeacherLogprobsConfig
@@ -66,7 +67,7 @@ def run(config: TeacherLogprobsConfig, context: StageContext) -> None:
 
 
 def has_logprobs(dataset: Path) -> bool:
-    return "teacher_ids" in pq.read_schema(dataset / "data.parquet").names
+    return "teacher_ids" in pq.read_schema(dataset_files(dataset)[0]).names
 
 
 def read_stored(
@@ -77,7 +78,7 @@ def read_stored(
     samples: list[Sample] = []
     said: list[list[Told]] = []
     tokenizer = load_tokenizer(student)
-    for number, row in enumerate(_rows([dataset / "data.parquet"])):
+    for number, row in enumerate(_rows(dataset_files(dataset))):
         stored = row["top_k"]
         if kl.top_k is None or kl.top_k > stored:
             raise StageError(f"{stage}: {dataset} holds {stored} tokens per place; set kl.top_k to {stored} or less")
@@ -106,7 +107,7 @@ def _same_tokens(tokenizer: Any, messages: Any, template: Template, ids: np.ndar
 def _chunks(config: TeacherLogprobsConfig, teacher: Path, dataset: Path) -> Iterator[tuple[list[OfRow], int]]:
     """Examples with the rows that they are of, and how many were too long for the teacher."""
     tokenizer, limit = load_tokenizer(teacher), context_length(teacher)
-    conversations = read_conversations(dataset / "data.parquet")
+    conversations = read_conversations(dataset)
     while rows := list(islice(conversations, config.chunk_rows)):
         pairs = [(r, e) for r in rows for e in conversation_examples(tokenizer, r["messages"], config.template)]
         fitting = [pair for pair in pairs if len(pair[1].token_ids) <= limit]

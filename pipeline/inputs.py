@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.dataset_files import dataset_files
+from data.schemas import SourceError
 from pipeline.checkpoint_paths import check_checkpoint
 from pipeline.errors import RecipeError, did_you_mean, near_miss
 from pipeline.stages import KINDS, Many, StageKind
@@ -107,9 +109,14 @@ def artifact_fault(path: Path, kind: str) -> str | None:
             return f"{path} is a {found}, not a {kind}"
     if kind in ("checkpoint", "reward_model"):
         return checkpoint_fault(path) or (head_fault(path) if kind == "reward_model" else None)
-    if kind == "dataset" and not (path / "data.parquet").is_file():
-        return f"{path} has no data.parquet"
-    return None
+    return _dataset_fault(path) if kind == "dataset" else None
+
+
+def _dataset_fault(path: Path) -> str | None:
+    try:
+        return None if dataset_files(path) else f"{path} has no data.parquet"
+    except SourceError as error:
+        return str(error)
 
 
 def _artifact_kind(wanted: str | Many) -> str:

@@ -13,6 +13,7 @@ from data.config import FILE_SUFFIXES, JUDGE_ROLES, JUDGING, PreferenceSource, P
 from data.safety_prompts import SAFETY
 from data.schemas import SourceError
 from data.sources import check_first_row
+from distill.suites import suite_sources
 from pipeline.errors import did_you_mean, near_miss
 from pipeline.inputs import Input, context_length, longest_completion, too_long
 from pipeline.yaml_source import Document, KeyPath, Place
@@ -33,6 +34,7 @@ def settings_problems(name: str, config: BaseModel, settings: Document, inputs: 
     yield from _reward_model_problems(name, config, settings, inputs)
     yield from _preference_problems(name, config, settings, inputs)
     yield from _judge_problems(name, config, settings, inputs)
+    yield from _trace_problems(name, config, settings, inputs)
 
 
 _SOURCES = (
@@ -212,6 +214,32 @@ def _preference_problems(name: str, config: Any, settings: Document, inputs: Seq
     if "judge" in roles and judge.kind != "checkpoint":
         place = settings.place(("judge", "kind"))
         yield f"{place}: stage '{name}' has an input 'judge', which judge.kind {judge.kind} ignores"
+
+
+def _trace_problems(name: str, config: Any, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
+    """Traces of no origin, or of several; endpoint beside source is refused by the config itself."""
+    if not hasattr(config, "near_duplicates"):
+        return
+    roles = {item.role: item for item in inputs if item.role in ("policy", "dataset")}
+    keys = [key for key in ("endpoint", "solutions", "source") if getattr(config, key)]
+    if not roles and not keys:
+        yield (
+            f"{settings.place()}: stage '{name}' has no rows: give it the input 'policy' (a teacher) or 'dataset', or "
+            "set `endpoint` (a teacher behind OpenAI's API), `solutions` or `source` (files of conversations)"
+        )
+    for other in [*keys, *(role for role in roles if role != "policy")] if len(roles) + len(keys) > 1 else ():
+        item = roles.get("policy") or next(iter(roles.values()))
+        if other != item.role:
+            yield f"{item.place}: stage '{name}' has an input '{item.role}' and '{other}'; rows come from one of them"
+    for number, file in enumerate(config.source):
+        if not file.name.endswith(FILE_SUFFIXES):
+            place = settings.place(("source", number))
+            yield f"{place}: source: {file.name} is of an unknown file type; expected {', '.join(FILE_SUFFIXES)}"
+    try:
+        for source in suite_sources(config.suites):
+            _check_first(source)
+    except SourceError as error:
+        yield f"{settings.place(('suites',))}: suites: {error}"
 
 
 def _possible_domains(config: Any) -> set[str] | None:

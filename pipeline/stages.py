@@ -109,6 +109,12 @@ KINDS: dict[str, StageKind] = {
         inputs={"policy": "checkpoint", "dataset": "dataset"},
         leaves="reward_model",
     ),
+    "traces": StageKind(
+        config="distill.traces_config:TracesConfig",
+        run="distill.traces:run",
+        optional={"policy": "checkpoint", "dataset": "dataset", "grm": "checkpoint", "judge": "checkpoint"},
+        leaves="dataset",
+    ),
     "distill": StageKind(
         config="distill.config:DistillConfig",
         run="distill.train:run",

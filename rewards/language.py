@@ -47,6 +47,9 @@ _RUNS = re.compile(
     rf"|(?P<{DEVANAGARI}>[\u0900-\u0963\u0971-\u097f]+)|(?P<{GREEK}>[\u0386-\u03ff\u1f00-\u1fff]+)"
     rf"|(?P<{HEBREW}>[\u05d0-\u05ea]+)"
 )
+_ASCII_WORDS = str.maketrans({chr(code): chr(code).lower() if chr(code).isalpha() else " " for code in range(128)})
+# Function words that are none of the language itself.
+_FOREIGN = {language: LANGUAGES_OF.keys() - words for language, words in FUNCTION_WORDS.items()}
 _SENTENCES = re.compile(r"[^。！？!?\n]+[。！？!?\n]*")
 _LEAST_EVIDENCE = 10  # function words of another language, in all sentences that seem to be in it
 _LATIN_ENDS = re.compile(r"(?<=[.:;])\s+")
@@ -55,6 +58,7 @@ _WORD_LENGTH = {HAN: 2, KANA: 2, THAI: 4}
 _SPAN_START = re.compile(
     r"```|`(?=[^`\n]*`)|\$\$|\$(?=[^$\n]*\$)|\\\[|\\\(|\\begin\{(?P<name>equation|align|gather|cases|array|[pbv]?matrix)\*?\}"
 )
+_MARKS = "\\`$"  # one of them begins every span and command
 _SPAN_ENDS = {"\\[": "\\]", "\\(": "\\)"}  # the others end as they start
 _COMMAND = re.compile(r"\\(?:begin|end)\s*\{[a-z]*\*?\}|\\[A-Za-z]+\*?")
 _PROSE = re.compile(r"(?<![A-Za-z])[A-Za-z]{2,}+\s++[A-Za-z]{2,}+\s++[A-Za-z]{2,}|[㐀-䶿一-鿿]{5}")
@@ -118,6 +122,10 @@ def language_consistency(text: str, language: str, names: Collection[str] = ()) 
     """
     scripts = _scripts_of(language)
     text = _bare(text, names)
+    if text.isascii() and language in FUNCTION_WORDS:
+        words = text.translate(_ASCII_WORDS).split()
+        if _FOREIGN[language].isdisjoint(words) and any(len(word) > 1 for word in words):
+            return 1.0  # no sentence can be in another language
     counts = _count(text)
     total = sum(counts.values())
     own = sum(counts.get(script, 0) for script in scripts)
@@ -133,7 +141,8 @@ def count_words_by_script(text: str, names: Collection[str] = ()) -> dict[str, i
 
 def _bare(text: str, names: Collection[str]) -> str:
     """The text without formulas, code, commands and names."""
-    text = _COMMAND.sub(" ", _without_spans(text))
+    if any(mark in text for mark in _MARKS):
+        text = _COMMAND.sub(" ", _without_spans(text))
     for name in sorted(filter(None, names), key=len, reverse=True):
         boundary = r"(?<![A-Za-z]){}(?![A-Za-z])" if name.isascii() else "{}"
         text = re.sub(boundary.format(re.escape(name)), " ", text, flags=re.IGNORECASE)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from data.chat import Template, opened_by, render_prompt, text_ids
+from data.dataset_files import dataset_files
 from data.schemas import SourceError, detect_language
 from data.sources import read_jsonl, read_parquet
 from sft.batch import Example
@@ -17,27 +18,36 @@ _ROLES = ("system", "user", "assistant")
 
 
 def read_conversations(path: Path, source: str = "listed") -> Iterator[dict[str, Any]]:
-    """SFT rows {id, messages, domain, language, source} of a JSONL or parquet file, checked.
+    """SFT rows {id, messages, domain, language, source} of a JSONL or parquet file, or of a dataset's folder, checked.
 
     Only `messages` must be there; `source` fills in where a row does not name its own.
     Raises StageError naming file and line or row.
     """
-    if not path.is_file():
-        raise StageError(f"{path}: there is no such file; name a .jsonl, .jsonl.gz or .parquet file of conversations")
-    placed = read_parquet(path) if path.suffix == ".parquet" else read_jsonl(path)
     try:
-        for number, (place, row) in enumerate(placed, start=1):
-            messages = checked_messages(row.get("messages"), place)
-            question = next(m["content"] for m in reversed(messages) if m["role"] == "user")
-            yield {
-                "id": str(row.get("id") or f"{path.stem}-{number}"),
-                "messages": messages,
-                "domain": str(row.get("domain") or "general"),
-                "language": str(row.get("language") or detect_language(question)),
-                "source": str(row.get("source") or source),
-            }
+        files = dataset_files(path) if path.is_dir() else [path]
+        if not files or not files[0].is_file():
+            raise StageError(
+                f"{path}: there is no such file; name a .jsonl, .jsonl.gz or .parquet file of conversations"
+            )
+        for file in files:
+            placed = read_parquet(file) if file.suffix == ".parquet" else read_jsonl(file)
+            for number, (place, row) in enumerate(placed, start=1):
+                yield conversation_row(row, place, f"{file.stem}-{number}", source)
     except SourceError as error:
         raise StageError(str(error)) from None
+
+
+def conversation_row(row: Mapping[str, Any], place: str, default_id: str, source: str) -> dict[str, Any]:
+    """One SFT row, checked; what it does not say is filled in. Raises StageError naming `place`."""
+    messages = checked_messages(row.get("messages"), place)
+    question = next(m["content"] for m in reversed(messages) if m["role"] == "user")
+    return {
+        "id": str(row.get("id") or default_id),
+        "messages": messages,
+        "domain": str(row.get("domain") or "general"),
+        "language": str(row.get("language") or detect_language(question)),
+        "source": str(row.get("source") or source),
+    }
 
 
 def checked_messages(value: Any, place: str) -> list[dict[str, str]]:

@@ -12,25 +12,20 @@ import numpy as np
 
 from data.chat import render_prompt
 from data.decontaminate import decontaminate
-from data.instructions import instructions
-from data.problem_pool import ProblemPool, ProblemsConfig
+from data.problem_pool import ProblemPool
 from data.problems import Problem
-from data.sources import held_out_texts
 from data.write import DataCard, count_by, write_dataset
 from models.checkpoint import context_length, load_tokenizer
 from rewards.config import RewardSpec
-from rewards.language import SCRIPTS, language_consistency
 from rollouts.config import JudgeServiceConfig
 from sft.config import CurationConfig
-from sft.filters import Filters, Trace, normalize
+from sft.filters import Filters, Trace, normalize, script_consistency
 from sft.grm_config import GRMDataConfig
+from sft.held_out import NGRAM, read_held_out
 from sft.sampling import Prompt, Sampled, sampled_chunks
 from training.run_log import write_stats
 from training.stage import StageContext, StageError
 
-# The procedural problems that rows are compared with: the first of the evaluation's default `problems` and
-# `problem_seed`, far more than its `num_problems`.
-HELD_OUT_SEED, HELD_OUT_PROBLEMS = 0, 2000
 Row = dict[str, Any]
 Item = TypeVar("Item")
 Render = Callable[[Any, Problem, int], list[int]]  # (tokenizer, problem, its index) -> prompt ids
@@ -133,11 +128,6 @@ def candidate_of(problem: Problem, sampled: Sampled, source: str) -> Candidate:
     )
 
 
-def script_consistency(text: str, language: str) -> float | None:
-    """Languages without a script of their own here cannot be told apart, so they pass."""
-    return language_consistency(text, language) if language in SCRIPTS else None
-
-
 def _progress(done: int, total: int, filters: Filters) -> dict[str, Any]:
     event: dict[str, Any] = {"step": done, "total_steps": total, "phase": "sampling"}
     return event | {"accuracy": filters.kept / filters.seen} if filters.seen else event
@@ -184,29 +174,12 @@ def chosen(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
 
 
 def without_held_out(rows: Sequence[Row], config: CurationConfig | GRMDataConfig) -> tuple[list[Row], dict[str, Any]]:
-    """Rows free of held-out text, and what was looked for and found.
-
-    Benchmarks and held-out instructions by 10-grams; the evaluation's procedural problems by their exact question,
-    since all problems of one template share their words (their splits are disjoint by a hash of the task besides).
-    """
-    texts = list(held_out_texts(config.held_out_sources))
-    texts += [i.question for language in ("en", "zh") for i in instructions("held_out", language)]
-    clean = decontaminate(rows, texts, lambda row: [message["content"] for message in row["messages"]])
-    pool = ProblemPool(ProblemsConfig(), "held_out", HELD_OUT_SEED)
-    held_out = {normalize(problem.question) for problem in pool.draw_distinct(HELD_OUT_PROBLEMS, instruction_share=0.0)}
-    kept = [row for row in clean.kept if not any(q in held_out for q in _questions(row))]
-    return kept, {
-        "n": 10,
-        "rows_compared": len(rows),
-        "held_out_texts": len(texts),
-        "dropped": clean.dropped_count,
-        "examples": clean.examples,
-        "held_out_problems": len(held_out),
-        "held_out_problem_seed": HELD_OUT_SEED,
-        "dropped_equal_question": len(clean.kept) - len(kept),
-        "note": "first dropped by shared words with held_out_texts, then by a question equal to a held_out_problem; "
-        "procedural train and held-out tasks are disjoint by content hash besides",
-    }
+    """Rows free of held-out text, and what was looked for and found (`sft.held_out`)."""
+    held_out = read_held_out(config.held_out_sources)
+    clean = decontaminate(rows, held_out.texts, lambda row: [message["content"] for message in row["messages"]], NGRAM)
+    kept = [row for row in clean.kept if not any(question in held_out.questions for question in _questions(row))]
+    equal = len(clean.kept) - len(kept)
+    return kept, held_out.report(len(rows), clean.dropped_count, equal, clean.examples)
 
 
 def _questions(row: Row) -> list[str]:

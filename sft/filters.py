@@ -10,12 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import pairwise
 from typing import TypeVar
 
 from pydantic import BaseModel, Field
 
-from data.chat import ANSWER_CLOSE, ANSWER_OPEN, Layout, parse_completion
+from data.chat import ANSWER_CLOSE, ANSWER_OPEN, Layout, ParsedCompletion, parse_completion
 from data.decontaminate import tokenize
+from rewards.language import SCRIPTS, language_consistency
 from rewards.reward import Verdict
 
 # Share of `text` in `language`, in [0, 1]; None where there is nothing to judge. rewards.language.language_consistency.
@@ -111,7 +113,7 @@ class Filters:
         return (
             incorrect(trace.verdict)
             or too_long(trace.completion, trace.n_tokens, trace.truncated, config.max_tokens, config.max_characters)
-            or ill_formed(trace.completion, config.layout, config.allow_empty_reasoning)
+            or ill_formed(trace.completion, config.layout, config.allow_empty_reasoning, parsed)
             or code_block(reasoning)
             or long_paragraph(reasoning, config.max_paragraph_words)
             or repetitive(reasoning, config.repetition_n, config.max_repetition)
@@ -131,7 +133,7 @@ class Filters:
             return traces
         ranks: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
         for position, trace in enumerate(traces):
-            rank = _fingerprint(str(self.seed), trace.problem_id, trace.completion)
+            rank = fingerprint(str(self.seed), trace.problem_id, trace.completion)
             ranks[trace.problem_id].append((rank, position))
         chosen = {position for ranked in ranks.values() for _, position in sorted(ranked)[:limit]}
         dropped = len(traces) - len(chosen)
@@ -141,10 +143,10 @@ class Filters:
         return [trace for position, trace in enumerate(traces) if position in chosen]
 
     def _duplicate(self, trace: Trace) -> str | None:
-        fingerprint = _fingerprint(normalize(trace.question), normalize(trace.completion))
-        if fingerprint in self._fingerprints:
+        digest = fingerprint(normalize(trace.question), normalize(trace.completion))
+        if digest in self._fingerprints:
             return "duplicate"
-        self._fingerprints.add(fingerprint)
+        self._fingerprints.add(digest)
         return None
 
 
@@ -165,9 +167,15 @@ def too_long(
     return "too_long" if over else None
 
 
-def ill_formed(completion: str, layout: Layout = "summary", allow_empty_reasoning: bool = False) -> str | None:
-    """One think block at the start, then a tagged answer (`answer_tags`) or text without tags (`summary`)."""
-    parsed = parse_completion(completion)
+def ill_formed(
+    completion: str,
+    layout: Layout = "summary",
+    allow_empty_reasoning: bool = False,
+    parsed: ParsedCompletion | None = None,
+) -> str | None:
+    """One think block at the start, then a tagged answer (`answer_tags`) or text without tags (`summary`). `parsed`:
+    the completion, where it is parsed already."""
+    parsed = parsed or parse_completion(completion)
     if parsed.reasoning is None or not parsed.final or not (parsed.reasoning or allow_empty_reasoning):
         return "ill_formed"
     has_tags = ANSWER_OPEN in completion or ANSWER_CLOSE in completion
@@ -177,17 +185,27 @@ def ill_formed(completion: str, layout: Layout = "summary", allow_empty_reasonin
 
 def code_block(reasoning: str) -> str | None:
     """Fenced code in the reasoning; inline `code` is fine."""
-    return "code_block" if _CODE_FENCE.search(reasoning) else None
+    fenced = any(fence in reasoning for fence in ("```", "~~~")) and _CODE_FENCE.search(reasoning)
+    return "code_block" if fenced else None
 
 
 def long_paragraph(reasoning: str, max_words: int = 300) -> str | None:
     """A paragraph is what stands between two line breaks; words are Latin words, numbers and single Han characters."""
-    longest = max((len(tokenize(line)) for line in reasoning.splitlines()), default=0)
+    lines = reasoning.splitlines()
+    if reasoning.isascii():  # two words are at least a character apart
+        lines = [line for line in lines if len(line) > 2 * max_words]
+    longest = max((len(tokenize(line)) for line in lines), default=0)
     return "long_paragraph" if longest > max_words else None
 
 
 def repetitive(text: str, n: int = 10, max_repetition: float = 0.3) -> str | None:
-    return "repetitive" if repetition(text, n) > max_repetition else None
+    tokens = tokenize(text)
+    starts = max(0, len(tokens) - n + 1)
+    if n > 1 and starts:  # n-grams that begin with different pairs are different: mostly enough to see that few repeat
+        pairs = len(set(pairwise(tokens[: starts + 1])))
+        if 1 - pairs / starts <= max_repetition:
+            return None
+    return "repetitive" if _repetition(tokens, n) > max_repetition else None
 
 
 def repetition(text: str, n: int = 10) -> float:
@@ -196,7 +214,10 @@ def repetition(text: str, n: int = 10) -> float:
     N-grams rather than a zlib ratio: compression depends on length and script (three bytes a Han character), so one
     threshold could not serve short and long, en and zh.
     """
-    tokens = tokenize(text)
+    return _repetition(tokenize(text), n)
+
+
+def _repetition(tokens: list[str], n: int) -> float:
     total = len(tokens) - n + 1
     if total < 2:
         return 0.0
@@ -214,11 +235,18 @@ def summary_language(final: str, language: str, consistency: Consistency, min_sh
     return "summary_language" if mixed_language(final, language, consistency, min_share) else None
 
 
+def script_consistency(text: str, language: str) -> float | None:
+    """Languages without a script of their own here cannot be told apart, so they pass."""
+    return language_consistency(text, language) if language in SCRIPTS else None
+
+
 def normalize(text: str) -> str:
     """For exact deduplication: NFKC, case folded, white space collapsed. Signs stay: 3 + 5 is not 3 - 5."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    same = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(same.split())
 
 
-def _fingerprint(*parts: str) -> bytes:
+def fingerprint(*parts: str, size: int = 16) -> bytes:
+    """A hash of the texts, `size` bytes, the same in every process."""
     joined = "\x00".join(parts).encode("utf-8", "surrogatepass")
-    return blake2b(joined, digest_size=16).digest()
+    return blake2b(joined, digest_size=size).digest()

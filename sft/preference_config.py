@@ -18,7 +18,7 @@ Objective = Literal["helpful", "safety"]
 RewardObjective = Literal["helpful", "safety", "judgement"]
 
 
-class EndpointConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+class ServerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """A server that speaks OpenAI's chat API."""
 
     url: str = Field(
@@ -29,8 +29,6 @@ class EndpointConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
         default=None,
         description="name of the environment variable that holds the key, which is never written down; none: no key",
     )
-    temperature: float = Field(default=0.0, ge=0, description="0, as Arena-Hard's judge")
-    max_tokens: int = Field(default=4096, ge=1, description="longest answer of the judge, tokens; Arena-Hard's 4096")
     concurrency: Annotated[int, OPERATIONAL] = Field(
         default=8, ge=1, description="requests at a time; what a server of one GPU batches well"
     )
@@ -51,6 +49,13 @@ class EndpointConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False
         if self.url and (parts.scheme not in ("http", "https") or not parts.hostname):
             raise ValueError(f"endpoint.url: {self.url} is not a web address, such as http://127.0.0.1:8000/v1")
         return self
+
+
+class EndpointConfig(ServerConfig, extra="forbid", frozen=True, allow_inf_nan=False):
+    """A server as a judge."""
+
+    temperature: float = Field(default=0.0, ge=0, description="0, as Arena-Hard's judge")
+    max_tokens: int = Field(default=4096, ge=1, description="longest answer of the judge, tokens; Arena-Hard's 4096")
 
 
 class JudgeConfig(BaseModel, extra="forbid", frozen=True):

@@ -3,8 +3,8 @@
 from rewards.accuracy import Accuracy
 from sft.config import RejectionSamplingConfig
 from sft.conversations import read_conversations
-from sft.curation import Candidate, Row, candidate_of, chosen, curate, script_consistency, write
-from sft.filters import Filters
+from sft.curation import Candidate, Row, candidate_of, chosen, curate, write
+from sft.filters import Filters, script_consistency
 from sft.general_data import general_answers
 from sft.sampling import Sampled
 from training.stage import StageContext

@@ -5,10 +5,10 @@ one row per prompt and sample. A completion depends on its prompt, its number an
 killed samples the prompts that are missing and ends with the same groups as one that was not.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 from pyarrow import parquet
@@ -50,6 +50,18 @@ class Sampled:
 
 
 Chunk = list[tuple[Prompt, list[Sampled]]]
+
+
+class Sampler(Protocol):
+    """What completions come from. Not for several threads."""
+
+    def sample(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str, list[Sampled]]]:
+        """(key, scored completions) of every prompt, as they are ready."""
+        ...
+
+    def close(self) -> None: ...
+
+
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()), ("sample", pa.int32()), ("text", pa.string()), ("n_tokens", pa.int32()),
@@ -78,19 +90,35 @@ def sampled_chunks(
     judges are served to the rewards, as `judges` says.
     Raises StageError when `work` belongs to other prompts or a reward cannot be built.
     """
-    _check_rewards(rewards)
+    chunks = ((start, prompts[start : start + chunk_prompts]) for start in range(0, len(prompts), chunk_prompts))
+
+    def open_sampler() -> Sampler:
+        return open_policy(policy, params, generator, rewards, reward_workers, inputs, judges)
+
+    return scored_chunks(chunks, open_sampler, rewards=rewards, work=work, on_group=on_group)
+
+
+def scored_chunks(
+    chunks: Iterable[tuple[int, Sequence[Prompt]]],
+    open_sampler: Callable[[], Sampler],
+    *,
+    rewards: Sequence[RewardSpec],
+    work: Path,
+    on_group: Callable[[int], None],
+) -> Iterator[Chunk]:
+    """Each chunk of prompts with their completions; whole ones found in `work` are read, and no sampler is opened then.
+
+    chunks: (number of the first prompt among all, the prompts). `on_group` and errors: as in `sampled_chunks`.
+    """
+    check_reward_specs(rewards)
     work.mkdir(parents=True, exist_ok=True)
-    sampler: _Sampler | None = None  # its processes start when there is something to sample
+    sampler: Sampler | None = None  # its processes start when there is something to sample
     try:
-        for start in range(0, len(prompts), chunk_prompts):
-            asked = prompts[start : start + chunk_prompts]
+        for start, asked in chunks:
             file = work / f"prompts_{start:08d}.parquet"
             if not is_whole(file, "its prompts are sampled again"):
-                start_ray()
-                if sampler is None:
-                    served = start_judges(inputs or {}, judges or JudgeServiceConfig())
-                    sampler = _Sampler(policy, generator, RewardPool(rewards, reward_workers, served), served)
-                _fill(file, asked, sampler, params, lambda done, start=start: on_group(start + done))
+                sampler = sampler or open_sampler()
+                _fill(file, asked, sampler, lambda done, start=start: on_group(start + done))
             yield _read(file, asked)
             on_group(start + len(asked))
     finally:
@@ -98,20 +126,40 @@ def sampled_chunks(
             sampler.close()
 
 
+def open_policy(
+    policy: Path,
+    params: SamplingParams,
+    generator: GeneratorConfig,
+    rewards: Sequence[RewardSpec],
+    reward_workers: RewardWorkersConfig,
+    inputs: Mapping[str, Path] | None = None,
+    judges: JudgeServiceConfig | None = None,
+) -> Sampler:
+    """Starts the processes that sample from a checkpoint and score; `inputs` and `judges` as in `sampled_chunks`."""
+    start_ray()
+    served = start_judges(inputs or {}, judges or JudgeServiceConfig())
+    return _Sampler(policy, generator, RewardPool(rewards, reward_workers, served), served, params)
+
+
 class _Sampler:
     """Generators and reward workers: a group is scored while others are still being sampled."""
 
     def __init__(
-        self, policy: Path, generator: GeneratorConfig, rewards: RewardPool, judges: Mapping[str, Any]
+        self,
+        policy: Path,
+        generator: GeneratorConfig,
+        rewards: RewardPool,
+        judges: Mapping[str, Any],
+        params: SamplingParams,
     ) -> None:
         self.pool, self.rewards, self.judges = GeneratorPool(str(policy), generator), rewards, judges
+        self.params = params
 
-    def sample(self, prompts: Sequence[Prompt], params: SamplingParams) -> Iterator[tuple[str, list[Sampled]]]:
-        """(key, scored completions) of every prompt, as they are ready."""
+    def sample(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str, list[Sampled]]]:
         by_key = {prompt.key: prompt for prompt in prompts}
         requests = [Request(key=prompt.key, prompt_ids=prompt.prompt_ids) for prompt in prompts]
         groups: dict[str, Group] = {}
-        for group in self.pool.stream(requests, params):
+        for group in self.pool.stream(requests, self.params):
             groups[group.key] = group
             texts = [completion.text for completion in group.completions]
             self.rewards.submit(group.key, by_key[group.key].problem, texts)
@@ -126,15 +174,13 @@ class _Sampler:
         stop_judges(self.judges)
 
 
-def _fill(
-    file: Path, prompts: Sequence[Prompt], sampler: _Sampler, params: SamplingParams, on_group: Callable[[int], None]
-) -> None:
+def _fill(file: Path, prompts: Sequence[Prompt], sampler: Sampler, on_group: Callable[[int], None]) -> None:
     """Sample what the journal beside `file` lacks, then make the chunk of it."""
     journal = file.with_suffix(".journal.jsonl")
     sampled = _journaled(journal)
     missing = [prompt for prompt in prompts if prompt.key not in sampled]
     with Journal(journal) as lines:
-        for key, completions in sampler.sample(missing, params) if missing else ():
+        for key, completions in sampler.sample(missing) if missing else ():
             lines.add({"key": key, "completions": [asdict(c) for c in completions]})
             sampled[key] = completions
             on_group(len(sampled))
@@ -165,7 +211,7 @@ def _scored(group: Group, scores: Sequence[Score]) -> list[Sampled]:
     ]
 
 
-def _check_rewards(specs: Sequence[RewardSpec]) -> None:
+def check_reward_specs(specs: Sequence[RewardSpec]) -> None:
     """Build them once here: an actor that cannot start says nothing about a misspelt recipe key."""
     try:
         check_rewards(specs)

@@ -80,22 +80,21 @@ def load_samples(template: Template, checkpoint: Path, dataset: Path) -> tuple[l
     tokenizer = load_tokenizer(checkpoint)
     _check_tokenizer(tokenizer, checkpoint, template)
     limit = context_length(checkpoint)
-    file = dataset / "data.parquet"
     samples, dropped = [], 0
-    for row in read_conversations(file):
+    for row in read_conversations(dataset):
         try:
             sample = conversation_examples(tokenizer, row["messages"], template)
         except ValueError as error:
-            raise StageError(f"{file}, row {row['id']}: {error}") from None
+            raise StageError(f"{dataset}, row {row['id']}: {error}") from None
         if max(len(example.token_ids) for example in sample) <= limit:
             samples.append(sample)
         else:
             dropped += 1
     if not samples and dropped:
-        sentence = f"{file}: all {dropped} rows are longer than the {limit} tokens of the model's context"
+        sentence = f"{dataset}: all {dropped} rows are longer than the {limit} tokens of the model's context"
         raise StageError(sentence)
     if not samples:
-        raise StageError(f"{file} has no rows: there is nothing to train on; make the dataset again")
+        raise StageError(f"{dataset} has no rows: there is nothing to train on; make the dataset again")
     return samples, dropped
 
 

@@ -35,6 +35,11 @@ def test_tokens_are_words_numbers_and_han_characters(text, tokens):
     assert tokenize(text) == tokens
 
 
+@given(st.text(st.characters(max_codepoint=127)))
+def test_ascii_is_read_as_any_other_text(text):
+    assert tokenize(text) == tokenize(f"{text} é")[:-1]
+
+
 @given(st.lists(WORDS, max_size=15), st.lists(WORDS, min_size=10, max_size=12), st.lists(WORDS, max_size=15), st.data())
 def test_every_planted_ten_gram_is_found(before, planted, after, data):
     index = NgramIndex()

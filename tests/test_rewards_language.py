@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.problems import Problem
+from rewards import language as language_module
 from rewards.language import LanguageConsistency, LanguageOptions, count_words_by_script, language_consistency
 from rewards.repetition import repetition_ratio
 from rewards.reward import Verdict
@@ -186,3 +187,23 @@ def test_spans_that_never_end_are_read_in_linear_time(start):
 
 def test_long_words_in_a_formula_are_read_in_linear_time():
     assert language_consistency("$" + "a" * 400_000 + "$ 两个词 two words", "en") == 0.5
+
+
+MIXED = st.lists(
+    st.sampled_from(["so we add", "der die das", "x1 $a+b$", "der", ". ", "\\frac", "\n", "è", "42"]), max_size=40
+)
+
+
+class _MeetsEverything:
+    def isdisjoint(self, words):
+        return False
+
+
+@given(MIXED, st.sampled_from(["en", "de", "it"]))
+def test_text_without_foreign_function_words_is_not_looked_at_twice(pieces, language):
+    """The short cut for plain text says what counting says."""
+    text = " ".join(pieces)
+    short = language_consistency(text, language)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language_module, "_FOREIGN", dict.fromkeys(language_module._FOREIGN, _MeetsEverything()))
+        assert language_consistency(text, language) == short

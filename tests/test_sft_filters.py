@@ -20,6 +20,7 @@ from sft.filters import (
     mixed_language,
     normalize,
     repetition,
+    repetitive,
     summary_language,
     too_long,
 )
@@ -108,6 +109,7 @@ def test_repetition_agrees_with_counting(words, n):
     total = sum(ngrams.values())
     expected = sum(count - 1 for count in ngrams.values()) / total if total else 0.0
     assert repetition(" ".join(words), n) == pytest.approx(expected)
+    assert (repetitive(" ".join(words), n, 0.3) is None) == (repetition(" ".join(words), n) <= 0.3)
 
 
 def test_duplicates_ignore_case_and_spacing_but_not_signs():

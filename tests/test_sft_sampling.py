@@ -27,7 +27,7 @@ def chunks(tmp_path, monkeypatch):
         def __init__(self, *processes):
             self.close = lambda: None
 
-        def sample(self, prompts, params):
+        def sample(self, prompts):
             for p in reversed(prompts):  # groups come in any order
                 if len(chunks.asked) == chunks.killed_after:
                     raise KeyboardInterrupt
