@@ -59,7 +59,7 @@ def _append(texts: Sequence[str], values: list[np.ndarray], counts: list[np.ndar
     edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
     starts, ends = edges[::2], edges[1::2]
     sums = np.cumsum(bytes_ * powers)
-    values.append(_mixed((sums[ends - 1] - sums[starts - 1]) * inverses[starts]))
+    values.append(mixed((sums[ends - 1] - sums[starts - 1]) * inverses[starts]))
     counts.append(np.diff(np.searchsorted(starts, np.flatnonzero(bytes_ == ord("\n")))) if texts else counts[0])
 
 
@@ -89,12 +89,12 @@ def ngrams(words: Words, n: int, whole: bool = False) -> tuple[np.ndarray, np.nd
     owners = np.repeat(np.arange(len(lengths)), counts)
     within = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
     rolled = _rolled(words.values, n)
-    hashes = _mixed(rolled[np.repeat(words.starts, counts) + within])
+    hashes = mixed(rolled[np.repeat(words.starts, counts) + within])
     short = np.flatnonzero((lengths < n) & (lengths > 0)) if whole else ()
     if len(short):
         values = (words.values[words.starts[text] : words.ends[text]] for text in short)
         sums = np.array([_rolled(value, len(value))[0] for value in values], dtype=np.uint64)
-        hashes, owners = np.concatenate([hashes, _mixed(sums)]), np.concatenate([owners, short])
+        hashes, owners = np.concatenate([hashes, mixed(sums)]), np.concatenate([owners, short])
         order = np.argsort(owners, kind="stable")
         hashes, owners = hashes[order], owners[order]
     return hashes, owners
@@ -152,7 +152,7 @@ def _rolled(values: np.ndarray, n: int) -> np.ndarray:
     return total
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
+def mixed(values: np.ndarray) -> np.ndarray:
     """Every bit of the result depends on every bit of the value (MurmurHash3's finaliser, Appleby)."""
     values = values ^ (values >> np.uint64(33))
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):

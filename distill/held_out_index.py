@@ -35,7 +35,7 @@ class HeldOutIndex:
         hashes, owners = ngrams(words, NGRAM)
         likely = self._present[hashes >> self._shift]
         hashes, owners = hashes[likely], owners[likely]
-        found = owners[np.isin(hashes, self._hashes)]
+        found = owners[self._hashes[np.searchsorted(self._hashes[:-1], hashes)] == hashes] if len(hashes) else owners
         lengths = words.ends - words.starts
         closely = np.union1d(found, np.flatnonzero((lengths > 0) & (lengths < NGRAM)))
         shared = {int(text): self._exact.first_overlap(texts[text]) for text in closely}

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from data.durable import is_whole, sealing
 from data.write import SFT_SCHEMA
-from distill.fingerprints import PLACES, Words, hash_words, ngrams, signatures
+from distill.fingerprints import PLACES, Words, hash_words, mixed, ngrams, signatures
 from distill.held_out_index import HeldOutIndex
 from distill.trace_rows import TraceRow
 from distill.traces_config import NearDuplicatesConfig
@@ -102,6 +102,7 @@ class TraceFilter:
         self.rules = rules
         self._filters = Filters(rules.filters, script_consistency, rules.seed)
         self._index = HeldOutIndex(rules.held_out)
+        self._seed = np.frombuffer(fingerprint(str(rules.seed), size=8), dtype="<u8")
         self._tokenizer = _tokenizer(rules.tokenizer) if rules.tokenizer else None
 
     def judge(self, rows: Sequence[TraceRow]) -> tuple[pa.Table, Counts]:
@@ -168,12 +169,14 @@ class TraceFilter:
         return signatures(*ngrams(shingled, self.rules.near.shingle_words, whole=True), len(ends))
 
     def _table(self, rows: Sequence[_Fit], prints: np.ndarray) -> pa.Table:
-        exact, problems, ranks = [], [], []
-        for row in rows:
-            digest = fingerprint(*row.asked, normalize(row.answer), size=8)
-            exact.append(_number(digest))
-            problems.append(_number(fingerprint(row.asked[-1], size=8)))
-            ranks.append(_number(fingerprint(str(self.rules.seed), digest.hex(), size=8)))
+        exact, problems = (
+            np.frombuffer(b"".join(digests), dtype="<u8")
+            for digests in (
+                [fingerprint(*row.asked, *_said(row.row["messages"]), size=8) for row in rows],
+                [fingerprint(row.asked[-1], size=8) for row in rows],
+            )
+        )
+        ranks = mixed(exact ^ self._seed)
         signature = pa.py_buffer(np.ascontiguousarray(prints))
         known = [
             pa.array([row.tokens for row in rows], pa.int32()),
@@ -221,12 +224,13 @@ def _sft_columns(rows: Sequence[dict[str, Any]]) -> list[pa.Array]:
     return [messages if name == "messages" else columns[name] for name in SFT_SCHEMA.names]
 
 
+def _said(messages: Sequence[dict[str, str]]) -> list[str]:
+    """All other turns, normalized."""
+    return [normalize(turn["content"]) for turn in messages if turn["role"] != "user"]
+
+
 def _asked(row: TraceRow) -> list[str]:
     return [normalize(turn["content"]) for turn in row.row["messages"] if turn["role"] == "user"]
-
-
-def _number(digest: bytes) -> int:
-    return int.from_bytes(digest, "little")
 
 
 def _tokenizer(file: Path) -> Any:

@@ -191,9 +191,10 @@ def code_block(reasoning: str) -> str | None:
 
 def long_paragraph(reasoning: str, max_words: int = 300) -> str | None:
     """A paragraph is what stands between two line breaks; words are Latin words, numbers and single Han characters."""
-    lines = reasoning.splitlines()
-    if reasoning.isascii():  # two words are at least a character apart
-        lines = [line for line in lines if len(line) > 2 * max_words]
+    ascii_ = reasoning.isascii()  # then two words are at least a character apart
+    if ascii_ and len(reasoning) <= 2 * max_words:
+        return None
+    lines = [line for line in reasoning.splitlines() if not ascii_ or len(line) > 2 * max_words]
     longest = max((len(tokenize(line)) for line in lines), default=0)
     return "long_paragraph" if longest > max_words else None
 

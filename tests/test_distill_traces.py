@@ -24,11 +24,12 @@ from distill.held_out_index import HeldOutIndex
 from distill.suites import suite_sources
 from distill.teacher import text_of
 from distill.traces_config import NearDuplicatesConfig, TeacherConfig, TracesConfig
-from rollouts.config import RolloutConfig
+from rollouts.config import GeneratorConfig, RolloutConfig
 from sft.conversations import read_conversations
 from sft.filters import FilterConfig
 from sft.held_out import HeldOut
 from sft.judge_endpoint import Reply
+from tests.test_sft_sampling_stages import KNOWN, TRUTH, problems_file, taught
 from training.stage import StageContext, StageError
 
 LEAK = "nine brown foxes jump over the lazy dog at noon on friday"
@@ -220,6 +221,34 @@ def test_suites_are_kept_out_like_other_benchmarks(tmp_path):
     suite.write_text("stage: evaluate\n")
     with pytest.raises(StageError, match=r"is no suite with problems\.sources"):
         run(tmp_path / "other", settings_of(file, suites=(suite,)))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_sampled_and_a_killed_stage_samples_nothing_twice(ray_session, llama_checkpoint, tmp_path):
+    teacher = taught(llama_checkpoint, tmp_path / "teacher", "chat", "\n\\boxed{{{answer}}}")
+    config = TracesConfig(
+        problems=problems_file(tmp_path),
+        prompts=8,
+        samples_per_prompt=2,
+        chunk_prompts=3,
+        rollout=RolloutConfig(max_new_tokens=64),
+        generator=GeneratorConfig(replicas=1, max_slots=8),
+    )
+
+    def kill(event):
+        if event["step"] == 5:  # inside the second chunk
+            raise KeyboardInterrupt
+
+    inputs = {"policy": teacher}
+    kept = run(tmp_path / "whole", config, inputs)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", config, inputs, kill)
+    (done,) = (tmp_path / "cut" / ".work").glob("prompts_*.parquet")
+    before = done.stat().st_mtime_ns
+    assert run(tmp_path / "cut", config, inputs) == kept and done.stat().st_mtime_ns == before
+    assert payload(tmp_path / "whole") == payload(tmp_path / "cut")
+    assert {row["messages"][0]["content"] for row in kept} == set(KNOWN) - set(TRUTH)
+    assert card(tmp_path / "whole")["sampling"]["tokens_counted_by"].startswith("the policy's tokenizer")
 
 
 # --- errors ---

@@ -102,6 +102,40 @@ FAULTS = {
 }
 
 
+TRACES = "stage: traces\n"
+SERVER = "endpoint: {url: 'http://127.0.0.1:1/v1', model: m}\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "inputs", "expected"),
+    [
+        ("", "", "stage 'stage' has no rows: give it the input 'policy'"),
+        (SERVER, "policy: ./start", "has an input 'policy' and 'endpoint'; rows come from one of them"),
+        (
+            "source: [mine.jsonl]\n",
+            "dataset: ./rows",
+            "has an input 'dataset' and 'source'; rows come from one of them",
+        ),
+        (SERVER + "source: [mine.jsonl]\n", "", "endpoint and source are both given"),
+        ("source: [mine.txt]\n", "", "source: mine.txt is of an unknown file type"),
+        ("source: [yours.jsonl]\n", "", "names the file"),
+        (SERVER + "suites: [stage.yaml]\n", "", "suites: "),
+    ],
+)
+def test_traces_come_from_one_place(tmp_path, settings, inputs, expected):
+    write_checkpoint(tmp_path / "start", b"abc")
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "data.parquet").write_bytes(b"")
+    for name in ("mine.jsonl", "mine.txt"):
+        (tmp_path / name).write_text(ROW)
+    (tmp_path / "stage.yaml").write_text(TRACES + settings)
+    (tmp_path / "pipeline.yaml").write_text(CHAIN.replace("INPUTS", inputs))
+    with pytest.raises(RecipeError) as caught:
+        load(tmp_path / "pipeline.yaml")
+    [problem] = caught.value.problems
+    assert expected in problem
+
+
 def _load(folder, recipe, monkeypatch):
     monkeypatch.chdir(folder)
     write_checkpoint(folder / "start", b"abc")
