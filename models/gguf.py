@@ -1,6 +1,8 @@
 """GGUF files, llama.cpp's format, as Hugging Face checkpoints: quantised weights are multiplied out by transformers."""
 
+from contextlib import redirect_stderr
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ def load_gguf(file: Path) -> tuple[PreTrainedModel, Any]:
     if find_spec("gguf") is None:
         raise ImportError("reading GGUF files needs the package gguf: pip install gguf")
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    with quiet_transformers():
+    with quiet_transformers(), redirect_stderr(StringIO()):  # it draws a progress bar of its own
         try:
             tokenizer = AutoTokenizer.from_pretrained(**where)
             model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
