@@ -1,8 +1,8 @@
 """The student by text, probabilities, on policy and RL alone, over several seeds, from finished runs:
 `python benchmarks/distill_methods.py RUN... --json FILE`.
 
-Each run is one `r1 run recipes/tiny/distill_compare.yaml seed=S output=RUN`. Prints per seed each method's pass@1 with its
-95 % interval and the tokens that it learnt from, and the paired differences to the paper's way, text.
+Each run is one `r1 run recipes/tiny/distill_compare.yaml seed=S output=RUN`. Prints per seed each method's pass@1 with
+its 95 % interval and the tokens that it learnt from, and the paired differences to the paper's way, text.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 DeepSeek-R1 (arXiv:2501.12948, appendix B.1) sorts the whole batch by length, deals it over the data-parallel ranks,
 packs each rank's share into fixed-length chunks by Best-Fit and makes the number of chunks equal on all ranks. These
-are those three steps, on lengths alone; `rl.batch` and `sft` build the arrays.
+are the first two steps, on lengths alone; `rl.batch` and `sft` build the arrays, trainers add empty rows (Trainer.even).
 """
 
 from bisect import bisect_left, insort
@@ -45,28 +45,6 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         bins[bin_index].append(index)
         insort(room, (free - length, bin_index))
     return bins
-
-
-def equalise(bins_of_rank: Sequence[Sequence[Sequence[int]]]) -> list[list[list[int]]]:
-    """The same sequences on the same ranks, in equally many bins on every rank.
-
-    Ranks that share collectives must run the same number of forward passes. A rank that has fewer bins splits the bin
-    holding most sequences in two until it has as many as the others; when nothing is left to split it gets empty bins,
-    for which the caller runs a pass that contributes nothing. Splitting is preferred: it wastes no forward pass.
-    """
-    equal = [[list(members) for members in bins] for bins in bins_of_rank]
-    count = max((len(bins) for bins in equal), default=0)
-    for bins in equal:
-        while len(bins) < count:
-            fullest = max(range(len(bins)), key=lambda b: len(bins[b]), default=None)
-            if fullest is None or len(bins[fullest]) < 2:
-                bins.append([])
-            else:
-                members = bins[fullest]
-                # Every second one, so that both halves get long and short sequences.
-                bins[fullest] = members[0::2]
-                bins.append(members[1::2])
-    return equal
 
 
 def _longest_first(lengths: Sequence[int]) -> list[int]:

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from data.packing import best_fit, deal, equalise
+from data.packing import best_fit
 from rollouts.records import Support
 
 
@@ -113,17 +113,7 @@ def make_mini_batches(sequences: Sequence[TrainingSequence], count: int, seed: i
 
 def pack(sequences: Sequence[TrainingSequence], capacity: int) -> list[MicroBatch]:
     """Pack sequences into rows of at most `capacity` tokens; a longer sequence is a row of its own."""
-    return pack_for_ranks(sequences, capacity, ranks=1)[0]
-
-
-def pack_for_ranks(sequences: Sequence[TrainingSequence], capacity: int, ranks: int) -> list[list[MicroBatch]]:
-    """The micro-batches of each rank, equally many on all (see `data.packing`); some may be empty rows."""
-    lengths = [len(sequence) for sequence in sequences]
-    bins_of_rank = []
-    for share in deal(lengths, ranks):
-        bins = best_fit([lengths[i] for i in share], capacity)
-        bins_of_rank.append([[share[member] for member in members] for members in bins])
-    return [[_build_row(sequences, members) for members in bins] for bins in equalise(bins_of_rank)]
+    return [_build_row(sequences, members) for members in best_fit([len(s) for s in sequences], capacity)]
 
 
 def _build_row(sequences: Sequence[TrainingSequence], members: list[int]) -> MicroBatch:

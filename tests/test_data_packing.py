@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.packing import best_fit, deal, equalise
+from data.packing import best_fit, deal
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=60)
 
@@ -84,21 +84,3 @@ def test_dealing_goes_back_and_forth_from_the_longest():
     assert deal([1, 2, 3, 4, 5, 6], 3) == [[5, 0], [4, 1], [3, 2]]
     with pytest.raises(ValueError, match="ranks"):
         deal([1], 0)
-
-
-@given(LENGTHS, st.integers(1, 5), st.integers(50, 120))
-def test_ranks_end_up_with_equally_many_rows_and_their_own_sequences(lengths, ranks, capacity):
-    shares = deal(lengths, ranks)
-    bins_of_rank = [
-        [[share[m] for m in members] for members in best_fit([lengths[i] for i in share], capacity)] for share in shares
-    ]
-    equal = equalise(bins_of_rank)
-    assert {len(bins) for bins in equal} == {max(len(bins) for bins in bins_of_rank)}
-    for share, bins in zip(shares, equal, strict=True):
-        assert sorted(i for members in bins for i in members) == sorted(share)
-        assert all(sum(lengths[i] for i in members) <= capacity for members in bins)
-
-
-def test_rows_are_split_before_empty_ones_are_added():
-    assert equalise([[[0], [1], [2]], [[3, 4]]]) == [[[0], [1], [2]], [[3], [4], []]]
-    assert equalise([[[0]], []]) == [[[0]], [[]]]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl.batch import TrainingSequence, make_mini_batches, pack, pack_for_ranks
+from rl.batch import TrainingSequence, make_mini_batches, pack
 from rollouts.records import Support
 
 
@@ -113,19 +113,6 @@ def test_mini_batches_tear_groups_apart_at_random():
     assert order != [s.advantage for part in second for s in part]
     with pytest.raises(ValueError, match="count"):
         make_mini_batches(batch, 0, seed=0)
-
-
-@settings(deadline=None)
-@given(sequences(), st.integers(1, 4))
-def test_ranks_get_equally_many_rows_some_perhaps_empty(batch, ranks):
-    rows_of_rank = pack_for_ranks(batch, 30, ranks)
-    assert len({len(rows) for rows in rows_of_rank}) == 1
-    assert sorted(i for rows in rows_of_rank for row in rows for i in row.sequence_indices) == list(range(len(batch)))
-    for row in (row for rows in rows_of_rank for row in rows if len(row.sequence_indices) == 0):
-        assert row.cu_seqlens.tolist() == [0]
-        assert row.input_ids.size == row.target_ids.size == row.advantages.size == 0
-        assert row.routed_experts is None
-        assert row.split(row.target_ids) == []
 
 
 def test_sequences_without_routes_route_themselves():

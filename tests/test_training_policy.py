@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.checkpoint import load_model, load_mtp_module
-from rl.batch import TrainingSequence, pack_for_ranks
+from rl.batch import empty_row
 from sft.batch import Example, pack_examples
 from training.policy import Policy, RowTensors
 
@@ -50,8 +50,7 @@ def test_logprobs_of_a_packed_row_are_those_of_each_sequence_alone(policy, tiny_
 
 def test_a_row_without_sequences_reaches_every_weight_with_zeros(policy):
     """Ranks that share collectives all run the same passes; who has nothing left to train on adds nothing."""
-    one = TrainingSequence(prompt_ids=np.array([9]), completion_ids=np.array([10, 11]), advantage=1.0)
-    _, (empty,) = pack_for_ranks([one], 64, ranks=2)
+    empty = empty_row()
     once = copy.deepcopy(policy)
     logprobs, entropies, _, deeper = once(RowTensors.of(empty, CPU), mtp="joint")
     assert logprobs.shape == entropies.shape == (0,) and deeper == 0

@@ -40,7 +40,7 @@ from training.optimizer import Optimizer
 from training.parallel import Precision, Ranks, shard, whole
 from training.passes import Answer, Around, Balance, Found, Lesson, Passes, Reading, Row, nothing_around
 from training.pipeline import Pipeline
-from training.policy import PackedRow, Policy, Predictions, RowTensors, SampledRow, WithMTP
+from training.policy import PackedRow, Policy, Predictions, RowTensors, WithMTP
 from training.state import StateWriter, load_tensors, stored_names
 
 DEFAULT_FP8 = Fp8Config()
@@ -165,17 +165,6 @@ class Trainer:
         return load_metrics(dict(loads)) | {"moe/bias_speed": speed}
 
     # --- one row, where all layers are here ---
-
-    def completion_logprobs(
-        self, row: SampledRow, temperature: float = 1.0, policy: Policy | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logprobs and entropies [C] of the predicted tokens of a row, over its support when it has one.
-
-        `policy`: another one than that being trained, e.g. the reference.
-        """
-        predictions = self.predict(row, temperature, policy=policy)
-        assert predictions.logprobs_C is not None and predictions.entropies_C is not None
-        return predictions.logprobs_C, predictions.entropies_C
 
     def next_token_losses(self, row: PackedRow) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Summed cross-entropy (nats) of the predicted tokens, and of the tokens after them by the MTP module."""
