@@ -2,7 +2,7 @@
 
 DeepSeek-R1 (arXiv:2501.12948, appendix B.1) sorts the whole batch by length, deals it over the data-parallel ranks,
 packs each rank's share into fixed-length chunks by Best-Fit and makes the number of chunks equal on all ranks. These
-are the first two steps, on lengths alone; `rl.batch` and `sft` build the arrays, trainers add empty rows (Trainer.even).
+are the first two, on lengths alone; `rl.batch` and `sft` build the arrays, and Trainer.even adds empty rows.
 """
 
 from bisect import bisect_left, insort
