@@ -46,7 +46,8 @@ def read_fit_rows(files: Iterable[Path]) -> FitRows:
     columns: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}
     prints = [np.zeros((0, PLACES), np.uint8)]
     for file in files:
-        table = pq.read_table(file, columns=[*_COLUMNS, "signature"]).combine_chunks()
+        with pq.ParquetFile(file) as opened:
+            table = opened.read(columns=[*_COLUMNS, "signature"])
         for name in _COLUMNS:
             columns[name].append(table[name].to_numpy())
         prints.append(_bytes_of(table["signature"]))

@@ -147,7 +147,8 @@ def kept_tables(files: Sequence[Path], keep: np.ndarray) -> Iterator[pa.Table]:
     """The kept rows of each file, of SFT_SCHEMA. `keep`: [N] bool over the rows of all files."""
     start = 0
     for file in files:
-        table = pq.read_table(file, columns=SFT_SCHEMA.names).select(SFT_SCHEMA.names)
+        with pq.ParquetFile(file) as opened:
+            table = opened.read(columns=SFT_SCHEMA.names).select(SFT_SCHEMA.names)
         yield table.filter(pa.array(keep[start : start + len(table)])).cast(SFT_SCHEMA).replace_schema_metadata(None)
         start += len(table)
 
