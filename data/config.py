@@ -1,9 +1,10 @@
 """Where problems and preferences come from: the keys of one entry under `sources:` in a recipe."""
 
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 RowSchema = Literal[
     "auto", "r1", "gsm8k", "math", "aime", "gpqa", "mmlu", "ifeval", "live_code_bench", "prompts", "columns"
@@ -59,6 +60,11 @@ class Where(BaseModel, extra="forbid", frozen=True):
     at_least: str | float | None = Field(default=None, description="the smallest value kept; none: no lower end")
     below: str | float | None = Field(default=None, description="the smallest value not kept; none: no upper end")
     one_of: tuple[str | float, ...] = Field(default=(), description="the values kept; empty: all between the ends")
+
+    @field_validator("at_least", "below", mode="before")
+    @classmethod
+    def _dates_are_texts(cls, value: Any) -> Any:
+        return value.isoformat() if isinstance(value, date) else value  # YAML reads 2024-08-01 as a date
 
 
 class ProblemSource(RowSource, extra="forbid", frozen=True):

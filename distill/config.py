@@ -11,7 +11,7 @@ from training.config import OptimizerConfig, TrainingConfig
 
 
 class KLConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
-    """What a student is told by its teacher's probabilities, besides or in place of its text."""
+    """What a student is told by its teacher's probabilities, in place of its text."""
 
     direction: Literal["forward", "reverse"] = Field(
         default="reverse",
@@ -25,7 +25,10 @@ class KLConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         "whole vocabulary, by the teacher's hidden states and head, as DeepSeek-V4 (section 5.2)",
     )
     temperature: float = Field(
-        default=1.0, gt=0, description="of both distributions; 1 compares what is sampled, more the unlikely tokens too"
+        default=1.0,
+        gt=0,
+        description="of both distributions; 1 compares what is sampled, more the unlikely tokens too, with "
+        "gradients that shrink by its square (scale the learning rate)",
     )
 
 
@@ -37,6 +40,7 @@ class TeacherProcessConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan
         description="transformers: embedded, hidden states too; vllm: for large teachers, by kl.top_k alone",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU when there is one")
+    tensor_parallel: int = Field(default=1, ge=1, description="vllm: GPUs that split every layer of the teacher")
     threads: int = Field(default=1, ge=1, description="compute threads on CPU")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="precision of the teacher; float32 is right for tiny models on CPUs"
@@ -146,5 +150,6 @@ def check_teacher(teacher: TeacherProcessConfig, top_k: int | None, temperature:
         raise ValueError("teacher.engine vllm tells logprobs, not hidden states; set kl.top_k, e.g. 64")
     if teacher.engine == "vllm" and temperature != 1:
         raise ValueError("teacher.engine vllm tells logprobs at temperature 1; set temperature: 1")
-    if teacher.engine != "vllm" and teacher.engine_args:
-        raise ValueError("teacher.engine_args is for engine vllm, and would be ignored by transformers")
+    ignored = [name for name in ("tensor_parallel", "engine_args") if name in teacher.model_fields_set]
+    if teacher.engine != "vllm" and ignored:
+        raise ValueError(f"teacher.{ignored[0]} is for engine vllm, and would be ignored by transformers")

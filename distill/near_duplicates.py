@@ -34,6 +34,8 @@ def near_duplicates(signatures: np.ndarray, threshold: float) -> np.ndarray:
     bounds = np.flatnonzero(np.diff(rows, prepend=-1, append=-1))
     for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         row, own = int(rows[start]), buckets[start:end].tolist()
+        if not signatures[row].any():
+            continue  # a row without words: nothing is known of what it shares with others
         candidates = sorted({other for bucket in own for other in kept[bucket]})
         if candidates:
             alike = similarity(signatures[row], signatures[candidates]) >= threshold

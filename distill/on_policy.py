@@ -67,6 +67,7 @@ class Session(SamplingSession):
         self.teachers = Teachers(folders, config.teacher, config.kl, context.name)
         try:
             self.teachers.check_tokenizers(student)
+            self.context_of_teachers = self.teachers.context()
         except BaseException:
             self.close()
             raise
@@ -99,8 +100,15 @@ class Session(SamplingSession):
         self.seconds["time/sample_s"] = time.monotonic() - started
         self.metrics = _rollout_metrics(samples) | self.sync_metrics
         self.metrics["experience/prompts_too_long"] = count - len(asked)
+        readable = [sample for sample in samples if _length(sample) <= self.context_of_teachers]
+        self.metrics["experience/too_long_for_teachers"] = len(samples) - len(readable)
         self.log.samples(self._log_rows(samples, step + 1))
-        return samples
+        if not readable:
+            raise StageError(
+                f"{self.context.name}: all samples are longer than the {self.context_of_teachers:.0f} tokens that a "
+                "teacher can read; lower rollout.max_new_tokens"
+            )
+        return readable
 
     def ask_teachers(self, samples: Sequence[Sample]) -> list[Taught]:
         """Each sample with what its teachers say. A teacher is not shown those of a domain where it has no weight."""
@@ -147,8 +155,10 @@ class Session(SamplingSession):
         write_stats(self.context.output, stats | {"steps": len(rows), "problems_held_out": self.problems.contaminated})
 
     def close(self) -> None:
-        super().close()
-        self.teachers.close()
+        try:
+            super().close()
+        finally:
+            self.teachers.close()
 
     def _log_rows(self, samples: Sequence[Sample], step: int) -> list[dict[str, Any]]:
         count = self.config.log_samples
@@ -164,6 +174,11 @@ class Session(SamplingSession):
             }
             for problem, _, said in chosen
         ]
+
+
+def _length(sample: Sample) -> int:
+    _, group, said = sample
+    return len(group.prompt_ids) + len(said.token_ids)
 
 
 def _example(group: Group, completion: Completion) -> Example:

@@ -4,13 +4,15 @@ They are scored as a teacher's samples are: a solution whose answer the grader d
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from data.chat import THINK_CLOSE, THINK_OPEN
 from data.schemas import last_boxed
 from distill.trace_filter import proxy_tokens
 from rewards.pool import RewardPool
 from rewards.reward import Verdict
+from rollouts.judge import stop_judges
 from sft.sampling import Prompt, Sampled
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # GSM8K's notes for a calculator: "3*4=<<3*4=12>>12"
@@ -20,8 +22,9 @@ _FINAL = "####"  # GSM8K's mark of the final answer
 class SolutionSampler:
     """See `sft.sampling.Sampler`: one completion per prompt, the solution in `Problem.metadata`."""
 
-    def __init__(self, rewards: RewardPool) -> None:
-        self.rewards = rewards
+    def __init__(self, rewards: RewardPool, judges: Mapping[str, Any]) -> None:
+        """`rewards` and the judges that they ask end with the sampler."""
+        self.rewards, self.judges = rewards, judges
 
     def sample(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str, list[Sampled]]]:
         written = {prompt.key: trace_of(str(prompt.problem.metadata.get("solution", ""))) for prompt in prompts}
@@ -38,6 +41,7 @@ class SolutionSampler:
 
     def close(self) -> None:
         self.rewards.close()
+        stop_judges(self.judges)
 
 
 def trace_of(solution: str) -> str:

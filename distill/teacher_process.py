@@ -9,7 +9,7 @@ from data.packing import best_fit
 from distill.config import KLConfig, TeacherProcessConfig
 from distill.taught import Told, target_places
 from models.attention import PackedLayout
-from models.checkpoint import load_model, load_tokenizer, resolve_device
+from models.checkpoint import context_length, load_model, load_tokenizer, resolve_device
 from rollouts.vllm_generator import VLLMGenerator
 from sft.batch import Example
 from training.head_chunks import CHUNK_ELEMENTS
@@ -22,9 +22,15 @@ class Teacher:
         self.folder, self.row_tokens, self.kl = folder, config.row_tokens, kl
         self.device = resolve_device(config.device)
         self.model = load_model(folder, dtype=getattr(torch, config.dtype), device=self.device).eval()
+        tokens = shared_tokens(folder, len(self.model.lm_head.weight))
+        self.head_VD = self.model.lm_head.weight[:tokens].detach().float() if kl.top_k is not None else None
 
     def differs_from(self, student: str) -> str | None:
         return tokenizers_differ(self.folder, student)
+
+    def context(self) -> float:
+        """Tokens of a sample that it can read."""
+        return context_length(self.folder)
 
     @torch.no_grad()
     def tell(self, examples: Sequence[Example]) -> list[Told]:
@@ -54,16 +60,17 @@ class Teacher:
         return said
 
     def _told(self, hidden_CD: torch.Tensor) -> Told:
-        if self.kl.top_k is None:
+        if self.head_VD is None:
             return Told(hidden=hidden_CD.float().cpu().numpy())
-        weight_VD = self.model.lm_head.weight
-        rows = max(1, CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS["cpu"]) // len(weight_VD))
-        tops = [self._top(part_CD @ weight_VD.t(), self.kl.top_k) for part_CD in hidden_CD.split(rows)]
+        rows = max(1, CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS["cpu"]) // len(self.head_VD))
+        tops = [self._top(part_CD.float() @ self.head_VD.t()) for part_CD in hidden_CD.split(rows)]
         ids, logprobs = (torch.cat(part).cpu().numpy() for part in zip(*tops, strict=True))
         return Told(ids=ids, logprobs=logprobs)
 
-    def _top(self, logits_CV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        top = torch.log_softmax(logits_CV.float() / self.kl.temperature, dim=-1).topk(k)
+    def _top(self, logits_CV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.kl.top_k is not None
+        logprobs_CV = torch.log_softmax(logits_CV / self.kl.temperature, dim=-1)
+        top = logprobs_CV.topk(min(self.kl.top_k, logprobs_CV.shape[1]))
         return top.indices.int(), top.values
 
 
@@ -74,15 +81,30 @@ class ServedTeacher:
         assert kl.top_k is not None  # see distill.config.check_teacher
         self.folder, self.top_k = folder, kl.top_k
         arguments = {"max_logprobs": kl.top_k} | config.engine_args
-        self.generator = VLLMGenerator(folder, dtype=config.dtype, device=config.device, engine_args=arguments)
+        self.generator = VLLMGenerator(
+            folder,
+            dtype=config.dtype,
+            device=config.device,
+            tensor_parallel=config.tensor_parallel,
+            engine_args=arguments,
+        )
 
     def differs_from(self, student: str) -> str | None:
         return tokenizers_differ(self.folder, student)
+
+    def context(self) -> float:
+        return self.generator.context()
 
     def tell(self, examples: Sequence[Example]) -> list[Told]:
         found = self.generator.top_logprobs([example.token_ids.tolist() for example in examples], self.top_k)
         places = [target_places(example) - 1 for example in examples]
         return [Told(ids=ids[at], logprobs=logprobs[at]) for (ids, logprobs), at in zip(found, places, strict=True)]
+
+
+def shared_tokens(folder: str, rows: int) -> int:
+    """Of the `rows` of a head those that are tokens: heads of one family are padded to different sizes, and what is
+    compared must be the same tokens."""
+    return min(rows, 1 + max(load_tokenizer(folder).get_vocab().values()))
 
 
 def tokenizers_differ(teacher: str, student: str) -> str | None:

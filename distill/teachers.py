@@ -10,6 +10,7 @@ from distill.taught import Told
 from sft.batch import Example
 from training.stage import StageError
 
+TEACHER = "teacher"  # the name of the only one, where there is one
 _CLASSES = {"transformers": "distill.teacher_process:Teacher", "vllm": "distill.teacher_process:ServedTeacher"}
 
 
@@ -28,6 +29,11 @@ class Teachers:
         for name, answer in asked.items():
             if fault := self._wait(answer, f"starting the teacher {name}"):
                 raise StageError(f"{self.stage}: {fault}")
+
+    def context(self) -> float:
+        """Tokens of a sample that all of them can read."""
+        asked = {name: handle.context.remote() for name, handle in self.handles.items()}
+        return min(self._wait(answer, f"starting the teacher {name}") for name, answer in asked.items())
 
     def begin(self, asked: Mapping[str, Sequence[Example]]) -> dict[str, Any]:
         """Ask each teacher about its examples; `end` has the answers."""

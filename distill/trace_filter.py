@@ -173,7 +173,7 @@ class TraceFilter:
             np.frombuffer(b"".join(digests), dtype="<u8")
             for digests in (
                 [fingerprint(*row.asked, *_said(row.row["messages"]), size=8) for row in rows],
-                [fingerprint(row.asked[-1], size=8) for row in rows],
+                [fingerprint(*row.asked, size=8) for row in rows],
             )
         )
         ranks = mixed(exact ^ self._seed)

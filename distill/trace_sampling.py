@@ -7,9 +7,9 @@ from cluster.actors import start_ray
 from data.chat import render_prompt
 from data.problem_pool import ProblemPool
 from data.problems import Problem
+from distill.endpoint_sampler import TeacherSampler
 from distill.solutions import SolutionSampler
 from distill.suites import suite_sources
-from distill.teacher import TeacherSampler
 from distill.trace_rows import SampledBatch, TraceRow
 from distill.traces_config import TracesConfig
 from models.checkpoint import context_length, load_tokenizer
@@ -69,9 +69,10 @@ def ask_endpoint(config: TracesConfig, context: StageContext) -> tuple[Asked, It
 
     def open_sampler() -> Sampler:
         start_ray()
-        rewards = RewardPool(config.rewards, config.reward_workers, start_judges(context.inputs, config.judges))
+        judges = start_judges(context.inputs, config.judges)
+        rewards = RewardPool(config.rewards, config.reward_workers, judges)
         params = config.rollout.params(config.samples_per_prompt, context.seed)
-        return TeacherSampler(endpoint, teacher, params, rewards, _work(context) / "answers.journal.jsonl")
+        return TeacherSampler(endpoint, teacher, params, rewards, judges, _work(context) / "answers.journal.jsonl")
 
     asked = Asked(config, context.seed, teacher.model, lambda problem: [], float("inf"))
     return asked, _batches(asked, open_sampler, config, context)
@@ -82,7 +83,8 @@ def ask_nobody(config: TracesConfig, context: StageContext) -> tuple[Asked, Iter
 
     def open_sampler() -> Sampler:
         start_ray()
-        return SolutionSampler(RewardPool(config.rewards, config.reward_workers, {}))
+        judges = start_judges(context.inputs, config.judges)
+        return SolutionSampler(RewardPool(config.rewards, config.reward_workers, judges), judges)
 
     asked = Asked(config, context.seed, "solutions", lambda problem: [], float("inf"))
     return asked, _batches(asked, open_sampler, config, context)

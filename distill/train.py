@@ -4,23 +4,19 @@ By SFT on its text, as the paper; or by the teacher's probabilities at every tok
 asked of the input `teacher` batch by batch, or read from a dataset of the stage teacher_logprobs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.actors import start_ray
 from distill.config import DistillConfig, KLConfig
-from distill.stored import has_logprobs, read_stored
-from distill.taught import Taught, TaughtRow, Told, pack_taught
-from distill.teachers import Teachers
-from sft.batch import Example
+from distill.stored import StoredTold, has_logprobs, read_stored
+from distill.taught import Taught, TaughtRow, pack_taught
+from distill.teachers import TEACHER, Teachers
 from sft.config import SFTConfig
 from sft.loop import train_by
 from sft.train import Epochs, Sample, fine_tune, load_samples, target_tokens, write_sample_stats
 from training.group import spawn_trainer
 from training.stage import StageContext, StageError
-
-TEACHER = "teacher"
-Tell = Callable[[Sequence[Example]], list[Told]]
 
 
 def run(config: DistillConfig, context: StageContext) -> None:
@@ -31,6 +27,11 @@ def run(config: DistillConfig, context: StageContext) -> None:
     if TEACHER in context.inputs:
         raise StageError(
             f"{context.name}: the input teacher is not asked while kl is not set; set kl: {{}}, or drop it"
+        )
+    if has_logprobs(dataset):
+        raise StageError(
+            f"{context.name}: {dataset} has a row for every example of a conversation, with a teacher's logprobs; set "
+            "kl to learn them, or give the dataset that it was made of"
         )
     # The students are dense: no MTP module to train, no experts to balance.
     shared = DistillConfig.model_fields.keys() & SFTConfig.model_fields.keys()
@@ -49,13 +50,13 @@ def learn_probabilities(
         raise StageError(f"{context.name}: kl is set, and {dataset} {says}")
     start_ray()
     if stored:
-        samples, told = read_stored(config.template, kl, student, dataset, context.name)
-        learn(config, kl, context, student, samples, 0, told)
+        samples, told, dropped = read_stored(config.template, kl, student, dataset, context.name)
+        learn(config, kl, context, student, samples, dropped, told)
         return
     teachers = Teachers({TEACHER: context.inputs[TEACHER]}, config.teacher, kl, context.name)
     try:
         teachers.check_tokenizers(student)
-        samples, dropped = load_samples(config.template, student, dataset)
+        samples, dropped = load_samples(config.template, student, dataset, teachers.context())
         learn(config, kl, context, student, samples, dropped, teachers)
     finally:
         teachers.close()
@@ -68,7 +69,7 @@ def learn(
     student: Path,
     samples: Sequence[Sample],
     dropped: int,
-    source: Teachers | Sequence[Sequence[Told]],
+    source: Teachers | StoredTold,
 ) -> None:
     """source: who is asked about each batch, or what was said about the examples of each sample."""
     epochs = Epochs([target_tokens(sample) for sample in samples], config.batch_size, config.epochs, context.seed)

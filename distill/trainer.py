@@ -8,6 +8,7 @@ import torch
 
 from distill.config import KLConfig
 from distill.taught import NO_LECTURE, Lecture, TaughtRow
+from distill.teacher_process import shared_tokens
 from models.fp8_checkpoint import TensorFiles
 from rl.sampling_trainer import SamplingTrainer
 from training.passes import Found, Predict, total
@@ -21,7 +22,9 @@ class DistillTrainer(SamplingTrainer):
         super().__init__(*args, **kwargs)
         self.kl, self.teachers = kl, tuple(teachers)
         wanted = teachers if kl.top_k is None else {}
-        self.heads = {name: _head(Path(folder)).to(self.device) for name, folder in wanted.items()}
+        heads = {name: _head(Path(folder)) for name, folder in wanted.items()}
+        self.tokens = shared_tokens(self.checkpoint, self.model.config.vocab_size)
+        self.heads = {name: head[: self.tokens].to(self.device) for name, head in heads.items()}
 
     def step(self, rows: Sequence[TaughtRow], lr: float) -> dict[str, float]:
         """One optimizer step on the rows of all ranks, of which `rows` are this one's. The loss: summed over teachers,
@@ -35,6 +38,7 @@ class DistillTrainer(SamplingTrainer):
 
             def at_head(hidden_CD: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
                 loss = 0.0 * (hidden_CD.sum() + weight_VD.sum())  # ranks without a lecture have gradients too
+                weight_VD = weight_VD[: self.tokens]
                 for lecture in row.lectures:
                     kl = self._kl(lecture, hidden_CD, weight_VD)
                     found[f"kl/{lecture.teacher}"] += kl.item()
@@ -42,7 +46,7 @@ class DistillTrainer(SamplingTrainer):
                     loss = loss + lecture.weight * kl
                 return loss / targets
 
-            loss = predict(self.kl.temperature, head_loss=at_head).loss
+            loss = predict(None, head_loss=at_head).loss
             assert loss is not None
             return loss, found | {"loss/kl": loss.item()}
 

@@ -1,5 +1,6 @@
 """GGUF files, llama.cpp's format, as Hugging Face checkpoints: quantised weights are multiplied out by transformers."""
 
+import struct
 from contextlib import redirect_stderr
 from importlib.util import find_spec
 from io import StringIO
@@ -24,7 +25,7 @@ def load_gguf(file: Path) -> tuple[PreTrainedModel, Any]:
         try:
             tokenizer = AutoTokenizer.from_pretrained(**where)
             model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-        except (ValueError, KeyError, OSError, NotImplementedError) as error:
+        except (ValueError, LookupError, OSError, OverflowError, NotImplementedError, struct.error) as error:
             raise ValueError(f"{file} is no GGUF file that transformers reads: {error}") from None
     for name in ("quantization_config", "_model_name_or_path"):  # what is made here is not quantised
         model.config.__dict__.pop(name, None)

@@ -34,6 +34,7 @@ def settings_problems(name: str, config: BaseModel, settings: Document, inputs: 
     yield from _reward_model_problems(name, config, settings, inputs)
     yield from _preference_problems(name, config, settings, inputs)
     yield from _judge_problems(name, config, settings, inputs)
+    yield from _teacher_problems(name, config, settings, inputs)
     yield from _trace_problems(name, config, settings, inputs)
 
 
@@ -240,6 +241,23 @@ def _trace_problems(name: str, config: Any, settings: Document, inputs: Sequence
             _check_first(source)
     except SourceError as error:
         yield f"{settings.place(('suites',))}: suites: {error}"
+
+
+def _teacher_problems(name: str, config: Any, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
+    """Teachers that nothing listens to, and weights of domains and teachers that are not there."""
+    given = next((item for item in inputs if item.role == "teacher"), None)
+    if given is not None and getattr(config, "kl", True) is None:
+        yield f"{given.place}: the input teacher of stage '{name}' is not asked while kl is not set; set kl, or drop it"
+    teachers = [item.role.partition(".")[2] for item in inputs if item.role.startswith("teachers.")]
+    domains = _possible_domains(config)
+    for domain, weights in (getattr(config, "weights", None) or {}).items() if teachers else ():
+        place = settings.place(("weights", domain))
+        if domains is not None and domain not in domains:
+            yield f"{place}: weights: {_no_domain(domain, domains)}"
+        for teacher in weights:
+            if teacher not in teachers:
+                hint = did_you_mean(teacher, teachers)
+                yield f"{place}: weights.{domain}: stage '{name}' has no teacher '{teacher}'{hint}"
 
 
 def _possible_domains(config: Any) -> set[str] | None:

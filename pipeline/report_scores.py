@@ -150,7 +150,8 @@ def _utility_rows(checkpoints: Mapping[str, Any], names: Sequence[str]) -> list[
 def _learnt_rows(run: RunFiles, names: Sequence[str]) -> list[Html]:
     """What each checkpoint's own stage cost: methods are compared at equal numbers of tokens."""
     stats = {stage.name: (stage.manifest or {}).get("counts") or {} for stage in run.stages}
-    learnt = [stats.get(run.checkpoint_of.get(name, name), {}).get("tokens_trained") for name in names]
+    stage_of = {checkpoint: stage for stage, checkpoint in run.checkpoint_of.items()}
+    learnt = [stats.get(stage_of.get(name, name), {}).get("tokens_trained") for name in names]
     cells = ["–" if tokens is None else f"{tokens:,}" for tokens in learnt]
     return [_group("Training of this stage alone", len(names)), row("tokens learnt from", cells)] if any(learnt) else []
 

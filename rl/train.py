@@ -286,7 +286,6 @@ class Session(SamplingSession):
             self.watcher.watch.save(folder / WATCH)
 
     def save_policy(self) -> None:
-        self.saving.finish()
         self.save_weights()
         stats = counts(read_log(self.context.output / METRICS)) | {"problems_held_out": self.problems.contaminated}
         write_stats(self.context.output, stats)

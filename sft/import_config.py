@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, FilePath, model_validator
 
@@ -23,6 +23,11 @@ class ImportConfig(BaseModel, extra="forbid", frozen=True):
         default=None,
         description="Jinja file of a chat template in place of the tokenizer's, for base models that have none; none: "
         "the tokenizer's own. Relative to the recipe",
+    )
+    config: dict[str, Any] = Field(
+        default={},
+        description="values laid over the model's config.json, e.g. {max_position_embeddings: 131072} to train a "
+        "student on longer traces than it was made for; none",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="bfloat16", description="precision of the checkpoint; bfloat16 as pretrained models are published"

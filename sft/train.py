@@ -1,5 +1,6 @@
 """The SFT stage: conversations to batches, one optimizer step each (DeepSeek-R1, arXiv:2501.12948v2, B.4.2)."""
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from training.run_log import write_stats
 from training.stage import StageContext, StageError
 
 Sample = list[Example]  # a conversation; mostly one Example
+NOTABLE_SHARE = 0.05  # of rows that do not fit; more are said in the log, not in stats.json alone
+logger = logging.getLogger(__name__)
 
 
 def run(config: SFTConfig, context: StageContext) -> None:
@@ -49,37 +52,48 @@ class Epochs:
         self.tokens, self.batch_size, self.seed = tokens, batch_size, seed
         self.per_epoch = math.ceil(len(tokens) / batch_size)
         self.steps = self.per_epoch * epochs
+        self._order = -1, np.zeros(0, np.int64)  # the epoch asked for last, and its order
 
     def samples(self, step: int) -> np.ndarray:
         """Indices, int64, by seed and step alone."""
         epoch, place = divmod(step, self.per_epoch)
-        order = epoch_order(len(self.tokens), self.seed, epoch)
-        return order[place * self.batch_size : (place + 1) * self.batch_size]
+        if self._order[0] != epoch:
+            self._order = epoch, epoch_order(len(self.tokens), self.seed, epoch)
+        return self._order[1][place * self.batch_size : (place + 1) * self.batch_size]
 
     def steps_within(self, budget: int | None) -> int:
         """The steps that it takes to learn `budget` tokens, or all there are."""
         if budget is None:
             return self.steps
-        learnt = 0
-        for step in range(self.steps):
-            learnt += self.tokens_of(step)
+        whole = sum(self.tokens)
+        first = min(budget // whole, self.steps // self.per_epoch) * self.per_epoch if whole else self.steps
+        learnt = first // self.per_epoch * whole
+        for step in range(first, self.steps):
             if learnt >= budget:
-                return step + 1
+                return step
+            learnt += self._tokens_of(step)
         return self.steps
 
-    def tokens_of(self, step: int) -> int:
+    def tokens_in(self, steps: int) -> int:
+        """Learnt in the first `steps`."""
+        epochs, rest = divmod(steps, self.per_epoch)
+        return epochs * sum(self.tokens) + sum(self._tokens_of(steps - rest + place) for place in range(rest))
+
+    def _tokens_of(self, step: int) -> int:
         return sum(self.tokens[index] for index in self.samples(step))
 
 
-def load_samples(template: Template, checkpoint: Path, dataset: Path) -> tuple[list[Sample], int]:
+def load_samples(
+    template: Template, checkpoint: Path, dataset: Path, longest: float = math.inf
+) -> tuple[list[Sample], int]:
     """The tokenised conversations that fit, and how many do not: they are dropped whole, since a cut one has no answer.
 
-    The limit is the model's context. Raises StageError when nothing is left, or when the template has no room for a
-    conversation.
+    The limit is the model's context, or `longest` where that is less. Raises StageError when nothing is left, or when
+    the template has no room for a conversation.
     """
     tokenizer = load_tokenizer(checkpoint)
     _check_tokenizer(tokenizer, checkpoint, template)
-    limit = context_length(checkpoint)
+    limit = min(longest, context_length(checkpoint))
     samples, dropped = [], 0
     for row in read_conversations(dataset):
         try:
@@ -90,6 +104,14 @@ def load_samples(template: Template, checkpoint: Path, dataset: Path) -> tuple[l
             samples.append(sample)
         else:
             dropped += 1
+    if samples and dropped > NOTABLE_SHARE * (len(samples) + dropped):
+        logger.warning(
+            "%s: %d of %d rows are longer than %.0f tokens and are left out",
+            dataset,
+            dropped,
+            len(samples) + dropped,
+            limit,
+        )
     if not samples and dropped:
         sentence = f"{dataset}: all {dropped} rows are longer than the {limit} tokens of the model's context"
         raise StageError(sentence)
@@ -121,6 +143,6 @@ def write_sample_stats(folder: Path, samples: Sequence[Sample], dropped: int, ep
         "tokens": sum(len(example.token_ids) for sample in samples for example in sample),
         "target_tokens": sum(epochs.tokens),
         "steps": steps,
-        "tokens_trained": sum(epochs.tokens_of(step) for step in range(steps)),
+        "tokens_trained": epochs.tokens_in(steps),
     }
     write_stats(folder, stats)

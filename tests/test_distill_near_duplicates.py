@@ -122,3 +122,9 @@ def test_near_copies_are_found_and_half_copies_are_not():
     firsts = near_duplicates(signed([" ".join(words) for words in [*base, *near, *half]]), 0.8)
     assert (firsts[:300] < 0).all() and (firsts[600:] < 0).all()
     assert firsts[300:600].tolist() == list(range(300))
+
+
+def test_rows_without_words_are_not_alike():
+    """Nothing is known of what "∞" and "→" share."""
+    empty = np.zeros((3, PLACES), dtype=np.uint8)
+    assert near_duplicates(empty, 0.8).tolist() == [-1, -1, -1]

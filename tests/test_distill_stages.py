@@ -79,11 +79,16 @@ def test_a_stored_teacher_teaches_what_an_asked_one_does(
     assert not (stored / ".parts").exists()
     table = pq.read_table(stored / "data.parquet").to_pylist()
     assert [row["id"] for row in table] == [row["id"] for row in ROWS]
-    assert all(len(row["teacher_ids"]) == (K + 3) * sum(row["targets"]) for row in table)
+    assert all(len(row["teacher_ids"]) == 4 * (K + 3) * sum(row["targets"]) for row in table)
     run_distill(DISTILL, context(tmp_path / "read", student=llama_checkpoint, dataset=stored))
     losses = [[row["loss/kl"] for row in read_log(tmp_path / name / "metrics.jsonl")] for name in ("asked", "read")]
     np.testing.assert_allclose(*losses, rtol=1e-4)
     assert losses[0][-1] < losses[0][0]
+    with pytest.raises(StageError, match="set kl to learn them, or give the dataset that it was made of"):
+        run_distill(
+            DISTILL.model_copy(update={"kl": None}),
+            context(tmp_path / "text", student=llama_checkpoint, dataset=stored),
+        )
     with pytest.raises(StageError, match=r"holds 15 tokens per place; set kl.top_k to 15 or less"):
         run_distill(
             DISTILL.model_copy(update={"kl": KLConfig()}),

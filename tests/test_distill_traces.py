@@ -19,10 +19,10 @@ from data.dataset_files import dataset_files
 from data.decontaminate import NgramIndex
 from data.problem_pool import ProblemsConfig
 from distill import trace_rows, traces
+from distill.endpoint_sampler import text_of
 from distill.fingerprints import hash_words
 from distill.held_out_index import HeldOutIndex
 from distill.suites import suite_sources
-from distill.teacher import text_of
 from distill.traces_config import NearDuplicatesConfig, TeacherConfig, TracesConfig
 from rollouts.config import GeneratorConfig, RolloutConfig
 from sft.conversations import read_conversations
@@ -337,7 +337,7 @@ def sums(tmp_path):
 
 @pytest.fixture(autouse=True)
 def without_pauses(monkeypatch):
-    monkeypatch.setattr("distill.teacher.PAUSE_S", 0.0)
+    monkeypatch.setattr("distill.endpoint_sampler.PAUSE_S", 0.0)
 
 
 def taught_by(server, problems, **keys) -> TracesConfig:
@@ -418,3 +418,9 @@ def test_a_missing_key_is_said_before_anything_starts(tmp_path, sums, monkeypatc
 )
 def test_answers_are_laid_out_alike_whatever_the_server_does_with_the_reasoning(reply, text):
     assert text_of(reply) == text
+
+
+@pytest.mark.parametrize("suite", sorted(Path("recipes/suites").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_suite_can_be_kept_out(suite):
+    sources = list(suite_sources([suite]))
+    assert sources and all(isinstance(source, ProblemSource) for source in sources)

@@ -9,6 +9,7 @@ from distill.config import KLConfig, OnPolicyDistillConfig, TeacherProcessConfig
 from distill.taught import Taught, Told, pack_taught, target_places
 from distill.teacher_process import Teacher, tokenizers_differ
 from distill.trainer import DistillTrainer
+from models.checkpoint import load_model, load_tokenizer, save_model
 from sft.batch import Example
 from tests.conftest import make_checkpoint
 from training.config import OptimizerConfig
@@ -92,6 +93,29 @@ def test_steps_bring_the_student_to_its_teacher(tiny_checkpoint, teacher_checkpo
     trainer = make_trainer(tiny_checkpoint, kl, {"t": str(teacher_checkpoint)})
     losses = [trainer.step(rows, lr=3e-3)["loss/kl"] for _ in range(25)]
     assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize("top_k", [None, 20])
+def test_heads_of_different_sizes_are_compared_over_the_tokens(tiny_checkpoint, llama_checkpoint, tmp_path, top_k):
+    """Qwen2.5's 7B has 152,064 rows and its 1.5B 151,936, of the same tokenizer."""
+    padded = tmp_path / "padded"
+    model = load_model(llama_checkpoint)
+    tokens = model.config.vocab_size
+    model.resize_token_embeddings(tokens + 24)
+    with torch.no_grad():
+        model.lm_head.weight[tokens:] = 5.0  # padding that would win where it counted
+    save_model(padded, model, load_tokenizer(llama_checkpoint))
+    batch, kl, losses = examples(3), KLConfig(top_k=top_k), []
+    for teacher in (llama_checkpoint, padded):
+        said = Teacher(str(teacher), TeacherProcessConfig(), kl).tell(batch)
+        rows = pack_taught([Taught(example=e, told={"t": (s, 1.0)}) for e, s in zip(batch, said, strict=True)], 64)
+        losses.append(make_trainer(tiny_checkpoint, kl, {"t": str(teacher)}).step(rows, lr=0.0)["loss/kl"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_more_tokens_than_there_are_is_all_of_them(llama_checkpoint):
+    (told,) = Teacher(str(llama_checkpoint), TeacherProcessConfig(), KLConfig(top_k=10_000)).tell(examples(1))
+    np.testing.assert_allclose(np.exp(told.logprobs).sum(-1), 1, rtol=1e-5)
 
 
 def test_a_row_without_lectures_takes_part(tiny_checkpoint):

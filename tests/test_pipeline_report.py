@@ -277,3 +277,13 @@ def test_shown_problems_take_domains_in_turn():
 def test_moving_average_keeps_constants_and_length():
     assert moving_average([2.0] * 7, 3) == [2.0] * 7
     assert moving_average([0.0, 3.0, 6.0], 1) == [1.5, 3.0, 4.5]
+
+
+def test_tokens_are_those_of_the_stage_that_made_the_checkpoint(tmp_path):
+    """Stages and checkpoints have different names: dev3 is made by curated_sft."""
+    run = make_run(tmp_path / "run")
+    manifest = run / "curated_sft" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"counts": {"tokens_trained": 1234567}}))
+    page = _Page(write_report(run).read_text(encoding="utf-8"))
+    row = page.visible.partition("tokens learnt from")[2][:200]
+    assert "1,234,567" in row

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from data.write import DataCard, write_dataset
@@ -14,7 +16,7 @@ from models.tokenizer import BOS, EOS
 from sft.batch import Example, pack_examples
 from sft.config import SFTConfig
 from sft.conversations import checked_messages, conversation_examples
-from sft.train import epoch_order, load_samples
+from sft.train import Epochs, epoch_order, load_samples
 from sft.train import run as run_sft
 from sft.trainer import SupervisedTrainer
 from tests.architectures import make_architecture
@@ -121,17 +123,17 @@ def test_bad_conversations_are_refused_with_their_place(messages, said):
 def test_conversations_that_the_template_has_no_room_for_are_refused_with_their_row(tiny_checkpoint, tmp_path):
     several = row(7, "Say hello.", "Hello!", "Again.", "Hi.")
     with pytest.raises(StageError, match=r"row .*: template plain holds one user turn, got user, assistant, user"):
-        load_samples(SFTConfig(template="plain"), tiny_checkpoint, save_rows(tmp_path, [several]))
+        load_samples("plain", tiny_checkpoint, save_rows(tmp_path, [several]))
 
 
 def test_long_conversations_are_dropped_whole_and_counted(tiny_checkpoint, tmp_path):
     long = row(9, "What is 1+1?", "one " * 200)
-    samples, dropped = load_samples(SFTConfig(), tiny_checkpoint, save_rows(tmp_path, [*ROWS, long]))
+    samples, dropped = load_samples("chat", tiny_checkpoint, save_rows(tmp_path, [*ROWS, long]))
     assert (len(samples), dropped) == (len(ROWS), 1)
     with pytest.raises(StageError, match="all 1 rows are longer"):
-        load_samples(SFTConfig(), tiny_checkpoint, save_rows(tmp_path, [long]))
+        load_samples("chat", tiny_checkpoint, save_rows(tmp_path, [long]))
     with pytest.raises(StageError, match="nothing to train on"):
-        load_samples(SFTConfig(), tiny_checkpoint, save_rows(tmp_path, []))
+        load_samples("chat", tiny_checkpoint, save_rows(tmp_path, []))
 
 
 def test_every_epoch_has_every_sample_once_in_its_own_order():
@@ -214,6 +216,21 @@ def sft_config(**keys) -> SFTConfig:
 
 class Cut(Exception):
     """The stage is killed from outside."""
+
+
+@given(
+    tokens=st.lists(st.integers(1, 50), min_size=1, max_size=30), batch=st.integers(1, 8), count=st.integers(1, 4),
+    budget=st.integers(1, 4000),
+)  # fmt: skip
+def test_a_budget_ends_with_the_step_that_reaches_it(tokens, batch, count, budget):
+    epochs = Epochs(tokens, batch, count, seed=3)
+    learnt = [sum(tokens[index] for index in epochs.samples(step)) for step in range(epochs.steps)]
+    assert sorted(i for step in range(epochs.per_epoch) for i in epochs.samples(step)) == list(range(len(tokens)))
+    steps = epochs.steps_within(budget)
+    assert sum(learnt[:steps]) >= min(budget, sum(learnt))
+    assert sum(learnt[: steps - 1]) < budget
+    assert epochs.tokens_in(steps) == sum(learnt[:steps])
+    assert epochs.steps_within(None) == epochs.steps
 
 
 @pytest.mark.slow

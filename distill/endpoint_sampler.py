@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from distill.trace_filter import proxy_tokens
 from distill.traces_config import TeacherConfig
 from rewards.pool import RewardPool
 from rewards.reward import Score, Verdict
+from rollouts.judge import stop_judges
 from rollouts.records import SamplingParams
 from sft.filters import fingerprint
 from sft.judge_endpoint import ChatEndpoint, Reply
@@ -32,6 +33,7 @@ class _Answer:
     text: str = ""
     truncated: bool = False
     fault: str = ""  # why there is none
+    refused: bool = False  # by a server that does answer
 
 
 class TeacherSampler:
@@ -39,11 +41,18 @@ class TeacherSampler:
     server heeds `seed`."""
 
     def __init__(
-        self, endpoint: ChatEndpoint, config: TeacherConfig, params: SamplingParams, rewards: RewardPool, journal: Path
+        self,
+        endpoint: ChatEndpoint,
+        config: TeacherConfig,
+        params: SamplingParams,
+        rewards: RewardPool,
+        judges: Mapping[str, Any],
+        journal: Path,
     ) -> None:
-        """`journal`: answers of prompts whose group is not whole."""
-        self.endpoint, self.config, self.params, self.rewards = endpoint, config, params, rewards
-        self.journal = journal
+        """`rewards` and the judges that they ask end with the sampler. `journal`: answers of prompts whose group is not
+        whole."""
+        self.endpoint, self.config, self.params = endpoint, config, params
+        self.rewards, self.judges, self.journal = rewards, judges, journal
 
     def sample(self, prompts: Sequence[Prompt]) -> Iterator[tuple[str, list[Sampled]]]:
         """Raises StageError when the server is away, or more answers are missing than `failed_limit` allows."""
@@ -63,6 +72,7 @@ class TeacherSampler:
 
     def close(self) -> None:
         self.rewards.close()
+        stop_judges(self.judges)
 
     def _whole_groups(self, by_key: dict[str, Prompt], groups: dict[str, dict[int, _Answer]]) -> Iterator[str]:
         """Keys of groups as they become whole; those that lack answers within `failed_limit` last."""
@@ -101,7 +111,7 @@ class TeacherSampler:
                 for done in as_completed(list(running)):
                     key, number = running.pop(done)
                     answer = done.result()
-                    silent = silent + 1 if answer.fault else 0
+                    silent = silent + 1 if answer.fault and not answer.refused else 0
                     if silent == SILENT_IN_A_ROW:
                         raise StageError(f"endpoint: {silent} requests in a row failed: {answer.fault}", retry=True)
                     _keep(journal, key, number, answer)
@@ -123,7 +133,7 @@ class TeacherSampler:
                 fault = str(error)
                 continue
             except ValueError as error:  # another try would be refused too
-                return _Answer(fault=f"refused: {error}")
+                return _Answer(fault=f"refused: {error}", refused=True)
             if text := text_of(reply):
                 return _Answer(text=text, truncated=reply.cut_off)
             fault = "an empty answer"
