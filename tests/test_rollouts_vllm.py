@@ -202,3 +202,14 @@ def test_weights_of_a_checkpoint_file_come_back(engine, tiny_checkpoint):
     assert before != [c.token_ids.tolist() for g in engine.sample(requests(), PARAMS) for c in g.completions]
     engine.load_weights(load_file(tiny_checkpoint / "model.safetensors"), version=0)
     assert before == [c.token_ids.tolist() for g in engine.sample(requests(), PARAMS) for c in g.completions]
+
+
+@torch.no_grad()
+def test_the_most_likely_tokens_of_every_place_are_those_of_the_model(engine, tiny_checkpoint):
+    """What a teacher that is served tells its student (distill.teacher_process.ServedTeacher)."""
+    model = load_model(tiny_checkpoint, "eager").eval()
+    for ids, (top_ids, logprobs) in zip(PROMPTS[:2], engine.top_logprobs(PROMPTS[:2], 5), strict=True):
+        assert top_ids.shape == logprobs.shape == (len(ids) - 1, 5)
+        expected = torch.log_softmax(model(torch.tensor([ids])).logits[0, :-1].double(), -1)
+        np.testing.assert_allclose(logprobs, expected.topk(5).values.numpy(), atol=1e-4)
+        np.testing.assert_allclose(logprobs, expected.gather(1, torch.from_numpy(top_ids).long()).numpy(), atol=1e-4)
