@@ -5,9 +5,10 @@ and K ids and logprobs for each of these. What was told is read batch by batch: 
 """
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,14 @@ class StoredTold:
     def __init__(self, file: Path, rows: Sequence[int], kl: KLConfig):
         """rows: of the file, one for each sample."""
         self._file, self._rows, self._top_k = pq.ParquetFile(file), rows, kl.top_k
+        sizes = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        self._starts = [0, *accumulate(sizes)]  # a part may end with a smaller group
         self._group = lru_cache(maxsize=4)(self._read_group)
 
     def __getitem__(self, sample: int) -> list[Told]:
-        group, place = divmod(self._rows[sample], ROWS_PER_GROUP)
-        row = self._group(group)[place]
+        number = self._rows[sample]
+        group = bisect_right(self._starts, number) - 1
+        row = self._group(group)[number - self._starts[group]]
         shape = -1, row["top_k"]
         ids = np.frombuffer(row["teacher_ids"], "<i4").reshape(shape)[:, : self._top_k]
         logprobs = np.frombuffer(row["teacher_logprobs"], "<f4").reshape(shape)[:, : self._top_k]
