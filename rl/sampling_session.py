@@ -16,12 +16,11 @@ from rollouts.pool import GeneratorPool
 from rollouts.probe import SyncFault, check_sync
 from rollouts.transport import open_transport
 from training.background_save import BackgroundSave
-from training.checkpoint import CheckpointStore
+from training.checkpoint import AVERAGE, CheckpointStore
 from training.group import spawn_trainer
 from training.run_log import RunLog
 from training.stage import StageContext, StageError
 
-AVERAGE = "average"  # folder beside the checkpoint: the average of the weights, with optimizer.ema_decay
 WEIGHTS = ".weights"  # of the last sync, where they travel as files; hidden files are no part of an artifact
 
 

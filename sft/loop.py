@@ -9,13 +9,12 @@ from cluster.actors import start_ray, wait
 from sft.batch import Row
 from sft.config import IndexerStage, PretrainConfig, SFTConfig
 from training.background_save import BackgroundSave, Wait
-from training.checkpoint import CheckpointStore
+from training.checkpoint import AVERAGE, CheckpointStore
 from training.config import TrainingConfig
 from training.group import PerRank, TrainerGroup, spawn_trainer
 from training.run_log import RunLog
 from training.stage import StageContext
 
-AVERAGE = "average"  # folder beside the checkpoint: the average of the weights, with optimizer.ema_decay
 Batches = Callable[[int], Sequence[Row]]  # optimizer step -> its packed rows; the same rows every time it is asked
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from data.durable import sha256, sync
 from training.run_log import RunLog
 
+AVERAGE = "average"  # folder beside a checkpoint: the average of the weights, with optimizer.ema_decay
 CHECKSUMS = "checksums.json"
 LOG_SIZES = "log_sizes.json"  # bytes of each log up to the checkpoint's step
 _NAME = re.compile(r"step_(\d{8,})")
