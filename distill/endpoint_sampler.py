@@ -1,7 +1,7 @@
 """A teacher behind OpenAI's API as a sampler: many requests at a time, every answer on disk as soon as it is there."""
 
 import logging
-import time
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -102,12 +102,13 @@ class TeacherSampler:
         self, asked: Sequence[tuple[str, int]], by_key: dict[str, Prompt]
     ) -> Iterator[tuple[str, int, _Answer]]:
         """All answers as they come; those that came are in the journal, also after an error."""
-        threads = ThreadPoolExecutor(self.config.concurrency)
+        threads, stopped = ThreadPoolExecutor(self.config.concurrency), threading.Event()
         running: dict[Future[_Answer], tuple[str, int]] = {}
         silent = 0
         with Journal(self.journal) as journal:
             try:
-                running |= {threads.submit(self._ask, by_key[key], number): (key, number) for key, number in asked}
+                for key, number in asked:
+                    running[threads.submit(self._ask, by_key[key], number, stopped)] = (key, number)
                 for done in as_completed(list(running)):
                     key, number = running.pop(done)
                     answer = done.result()
@@ -117,16 +118,18 @@ class TeacherSampler:
                     _keep(journal, key, number, answer)
                     yield key, number, answer
             finally:
+                stopped.set()
                 threads.shutdown(wait=True, cancel_futures=True)
                 for late, (key, number) in running.items():
                     if late.done() and not late.cancelled() and late.exception() is None:
                         _keep(journal, key, number, late.result())
 
-    def _ask(self, prompt: Prompt, number: int) -> _Answer:
-        options = self._options(prompt.key, number)
+    def _ask(self, prompt: Prompt, number: int, stopped: threading.Event) -> _Answer:
+        """Sets `stopped` on what no retry can mend, and asks nothing once it is set."""
+        options, fault = self._options(prompt.key, number), ""
         for attempt in range(1 + self.config.retries):
-            if attempt:
-                time.sleep(min(_LONGEST_PAUSE_S, PAUSE_S * 2 ** (attempt - 1)))
+            if stopped.wait(min(_LONGEST_PAUSE_S, PAUSE_S * 2 ** (attempt - 1)) if attempt else 0):
+                return _Answer(fault="stopped", refused=True)
             try:
                 reply = self.endpoint.ask(prompt.problem.messages, options)
             except (TimeoutError, ConnectionError) as error:
@@ -134,6 +137,9 @@ class TeacherSampler:
                 continue
             except ValueError as error:  # another try would be refused too
                 return _Answer(fault=f"refused: {error}", refused=True)
+            except StageError:
+                stopped.set()
+                raise
             if text := text_of(reply):
                 return _Answer(text=text, truncated=reply.cut_off)
             fault = "an empty answer"
