@@ -3,7 +3,8 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,26 @@ class SamplingSession:
         self.log.truncate_after(step)
         return step, folder
 
+    @contextmanager
+    def phase(self, name: str, step: int, who: str = "driver") -> Iterator[None]:
+        """Time what is done on the way to `step`, into `seconds` and the timeline."""
+        began, started = time.time(), time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - started
+            key = f"time/{name}_s"
+            self.seconds[key] = self.seconds.get(key, 0.0) + seconds
+            self.log.log_span(step, name, who, began, seconds)
+
     def sync_weights(self, step: int) -> None:
-        started = time.monotonic()
-        if self.settings.sample_in_trainer:
-            self.wait(self.trainer.set_version.remote(step), "weight sync")
-        else:
-            self.pool.wake()
-            self.pool.sync(self.transport, version=step)
-            self._prove_sync(step)
-        self.seconds = {"time/sync_s": time.monotonic() - started}
+        with self.phase("sync", step + 1):
+            if self.settings.sample_in_trainer:
+                self.wait(self.trainer.set_version.remote(step), "weight sync")
+            else:
+                self.pool.wake()
+                self.pool.sync(self.transport, version=step)
+                self._prove_sync(step)
 
     def _prove_sync(self, step: int) -> None:
         """Compare trainer and generators on the stage's first prompts."""
