@@ -39,7 +39,7 @@ class SamplingSession:
     ):
         """`trainer`: the class by its import path; `of_trainer`: further arguments of it."""
         self.settings, self.context = settings, context
-        self.problems = ProblemPool(settings.problems, "train", context.seed, (*settings.held_out_sources, *held_out))
+        self.problems = self.open_problems((*settings.held_out_sources, *held_out))
         generator = settings.generator
         self.trainer = spawn_trainer(
             trainer,
@@ -58,6 +58,9 @@ class SamplingSession:
         self.saving = BackgroundSave(self.trainer, self.store, self.wait)
         self.sync_metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}  # of the rollout batch, by phase
+
+    def open_problems(self, held_out: Sequence[ProblemSource]) -> ProblemPool:
+        return ProblemPool(self.settings.problems, "train", self.context.seed, held_out)
 
     def seed(self, purpose: str, step: int) -> int:
         """Seeds that depend on the stage's seed, the purpose and the step alone, so that a resumed run repeats them."""

@@ -82,6 +82,14 @@ class Session(SamplingSession):
             balance_weight=config.balance_weight,
             mtp_weight=config.mtp_weight,
         )
+        self.pending_metrics: dict[str, float] = {}  # of the rollout batch; logged with its first step
+        self.watch_metrics: dict[str, float] = {}
+        self.tokens = 0
+        self.longest = config.rollout.max_new_tokens  # of this rollout batch's completions
+        self.start_rewards()
+
+    def start_rewards(self) -> None:
+        config, context = self.config, self.context
         specs = with_models(config.rewards, context.inputs)
         self.served = start_judges(context.inputs, config.judges) | start_scorers(specs)
         self.rewards = RewardPool(specs, config.reward_workers, self.served)
@@ -89,10 +97,6 @@ class Session(SamplingSession):
         self.batches = RolloutBatches(
             config, pool=self.pool, rewards=self.rewards, problems=self.problems, render=self.render, seed=self.seed
         )
-        self.pending_metrics: dict[str, float] = {}  # of the rollout batch; logged with its first step
-        self.watch_metrics: dict[str, float] = {}
-        self.tokens = 0
-        self.longest = config.rollout.max_new_tokens  # of this rollout batch's completions
 
     def resume(self) -> int:
         """The first rollout to do: 0, or the one after the last whole checkpoint."""
