@@ -63,9 +63,7 @@ class SamplingSession:
         return ProblemPool(self.settings.problems, "train", self.context.seed, held_out)
 
     def seed(self, purpose: str, step: int) -> int:
-        """Seeds that depend on the stage's seed, the purpose and the step alone, so that a resumed run repeats them."""
-        digest = hashlib.blake2b(f"{self.context.seed}/{purpose}/{step}".encode(), digest_size=4).digest()
-        return int.from_bytes(digest, "big")
+        return derived_seed(self.context.seed, purpose, step)
 
     def resumed(self) -> tuple[int, Path | None]:
         """Load the last whole checkpoint, if any, and cut the logs back to it: the steps taken, and its folder."""
@@ -133,3 +131,9 @@ class SamplingSession:
 
     def report(self, step: int, **event: Any) -> None:
         self.context.report({"step": step, "total_steps": self.settings.steps, **event})
+
+
+def derived_seed(seed: int, purpose: str, step: int) -> int:
+    """Depends on a stage's seed, the purpose and the step alone, so that a resumed run repeats it."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big")
