@@ -3,8 +3,8 @@
     python benchmarks/ray_overhead.py --rounds 3 --json docs/results/ray_overhead.json
 
 steps       `r1 run` of a tiny RL stage (driver, trainer that samples, reward workers) against its own code called in
-            one process, alternating. Both train on the same tokens, which is checked. A step is a rollout batch from one
-            weight sync to the next; the first is left out. The share is what Ray, logs and records add.
+            one process, alternating. Both train on the same tokens, which is checked. A step is a rollout batch, from
+            one weight sync to the next; the first is left out. The share is what Ray, logs and records add.
 replicas    a call for 64 groups to 1 to 8 replicas that answer at once with 8 completions of 100 tokens each: what it
             costs to hand out prompts and take groups back, without sampling.
 """
