@@ -23,6 +23,7 @@ from pipeline.sandbox_command import run as run_in_sandbox
 from pipeline.sandbox_command import sandbox
 from pipeline.sandbox_command import serve as serve_sandbox
 from pipeline.serve_command import serve
+from pipeline.view_command import trace, view
 from training.stage import StageError
 
 if TYPE_CHECKING:
@@ -141,6 +142,8 @@ main.command()(plain_errors()(chat))
 main.command()(plain_errors()(serve))
 main.command()(plain_errors()(export))
 main.command()(plain_errors()(doctor))
+main.command()(plain_errors()(view))
+main.command()(plain_errors()(trace))
 main.command("eval")(plain_errors()(evaluate))
 sandbox.command("doctor")(plain_errors()(sandbox_doctor))
 sandbox.command("run")(plain_errors()(run_in_sandbox))
