@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from data.durable import sha256, sync, write_text
+from viewing.tensorboard import EVENTS
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
-NOT_PAYLOAD = (MANIFEST, PLAN, "timings.jsonl", "checkpoints")
+NOT_PAYLOAD = (MANIFEST, PLAN, "timings.jsonl", "checkpoints", EVENTS, "timings")
 SMALL_FILE = 1 << 20  # bytes; up to here a quick check reads the whole file
 
 
