@@ -98,7 +98,7 @@ def load(path: Path, overrides: Sequence[str] = (), kinds: Mapping[str, StageKin
     runs/<recipe name>. Where there is no recipes/..., the one that was installed with this package is meant.
     """
     settings = _parse_overrides(overrides)
-    path = _installed(path)
+    path = installed(path)
     document = read_yaml(path)
     if "stages" in document.data or "extends" in document.data:
         return _build(_laid_over(_read_pipeline(path), settings, str(path)), path, kinds)
@@ -109,7 +109,8 @@ def load(path: Path, overrides: Sequence[str] = (), kinds: Mapping[str, StageKin
     return _load_single(path, document, settings, kinds)
 
 
-def _installed(path: Path) -> Path:
+def installed(path: Path) -> Path:
+    """The recipe that came with this package, for a path recipes/... that is not there."""
     if path.exists() or path.parts[:1] != ("recipes",):
         return path
     ours = Path(str(files("recipes"))).joinpath(*path.parts[1:])

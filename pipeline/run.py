@@ -24,6 +24,7 @@ from pipeline.artifact import (
     write_json,
 )
 from pipeline.config import Pipeline, Stage
+from pipeline.curves import reference_of
 from pipeline.errors import RecipeError, did_you_mean, stage_errors
 from pipeline.lock import hold
 from pipeline.progress import Progress
@@ -171,7 +172,7 @@ def _make(
     )
     try:
         with (
-            tracking(stage.folder, pipeline.name, pipeline.tracking),
+            tracking(stage.folder, pipeline.name, pipeline.tracking, reference_of(pipeline, stage.name)),
             stage_errors(f"stage '{stage.name}' failed", stage.folder / ".error.log", _RESUME),
         ):
             kind.run_function()(stage.config, context)

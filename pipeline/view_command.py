@@ -20,13 +20,14 @@ def view(
 ) -> None:
     """Show runs in a browser while they go on: curves, sampled groups, timeline, cluster. Until interrupted."""
     runs = _runs(folders)
+    from pipeline.curves import references_of
     from viewing.access import Access
     from viewing.answers import Answers
     from viewing.server import make_server
 
     access = Access(host, with_token=token)
     try:
-        server = make_server(Answers(runs, describe), access, host, port)
+        server = make_server(Answers(runs, describe, references_of), access, host, port)
     except OSError as error:
         raise RecipeError(
             f"cannot listen at {host}, port {port}: {error.strerror}; --port 0 takes a free one"
@@ -51,6 +52,28 @@ def trace(
     written = traced(run)
     file.write_text(json.dumps(written), encoding="utf-8")
     print(f"{file}: {len(written['traceEvents'])} events; open it at ui.perfetto.dev")
+
+
+def save_curves(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="finished runs of one recipe, by seed")],
+    to: Annotated[Path, typer.Option(help="folder curves/ beside the recipe, e.g. recipes/tiny/curves")],
+) -> None:
+    """Make the expected curves of a recipe from finished runs of it with different seeds."""
+    from pipeline.curves import save
+
+    for stage, count in save(list(_runs(folders).values()), to).items():
+        print(f"{to / stage}.json: {count} quantities")
+
+
+def print_comparison(folder: Path) -> None:
+    """Say how a run stands to the expected curves of its recipe; exit code 1 when it has left one."""
+    from pipeline.curves import compare
+
+    (run,) = _runs([folder]).values()
+    said, left = compare(run)
+    print("\n".join(said))
+    if left:
+        raise typer.Exit(1)
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import main
+from pipeline.curves import references_of
 from pipeline.view_command import describe
 from tests.recorded_run import NASTY, append, completion, make_run, write_groups
 from viewing.access import Access
@@ -23,7 +24,9 @@ from viewing.server import make_server
 
 @contextmanager
 def served(*folders, access=None):
-    server = make_server(Answers(name_runs(folders), describe), access or Access("127.0.0.1"), "127.0.0.1", 0)
+    server = make_server(
+        Answers(name_runs(folders), describe, references_of), access or Access("127.0.0.1"), "127.0.0.1", 0
+    )
     thread = Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
@@ -66,7 +69,7 @@ def test_curves_follow_the_log_as_lines_are_appended_and_taken_back(tmp_path):
     with served(run) as port:
 
         def curve():
-            return ask(port, "curves", of="demo/zero", name="reward/mean")["demo/zero"]["reward/mean"]
+            return ask(port, "curves", of="demo/zero", name="reward/mean")["curves"]["demo/zero"]["reward/mean"]
 
         before = curve()
         assert before[0] == list(range(1, 41))
@@ -84,7 +87,7 @@ def test_stages_of_two_runs_are_told_apart(run, tmp_path):
     with served(run, other) as port:
         names = [entry["run"] for entry in ask(port, "runs")]
         assert names == [str(run), str(other)]
-        curves = ask(port, "curves", of=[f"{name}/zero" for name in names], name="time/sample_s")
+        curves = ask(port, "curves", of=[f"{name}/zero" for name in names], name="time/sample_s")["curves"]
         assert all(len(found["time/sample_s"][0]) == 40 for found in curves.values())
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from viewing.flags import FLAGS
 from viewing.groups import PAGE, GroupBrowser
 from viewing.log_columns import LogColumns
+from viewing.reference_curves import CurveWatch, Reference
 from viewing.runs import METRICS, TIMINGS, Run, has
 from viewing.timeline import Timeline, stage_spans, window
 from viewing.token_text import token_texts, tokenizer_file
@@ -27,10 +28,18 @@ class BadRequest(Exception):
 
 
 class Answers:
-    """runs: by name. describe: what else is known of a run folder (its process, its stages' states, its cluster)."""
+    """runs: by name. describe: what else is known of a run folder, its process and the states of its stages.
+    references: the expected curves of a run's stages, or None and why there are none.
+    """
 
-    def __init__(self, runs: Mapping[str, Run], describe: Callable[[Path], dict[str, Any]]) -> None:
-        self.runs, self.describe = runs, describe
+    def __init__(
+        self,
+        runs: Mapping[str, Run],
+        describe: Callable[[Path], dict[str, Any]],
+        references: Callable[[Run], Mapping[str, tuple[Reference | None, str]]],
+    ) -> None:
+        self.runs, self.describe, self._references = runs, describe, references
+        self._expected: dict[Path, Reference | None] = {}  # by stage; settings do not change while it runs
         self._kept: dict[tuple[type, Path], Any] = {}
         self._lock = Lock()
         self._by_name: dict[str, Callable[[Query], Any]] = {
@@ -54,21 +63,36 @@ class Answers:
                 "run": run.name,
                 "folder": str(run.folder),
                 **self.describe(run.folder),
-                "logs": {stage: self._logged(folder) for stage, folder in run.stages().items()},
+                "logs": {stage: self._logged(run, folder) for stage, folder in run.stages().items()},
                 "spans": stage_spans(run),
             }
             for run in self.runs.values()
         ]
 
-    def _logged(self, stage: Path) -> dict[str, Any]:
+    def _logged(self, run: Run, stage: Path) -> dict[str, Any]:
         metrics, timings = (self._one(LogColumns, stage / name) for name in (METRICS, TIMINGS))
         versions = [metrics.refresh(), timings.refresh()]
         names = [*metrics.names(), *(name for name in timings.names() if name not in metrics.names())]
-        return {**has(stage), "version": versions, "names": names, "last_step": metrics.last_step()}
+        told = {"version": versions, "names": names, "last_step": metrics.last_step()}
+        return {**has(stage), **told, "departures": self._departures(run, stage)}
+
+    def _departures(self, run: Run, stage: Path) -> list[str]:
+        reference = self._reference(run, stage)
+        if reference is None:
+            return []
+        with self._lock:
+            watch = self._kept.setdefault((CurveWatch, stage), CurveWatch(stage, reference))
+        return [str(departure) for departure in watch.departures()]
+
+    def _reference(self, run: Run, stage: Path) -> Reference | None:
+        if stage not in self._expected:
+            found = self._references(run)
+            self._expected |= {run.folder / name: reference for name, (reference, _) in found.items()}
+        return self._expected.get(stage)
 
     def _curves(self, query: Query) -> Any:
-        """Of every `of` (run/stage) the curves of every `name`: {of: {name: [steps, values]}}."""
-        curves = {}
+        """Of every `of` (run/stage) and `name`, the curve, and the band where one is expected."""
+        curves, bands = {}, {}
         asked, names = query.get("of", []), query.get("name", [])
         if len(asked) * len(names) > _MOST_CURVES:
             raise BadRequest(f"{len(asked) * len(names)} curves at once are too many; ask for {_MOST_CURVES}")
@@ -76,6 +100,8 @@ class Answers:
             run, _, stage = of.rpartition("/")
             folder = self._stage_of(run, stage)
             curves[of] = {}
+            if reference := self._reference(self._run(run), folder):
+                bands[of] = {name: asdict(band) for name, band in reference.bands.items() if name in names}
             logs = [self._one(LogColumns, folder / name) for name in (METRICS, TIMINGS)]
             for log in logs:
                 log.refresh()
@@ -83,7 +109,7 @@ class Answers:
                 found = next((curve for log in logs if (curve := log.curve(name))[0]), None)
                 if found:
                     curves[of][name] = found
-        return curves
+        return {"curves": curves, "bands": bands}
 
     def _groups(self, query: Query) -> Any:
         browser = self._one(GroupBrowser, self._stage(query))

@@ -97,7 +97,7 @@ def follow(sender: Sender, wait: Callable[[float], bool]) -> None:
 
 
 def _wandb(stage: Path, run: str, identity: str) -> Sink:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     class Wandb:
         def __init__(self) -> None:
@@ -118,8 +118,8 @@ def _wandb(stage: Path, run: str, identity: str) -> Sink:
 
 
 def _mlflow(stage: Path, run: str, identity: str) -> Sink:
-    import mlflow
-    from mlflow.entities import Metric
+    import mlflow  # pyright: ignore[reportMissingImports]
+    from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
 
     if "MLFLOW_TRACKING_URI" not in os.environ:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -148,7 +148,7 @@ def _mlflow(stage: Path, run: str, identity: str) -> Sink:
 
 
 def _trackio(stage: Path, run: str, identity: str) -> Sink:
-    import trackio
+    import trackio  # pyright: ignore[reportMissingImports]
 
     class Trackio:
         def __init__(self) -> None:

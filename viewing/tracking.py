@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Event, Thread
 
+from viewing.reference_curves import CurveWatch, Reference
 from viewing.sinks import PACKAGES
 from viewing.tensorboard import TensorBoard
 
@@ -26,15 +27,17 @@ def missing_packages(sinks: Collection[str]) -> list[str]:
     return [
         f"tracking: {sink} is not installed; pip install 'r1-pipeline[{sink}]', or leave it out"
         for sink in sinks
-        if find_spec(PACKAGES[sink]) is None
+        if (found := find_spec(PACKAGES[sink])) is None or found.origin is None  # a folder ./wandb is no package
     ]
 
 
 @contextmanager
-def tracking(stage: Path, run: str, sinks: Collection[str] = ()) -> Iterator[None]:
-    """Follow the logs of a stage until the block is left."""
+def tracking(stage: Path, run: str, sinks: Collection[str] = (), reference: Reference | None = None) -> Iterator[None]:
+    """Follow the logs of a stage until the block is left. Leaving its expected curves (`reference`) is a warning."""
     with ExitStack() as stack:
         stack.enter_context(_repeated(TensorBoard(stage).catch_up, "TensorBoard's files"))
+        if reference is not None:
+            stack.enter_context(_repeated(CurveWatch(stage, reference).catch_up, "warnings of unexpected curves"))
         for sink in sinks:
             stack.enter_context(_sent(stage, run, sink))
         yield

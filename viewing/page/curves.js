@@ -31,7 +31,8 @@ export class Curves {
     this.grid = el("div", { class: "panels" });
     const bar = el("div", { class: "bar" }, this.add, this.known, el("label", {}, "smooth ", slider),
       el("button", { onclick: () => { this.names = []; this.redraw(); } }, "usual ones"));
-    this.root = el("section", {}, this.chips, bar, this.grid);
+    this.left = el("div", { role: "status" });
+    this.root = el("section", {}, this.chips, bar, this.left, this.grid);
   }
 
   async update(runs) {
@@ -48,8 +49,10 @@ export class Curves {
     if (state === this.drawn) return;
     this.drawn = state;
     this.remember({ of: this.stages, name: this.names, smooth: this.smooth || "" });
-    const curves = chosen.length ? await ask("curves", { of: this.stages, name: wanted }) : {};
-    this.draw(wanted, all, curves);
+    const found = chosen.length ? await ask("curves", { of: this.stages, name: wanted }) : { curves: {}, bands: {} };
+    this.draw(wanted, all, found);
+    this.left.replaceChildren(...chosen.flatMap((stage) => stage.logs.departures.map((sentence) =>
+      el("p", { class: "bad" }, `${label(stage, runs)}: ${sentence}`))));
   }
 
   redraw() { this.drawn = ""; this.update(this.runs); }
@@ -78,14 +81,14 @@ export class Curves {
     this.redraw();
   }
 
-  draw(names, all, curves) {
+  draw(names, all, found) {
     for (const [name, panel] of this.panels) {
       if (!names.includes(name)) { Plotly.purge(panel.lastChild); panel.remove(); this.panels.delete(name); }
     }
     for (const name of names) {
       if (!this.panels.has(name)) this.panels.set(name, this.panel(name));
       this.grid.append(this.panels.get(name)); // in the order of names
-      this.drawPanel(this.panels.get(name), name, all, curves);
+      this.drawPanel(this.panels.get(name), name, all, found);
     }
   }
 
@@ -97,12 +100,13 @@ export class Curves {
       el("div", { class: "plot" }));
   }
 
-  drawPanel(panel, name, all, curves) {
+  drawPanel(panel, name, all, { curves, bands }) {
     const traces = [], last = [];
     for (const stage of all) {
       const found = curves[stage.id]?.[name];
       if (!found) continue;
       const [x, y] = found;
+      if (bands[stage.id]?.[name]) traces.push(...shaded(bands[stage.id][name], colour(stage, all)));
       const line = { color: colour(stage, all), dash: DASHES[runIndex(stage, this.runs) % DASHES.length] };
       if (this.smooth) traces.push({ x, y, mode: "lines", line: { ...line, width: 1 }, opacity: 0.25, hoverinfo: "skip" });
       traces.push({
@@ -114,6 +118,12 @@ export class Curves {
     panel.querySelector(".last").textContent = last.join(" · ");
     Plotly.react(panel.querySelector(".plot"), traces, layout(), { displayModeBar: false, responsive: true });
   }
+}
+
+// The expected curve: where another run of the same recipe should be.
+function shaded({ steps, low, high }, colour) {
+  const edge = { x: steps, mode: "lines", line: { width: 0 }, hoverinfo: "skip" };
+  return [{ ...edge, y: low }, { ...edge, y: high, fill: "tonexty", fillcolor: `${colour}1c` }];
 }
 
 // The stage that runs; else the last RL stage; else the first with curves.
