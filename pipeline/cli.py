@@ -17,6 +17,7 @@ from pipeline.doctor_command import doctor
 from pipeline.errors import RecipeError
 from pipeline.eval_command import evaluate
 from pipeline.export_command import export
+from pipeline.replay_command import replay
 from pipeline.reward_command import audit_reward, try_cases
 from pipeline.sandbox_command import doctor as sandbox_doctor
 from pipeline.sandbox_command import run as run_in_sandbox
@@ -152,6 +153,7 @@ main.command()(plain_errors()(doctor))
 main.command()(plain_errors()(view))
 main.command()(plain_errors()(trace))
 main.command("save-curves")(plain_errors()(save_curves))
+main.command()(plain_errors()(replay))
 main.command("eval")(plain_errors()(evaluate))
 sandbox.command("doctor")(plain_errors()(sandbox_doctor))
 sandbox.command("run")(plain_errors()(run_in_sandbox))

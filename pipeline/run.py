@@ -208,7 +208,7 @@ def _begin(stage: Stage, identity: Mapping[str, Any]) -> list[dict[str, Any]]:
     plan = _read_json(stage.folder / PLAN) or {"stage": stage.name, **identity}
     attempts = list(plan.get("attempts", []))
     now = {"code_version": provenance.code_version(), "versions": provenance.versions()}
-    changes = _changed_versions(attempts[-1], now) if attempts else []
+    changes = changed_versions(attempts[-1], now) if attempts else []
     if changes:
         sentence = "stage '%s' goes on with other versions than before: %s; its manifest will list both"
         logger.warning(sentence, stage.name, ", ".join(changes))
@@ -219,7 +219,7 @@ def _begin(stage: Stage, identity: Mapping[str, Any]) -> list[dict[str, Any]]:
     return attempts
 
 
-def _changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """["code 3f2a91c07d11 -> 88e0b14a2c5d", "torch 2.13.0 -> 2.13.1"]; another commit of the same code is no change."""
     old, new = ({"code": made["code_version"]["sources"][:12], **made["versions"]} for made in (before, now))
     names = dict.fromkeys([*old, *new])

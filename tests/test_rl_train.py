@@ -73,7 +73,9 @@ def undisturbed(ray_session, tiny_checkpoint, tmp_path_factory):
 
 
 def assert_same_files(a: Path, b: Path, but: str = ""):
-    for name in (name for name in DETERMINISTIC if name != but):
+    batches = sorted(path.relative_to(a).as_posix() for path in (a / "groups").iterdir())
+    assert batches == sorted(path.relative_to(b).as_posix() for path in (b / "groups").iterdir())
+    for name in (name for name in (*DETERMINISTIC, *batches) if name != but):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
@@ -216,6 +218,41 @@ def test_a_killed_trainer_stops_the_stage_which_then_resumes_bit_for_bit(undistu
         session.close()
     run(CONFIG, context_for(tiny_checkpoint, tmp_path))
     assert_same_files(tmp_path, undisturbed[0])
+
+
+@pytest.mark.slow
+def test_rollouts_that_run_ahead_learn_too_and_go_on_bit_for_bit(ray_session, tiny_checkpoint, tmp_path):
+    """Also when the trainer dies while later batches are being sampled."""
+    from cluster.actors import ActorDied
+    from rl.train import Session, run, train
+
+    generator = GeneratorConfig(replicas=1, max_slots=20)  # the last of a batch leave room for others
+    objective = ObjectiveConfig(correction="tis_token")
+    config = CONFIG.model_copy(update={"max_staleness": 3, "generator": generator, "objective": objective})
+    run(config, context_for(tiny_checkpoint, tmp_path / "whole"))
+
+    def kill_at_step_7(event):
+        if event["step"] == 7:
+            session.trainer.stop()
+
+    session = Session(config, context_for(tiny_checkpoint, tmp_path / "cut", report=kill_at_step_7))
+    try:
+        with pytest.raises(ActorDied):
+            train(session)
+    finally:
+        session.close()
+    run(config, context_for(tiny_checkpoint, tmp_path / "cut"))
+    assert_same_files(tmp_path / "whole", tmp_path / "cut")
+
+    rows = read_log(tmp_path / "whole" / "metrics.jsonl")
+    batches = [row for row in rows if "experience/sampled" in row]
+    assert [row["step"] for row in rows] == list(range(1, CONFIG.steps + 1))
+    for row in batches:
+        parts = [row[f"experience/{name}"] for name in ("trained", "unscorable", "dropped")]
+        assert sum(parts) == row["experience/sampled"] == CONFIG.questions_per_step * 2 * CONFIG.group_size
+        assert 0 <= row["staleness/mean"] <= row["staleness/max"] <= 3
+    assert max(row["staleness/max"] for row in batches) > 1
+    assert np.mean([row["reward/mean"] for row in batches[-2:]]) > 2 * batches[0]["reward/mean"] + 0.05
 
 
 @pytest.mark.slow

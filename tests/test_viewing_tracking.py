@@ -91,7 +91,7 @@ def test_curves_arrive(tmp_path, monkeypatch, sink):
 
 
 def read_wandb(folder, identity):
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportMissingImports]
 
     found = []
     for file in sorted((folder / "demo" / "zero" / ".wandb").rglob(f"run-{identity}.wandb")):
@@ -108,7 +108,7 @@ def read_wandb(folder, identity):
 
 
 def read_mlflow(folder, identity):
-    import mlflow
+    import mlflow  # pyright: ignore[reportMissingImports]
 
     mlflow.set_tracking_uri((folder / "demo" / ".mlruns").as_uri())
     client = mlflow.MlflowClient()

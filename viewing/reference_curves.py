@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ class Reference:
     """What a stage is expected to log, and under which settings that was seen."""
 
     config: Mapping[str, Any]  # of the stage, without settings that say only how it is run
-    runs: list[Mapping[str, Any]]  # seed, created, content_hash of each run behind it
+    runs: Sequence[Mapping[str, Any]]  # seed, created, content_hash of each run behind it
     bands: Mapping[str, Band] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
