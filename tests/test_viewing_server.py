@@ -17,6 +17,7 @@ from pipeline.view_command import describe
 from tests.recorded_run import NASTY, append, completion, make_run, write_groups
 from viewing.access import Access
 from viewing.answers import Answers
+from viewing.cluster_state import cluster_of
 from viewing.flags import FLAGS
 from viewing.runs import name_runs
 from viewing.server import make_server
@@ -244,3 +245,11 @@ def test_a_trace_fits_the_trace_event_format(run, tmp_path):
     assert {threads[s["pid"], s["tid"]] for s in spans} == {"generator_0", "generator_1", "rewards_0", "trainer"}
     first = [s for s in spans if s["args"]["step"] == 2 and s["name"] == "update"]
     assert (first[0]["ts"], first[0]["dur"]) == (16e6, 3e6)  # microseconds since the first span
+
+
+def test_a_cluster_is_found_by_the_process_of_its_run(ray_session, tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert "no process of this run" in cluster_of(tmp_path)["reason"]
+    (tmp_path / ".lock").write_text(str(os.getpid()))
+    found = cluster_of(tmp_path)
+    assert [node["alive"] for node in found["nodes"]] == [True] and "actors" in found

@@ -43,13 +43,13 @@ def _private_cluster(run: Path) -> str | None:
     for folder in folders:
         try:
             command = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if not command[0].endswith("gcs_server") or f"\nPPid:\t{holder}\n" not in (folder / "status").read_text():
+            if not command[0].endswith("/raylet") or f"\nPPid:\t{holder}\n" not in (folder / "status").read_text():
                 continue
         except OSError:  # not a process, or not any more
             continue
-        flags = {name: value for name, _, value in (word.removeprefix("--").partition("=") for word in command[1:])}
-        if port := flags.get("gcs_server_port"):
-            return f"{flags.get('node-ip-address', '127.0.0.1')}:{port}"
+        for word in command:
+            if word.startswith("--gcs-address="):
+                return word.partition("=")[2]
     return None
 
 

@@ -35,7 +35,7 @@ def completion_flags(row: Mapping[str, Any], learned: Collection[str], parted: b
     """Flags of one completion. `parted`: what the watch said last before its step."""
     parts = row["parts"]
     flags = []
-    if row["reward"] is None:
+    if row["verdict"] == "error":
         flags.append(UNSCORABLE)
     if any(parts.get(name, 0) >= HIGH_LEARNED for name in learned) and (parted or row["verdict"] == "fail"):
         flags.append(HACKED)
