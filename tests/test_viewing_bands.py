@@ -28,13 +28,13 @@ def a_run(rng, points=40, spread=1.0, shift=0.0):
     return list(range(1, points + 1)), values
 
 
-def alarms(runs, shift, trials=80):
+def alarms(runs, shift, trials=60):
     rng = random.Random(runs)
     bands = [make_band([a_run(rng) for _ in range(runs)]) for _ in range(trials)]
     return sum(departure("x", band, a_run(rng, shift=shift)) is not None for band in bands if band) / trials
 
 
-@pytest.mark.parametrize("runs", [2, 3, 5])
+@pytest.mark.parametrize("runs", [2, 4])
 def test_a_run_like_the_others_rarely_leaves_and_a_broken_one_does(runs):
     assert alarms(runs, 0.0) <= 0.05
     assert alarms(runs, -30.0) >= 0.6 if runs == 2 else 0.99

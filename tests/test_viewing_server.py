@@ -247,6 +247,7 @@ def test_a_trace_fits_the_trace_event_format(run, tmp_path):
     assert (first[0]["ts"], first[0]["dur"]) == (16e6, 3e6)  # microseconds since the first span
 
 
+@pytest.mark.slow
 def test_a_cluster_is_found_by_the_process_of_its_run(ray_session, tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     assert "no process of this run" in cluster_of(tmp_path)["reason"]

@@ -69,7 +69,7 @@ def _repeated(work: Callable[[], None], what: str) -> Iterator[None]:
 def _sent(stage: Path, run: str, sink: str) -> Iterator[None]:
     """A process that sends the curves to one service. It ends with this one, whatever happens."""
     log = stage / f".tracking_{sink}.log"
-    command = [sys.executable, "-m", "viewing.sinks", sink, str(stage), run]
+    command = [sys.executable, "-P", "-m", "viewing.sinks", sink, str(stage), run]
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
     try:
