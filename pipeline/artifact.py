@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from data.durable import sha256, sync, write_text
+from viewing.tensorboard import EVENTS
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
-NOT_PAYLOAD = (MANIFEST, PLAN, "timings.jsonl", "timeline.jsonl", "groups", "checkpoints")
+LOGS = ("timings.jsonl", "timeline.jsonl", "groups", EVENTS, "timings")  # of the wall clock, or to look at
+NOT_PAYLOAD = (MANIFEST, PLAN, *LOGS, "checkpoints")
 SMALL_FILE = 1 << 20  # bytes; up to here a quick check reads the whole file
 
 

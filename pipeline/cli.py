@@ -24,6 +24,7 @@ from pipeline.sandbox_command import run as run_in_sandbox
 from pipeline.sandbox_command import sandbox
 from pipeline.sandbox_command import serve as serve_sandbox
 from pipeline.serve_command import serve
+from pipeline.view_command import save_curves, trace, view
 from training.stage import StageError
 
 if TYPE_CHECKING:
@@ -116,12 +117,19 @@ def status(folder: Annotated[Path, typer.Argument(metavar="RUN", help="run folde
 
 
 @main.command()
-def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="run folder, e.g. runs/tiny")]) -> None:
-    """Write the HTML report of a run again and say where it is."""
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="run folder, e.g. runs/tiny")],
+    compare: Annotated[bool, typer.Option("--compare", help="with the recipe's expected curves instead")] = False,
+) -> None:
+    """Write the HTML report of a run again and say where it is. With --compare, exit code 1 when a curve has left."""
     with plain_errors():
         from pipeline.status import status as read_status
 
         read_status(folder)  # refuses what is no run folder
+        if compare:
+            from pipeline.view_command import print_comparison
+
+            return print_comparison(folder)
         print(import_module("pipeline.report").write_report(folder))
 
 
@@ -142,6 +150,9 @@ main.command()(plain_errors()(chat))
 main.command()(plain_errors()(serve))
 main.command()(plain_errors()(export))
 main.command()(plain_errors()(doctor))
+main.command()(plain_errors()(view))
+main.command()(plain_errors()(trace))
+main.command("save-curves")(plain_errors()(save_curves))
 main.command()(plain_errors()(replay))
 main.command("eval")(plain_errors()(evaluate))
 sandbox.command("doctor")(plain_errors()(sandbox_doctor))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -24,9 +24,10 @@ from pipeline.recipe_checks import settings_problems
 from pipeline.schema import check, field_names, has_key, resolve_paths
 from pipeline.stages import KINDS, Many, StageKind
 from pipeline.yaml_source import Document, KeyPath, Place, parse_yaml, read_yaml
+from viewing.tracking import missing_packages
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_RESERVED = ("all", "name", "seed", "output", "extends", "set", "stages", "inputs")
+_RESERVED = ("all", "name", "seed", "output", "tracking", "extends", "set", "stages", "inputs")
 
 
 class StageEntry(BaseModel, extra="forbid", frozen=True):
@@ -46,6 +47,11 @@ class PipelineFile(BaseModel, extra="forbid", frozen=True):
     name: str = Field(description="name of the run; the run folder is runs/<name> unless `output` says otherwise")
     seed: int = Field(0, ge=0, description="every random number of every stage derives from it")
     output: str | None = Field(None, description="run folder, relative to the working directory; default runs/<name>")
+    tracking: list[Literal["wandb", "mlflow", "trackio"]] = Field(
+        default_factory=list,
+        description="services that get the curves while stages run, each by its package (r1-pipeline[wandb], ...); "
+        "none by default: nothing leaves the machine unasked. TensorBoard's files are written always",
+    )
     set: dict[str, Any] = Field(
         default_factory=dict, description="dotted.key -> value, laid over the recipe of every stage that has the key"
     )
@@ -74,6 +80,7 @@ class Pipeline:
     folder: Path  # run folder; every stage has its artifact inside
     file: Path  # the recipe it was read from
     stages: dict[str, Stage]  # parents before children, else in file order
+    tracking: tuple[str, ...] = ()  # services that get the curves
     only: str | None = None  # when a single stage was asked for, its name
 
 
@@ -91,7 +98,7 @@ def load(path: Path, overrides: Sequence[str] = (), kinds: Mapping[str, StageKin
     runs/<recipe name>. Where there is no recipes/..., the one that was installed with this package is meant.
     """
     settings = _parse_overrides(overrides)
-    path = _installed(path)
+    path = installed(path)
     document = read_yaml(path)
     if "stages" in document.data or "extends" in document.data:
         return _build(_laid_over(_read_pipeline(path), settings, str(path)), path, kinds)
@@ -102,7 +109,8 @@ def load(path: Path, overrides: Sequence[str] = (), kinds: Mapping[str, StageKin
     return _load_single(path, document, settings, kinds)
 
 
-def _installed(path: Path) -> Path:
+def installed(path: Path) -> Path:
+    """The recipe that came with this package, for a path recipes/... that is not there."""
     if path.exists() or path.parts[:1] != ("recipes",):
         return path
     ours = Path(str(files("recipes"))).joinpath(*path.parts[1:])
@@ -131,7 +139,9 @@ def _load_single(
     name = listing[0] if listing else path.stem
     if pipeline is None or not listing:
         pipeline = Document({"name": name, "stages": {name: {"recipe": path.name}}}, {(): Place(str(path), 1, 1)})
-    prefixed = [(keys if keys[0] in ("seed", "output", "all") else [name, *keys], value) for keys, value in settings]
+    prefixed = [
+        (keys if keys[0] in ("seed", "output", "tracking", "all") else [name, *keys], value) for keys, value in settings
+    ]
     return _build(_laid_over(pipeline, prefixed, str(path)), path, kinds, only=name)
 
 
@@ -206,7 +216,7 @@ def _laid_over(pipeline: Document, settings: list[tuple[list[str], Document]], s
     names = list(stages) if isinstance(stages, dict) else []
     problems = []
     for keys, value in settings:
-        if keys in (["seed"], ["output"]):
+        if keys in (["seed"], ["output"], ["tracking"]):
             where = keys
         elif keys[0] == "all" and len(keys) > 1:
             where = ["set", ".".join(keys[1:])]
@@ -214,7 +224,7 @@ def _laid_over(pipeline: Document, settings: list[tuple[list[str], Document]], s
             problems.append(f"{value.place()}: say which key of all stages, e.g. all.KEY=VALUE")
             continue
         elif keys[0] not in names:
-            hint = did_you_mean(keys[0], ["seed", "output", "all", *names])
+            hint = did_you_mean(keys[0], ["seed", "output", "tracking", "all", *names])
             problems.append(f"{value.place()}: hits nothing: {source} has no stage '{keys[0]}'{hint}")
             continue
         elif len(keys) == 1:
@@ -248,13 +258,22 @@ def _build(document: Document, path: Path, kinds: Mapping[str, StageKind], only:
         recipes[name] = stage.leaves if stage else None
         if stage:
             stages[name] = stage
+    problems.extend(f"{document.place(('tracking',))}: {fault}" for fault in missing_packages(file.tracking))
     problems.extend(_unheard(file, document, stages))
     problems.extend(input_problems(stages, recipes, kinds, document))
     if not problems:
         stages = order_stages(stages, document, problems)
     if problems:
         raise RecipeError(problems)
-    return Pipeline(name=file.name, seed=file.seed, folder=folder, file=path, stages=stages, only=only)
+    return Pipeline(
+        name=file.name,
+        seed=file.seed,
+        folder=folder,
+        file=path,
+        stages=stages,
+        tracking=tuple(dict.fromkeys(file.tracking)),
+        only=only,
+    )
 
 
 def _unheard(file: PipelineFile, document: Document, stages: Mapping[str, Stage]) -> Iterator[str]:

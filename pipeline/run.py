@@ -24,6 +24,7 @@ from pipeline.artifact import (
     write_json,
 )
 from pipeline.config import Pipeline, Stage
+from pipeline.curves import reference_of
 from pipeline.errors import RecipeError, did_you_mean, stage_errors
 from pipeline.lock import hold
 from pipeline.progress import Progress
@@ -32,6 +33,7 @@ from pipeline.report_data import REPORT, is_current
 from pipeline.stages import KINDS, StageKind
 from pipeline.state import Standing, State, parent_hashes, standing_of, survey
 from training.stage import StageContext, StageError
+from viewing.tracking import tracking
 
 PROGRESS_FILE = ".progress.json"  # in a stage's folder: last event and seconds worked so far
 PIPELINE_FILE = "pipeline.json"  # in the run folder: which stages there are, for status and report
@@ -100,7 +102,7 @@ def run(
                     standings[name] = standing
                     continue
                 shown.start(name, resumed=standing.state is State.RESUME)
-                manifest = _make(stage, parents, kinds[stage.kind], shown, hashes)
+                manifest = _make(stage, parents, kinds[stage.kind], shown, hashes, pipeline)
                 hashes.save()
                 shown.finish(name, manifest.wall_time_s)
                 standings[name] = Standing(state=State.MADE, content_hash=manifest.content_hash)
@@ -145,7 +147,12 @@ def _check_startable(plan: Plan) -> None:
 
 
 def _make(
-    stage: Stage, parents: Mapping[str, str | None], kind: StageKind, shown: Progress, hashes: HashCache
+    stage: Stage,
+    parents: Mapping[str, str | None],
+    kind: StageKind,
+    shown: Progress,
+    hashes: HashCache,
+    pipeline: Pipeline,
 ) -> Manifest:
     """Run one stage in its folder and write its manifest."""
     stage.folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +171,10 @@ def _make(
         report=clock.report,
     )
     try:
-        with stage_errors(f"stage '{stage.name}' failed", stage.folder / ".error.log", _RESUME):
+        with (
+            tracking(stage.folder, pipeline.name, pipeline.tracking, reference_of(pipeline, stage.name)),
+            stage_errors(f"stage '{stage.name}' failed", stage.folder / ".error.log", _RESUME),
+        ):
             kind.run_function()(stage.config, context)
     finally:
         clock.save()
