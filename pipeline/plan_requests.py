@@ -27,6 +27,7 @@ class Requests:
     pipeline: Pipeline
     kinds: Mapping[str, StageKind] = field(default_factory=lambda: KINDS)
     _models: dict[str, Architecture] = field(default_factory=dict)  # of what stages leave
+    _sizes: dict[str, DatasetSize] = field(default_factory=dict)  # likewise
 
     def __iter__(self) -> Iterator[tuple[Stage, Request]]:
         """Raises RecipeError for a model that nothing is known about."""
@@ -47,8 +48,6 @@ class Requests:
         if size is not None:
             self._sizes[stage.name] = size
 
-    _sizes: dict[str, DatasetSize] = field(default_factory=dict)
-
     def _roles(self, stage: Stage) -> dict[str, Architecture]:
         kind, models = self.kinds[stage.kind], {}
         for item in stage.inputs:
@@ -56,7 +55,7 @@ class Requests:
             if getattr(wanted, "kind", wanted) in ("checkpoint", "reward_model"):
                 models[item.role] = self._model(item)
         if stage.kind == "pretrain":
-            models["policy"] = tiny_model(stage.config.model, stage.name)
+            models["policy"] = tiny_model(_setting(stage, "model"), stage.name)
         own = self._imported(stage) if stage.kind == "import" else next(iter(models.values()), None)
         if own is not None:
             self._models[stage.name] = own
@@ -69,9 +68,8 @@ class Requests:
         return read_model(item.path, item.written, str(item.place))
 
     def _imported(self, stage: Stage) -> Architecture:
-        written = stage.config.model
-        model = read_model(Path(written), written.removeprefix("package:"), f"stage '{stage.name}', model")
-        return model
+        written = _setting(stage, "model")
+        return read_model(Path(written), written.removeprefix("package:"), f"stage '{stage.name}', model")
 
     def _dataset(self, stage: Stage) -> DatasetSize | None:
         item = next((i for i in stage.inputs if i.role == "dataset"), None)
@@ -79,6 +77,10 @@ class Requests:
             return None
         found = read_dataset(item.path)
         return found or (self._sizes.get(item.stage) if item.stage else None)
+
+
+def _setting(stage: Stage, key: str) -> Any:
+    return getattr(stage.config, key)
 
 
 def read_model(folder: Path, written: str, place: str) -> Architecture:

@@ -46,9 +46,8 @@ def _stages(made: PipelinePlan, planned: list[StagePlan]) -> Table:
     table.add_column("device-h" if made.devices > 1 else "step", justify="right", no_wrap=True)
     table.add_column("of it", overflow="fold", min_width=16)
     for stage in planned:
-        last = (
-            count(made.device_hours(stage.total_s)) if made.devices > 1 else (stage.steps and span(stage.step_s)) or ""
-        )
+        step = span(stage.step_s) if stage.steps else ""
+        last = count(made.device_hours(stage.total_s)) if made.devices > 1 else step
         table.add_row(
             escape(stage.name),
             _memory(stage),
@@ -129,8 +128,8 @@ def print_calibration(found: Any, as_json: bool) -> None:
         "copy": f"{found.copy_bytes_per_s / 1e9:.1f} GB/s",
         "linear layers in training": _rate(found.training.dense_flop),
         "experts in training": _rate(found.training.expert_flop),
-        "a layer, forward": f"{found.forward.layer * 1e6:.0f} us, {found.forward.moe_layer * 1e6:.0f} more with experts",
-        "a layer, decoding": f"{found.decoding.layer * 1e6:.0f} us, {found.decoding.moe_layer * 1e6:.0f} more with experts",
+        "a layer, forward": _fixed(found.forward),
+        "a layer, decoding": _fixed(found.decoding),
         "a completion, decoding": f"{found.decoding.slot * 1e6:.0f} us a token",
         "a process with torch": size(found.process_bytes),
         "fit of the constants": ", ".join(f"{name} {error:.0%}" for name, error in found.residuals.items()),
@@ -144,6 +143,10 @@ def print_calibration(found: Any, as_json: bool) -> None:
 
 def _rate(seconds_per_flop: float) -> str:
     return f"{1e-9 / seconds_per_flop:.1f} GFLOP/s" if seconds_per_flop else "not told apart"
+
+
+def _fixed(costs: Any) -> str:
+    return f"{costs.layer * 1e6:.0f} us, {costs.moe_layer * 1e6:.0f} more with experts"
 
 
 def size(amount: float) -> str:

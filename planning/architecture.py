@@ -42,7 +42,7 @@ class Flops:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A decoder of dense layers and, after `dense_layers` of them, layers with routed experts (none where experts is 0).
+    """A decoder of dense layers and, after `dense_layers` of them, layers with routed experts, if there are any.
 
     kv_latent > 0: multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1).
     """

@@ -24,13 +24,13 @@ class Assumptions(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         default=0.8,
         ge=0,
         le=3,
-        description="spread of completion lengths: standard deviation of the logarithm of a lognormal that is cut off at "
-        "the longest allowed. 0: all equal. Ours; at 0.8 one in twenty is 2.7 times the mean",
+        description="spread of completion lengths: standard deviation of the logarithm of a lognormal that is cut off "
+        "at the longest allowed. 0: all equal. Ours; at 0.8 one in twenty is 2.7 times the mean",
     )
     prompt_tokens: int = Field(
         default=256,
         ge=1,
-        description="tokens of a prompt: 122 in maths, 161 in STEM and about 420 in logic (R1, Table 4), and a template",
+        description="tokens of a prompt: 122 in maths, 161 in STEM, some 420 in logic (R1, Table 4); and a template",
     )
     answer_tokens: int = Field(
         default=600, ge=1, description="tokens of an answer to a general prompt and of a judgement. Ours"
@@ -47,8 +47,8 @@ class Assumptions(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     row_tokens_mean: int = Field(
         default=5355,
         ge=1,
-        description="tokens of a row of such a data set: the mean of R1's curated set (Table 5); never above the model's "
-        "context, of which it is then a quarter",
+        description="tokens of a row of such a data set: the mean of R1's curated set (Table 5); at most a quarter of "
+        "the model's context",
     )
     kept_share: float = Field(
         default=0.3,
@@ -60,9 +60,9 @@ class Assumptions(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         default=0.35,
         gt=0,
         le=1,
-        description="share of the bfloat16 peak that training in bfloat16 or fp8 achieves on a GPU, apart from waiting in "
-        "a pipeline: DeepSeek-V3's 180K H800 hours per trillion tokens are 342 TFLOP/s of 6 x 37B FLOPs a token, in FP8 "
-        "with all its waiting",
+        description="share of the bfloat16 peak that training in bfloat16 or fp8 achieves on a GPU, waiting in a pipeline "
+        "apart: DeepSeek-V3's 180K H800 hours per trillion tokens are 342 TFLOP/s of 6 x 37B FLOPs a token, in FP8 and "
+        "with all waiting",
     )
     float32_mfu: float = Field(
         default=0.5, gt=0, le=1, description="the same of the float32 peak for float32: large products get half. Ours"
@@ -79,9 +79,9 @@ class Assumptions(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     decode_latency_per_layer_s: float = Field(
         default=1e-4,
         ge=0,
-        description="seconds that a layer takes in decoding however small the batch: launches, and two exchanges between "
-        "the devices of a replica. 1e-4 across nodes is ours: DeepSeek's service, of 61 layers, takes 45 to 50 ms a "
-        "token at large batches (open-infra-index, 2025), of which this is 6",
+        description="seconds that a layer takes in decoding however small the batch: launches, and two exchanges "
+        "between the devices of a replica. 1e-4 across nodes is ours: DeepSeek's service, of 61 layers, takes 45 to 50 "
+        "ms a token at large batches (open-infra-index, 2025), of which this is 6",
     )
     memory_share: float = Field(
         default=0.92,
@@ -115,8 +115,8 @@ class Assumptions(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     step_overhead_s: float = Field(
         default=1.0,
         ge=0,
-        description="seconds per optimizer step on a GPU cluster for dealing rows, collecting metrics and the rank that "
-        "lags. Ours",
+        description="seconds per optimizer step on a GPU cluster for dealing rows, collecting metrics and the "
+        "rank that lags. Ours",
     )
 
     @classmethod
@@ -139,5 +139,5 @@ class Assumptions(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
 
 _DEFAULT = {name: field.default for name, field in Assumptions.model_fields.items()}
 
-# How DeepSeek serves, as far as its papers say so: what `--assume paper` adds to the defaults. Each has its source above.
+# How DeepSeek serves, as far as its papers say so: what `--assume paper` sets. Each has its source above.
 PAPER: dict[str, Any] = {"split_latent_cache": True, "draft_speedup": 1.8}

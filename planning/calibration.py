@@ -1,4 +1,4 @@
-"""What `r1 plan --calibrate` has measured of a machine, and where it is kept. Free of torch; planning.measure measures."""
+"""What `r1 plan --calibrate` found of a machine, and where it is kept. Free of torch: planning.measure measures."""
 
 import json
 import os

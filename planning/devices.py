@@ -32,7 +32,7 @@ class Device:
         return rates[precision]
 
 
-# NVIDIA's data sheets (H100 and H200 Tensor Core GPU, A100 80GB SXM, Ada GPU architecture white paper for the RTX 4090).
+# NVIDIA's data sheets (H100 and H200 Tensor Core GPU, A100 80GB SXM, Ada architecture white paper for the RTX 4090).
 # They print FLOP/s with sparsity, twice these. Network: one 400 Gb/s adapter per H device (DGX H100), 200 Gb/s for A100
 # (DGX A100), 100 Gb/s for a server of RTX 4090s, which is ours. H800: the H100 with fewer links; NVLink 160 and
 # InfiniBand 50 GB/s are DeepSeek-V3's figures (arXiv:2412.19437, section 3.2.2).

@@ -175,12 +175,8 @@ def cache_bytes_per_token(model: Architecture, generator: GeneratorConfig, *, in
     """
     if in_trainer or generator.engine == "transformers":
         return model.expanded_cache * (4 if in_trainer or generator.dtype == "float32" else 2)
-    ways = generator.tensor_parallel
-    if model.kv_latent:
-        ways = ways if split else 1
-    else:
-        ways = min(ways, model.kv_heads)
-    return 2 * model.latent_cache / ways
+    parts = model.kv_heads if not model.kv_latent else generator.tensor_parallel if split else 1
+    return 2 * model.latent_cache / min(generator.tensor_parallel, parts)
 
 
 def replica_completions(sampling: Sampling) -> float:

@@ -33,7 +33,7 @@ _SMOLLM2_135M = _dense(
     "llama", 576, 30, 9, 3, 1536, 49152, tie_word_embeddings=True, max_position_embeddings=8192
 )  # fmt: skip
 
-# The last part of a hub name or of a path, or a file of a package, in lower case; the longest that it begins with counts.
+# The last part of a hub name or of a path, or a file of a package, in lower case; the longest it begins with counts.
 SHAPES: dict[str, dict[str, Any]] = {
     "deepseek-v3": DEEPSEEK_V3,
     "deepseek-r1": DEEPSEEK_V3,

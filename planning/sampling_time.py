@@ -19,7 +19,7 @@ def round_s(sampling: Sampling, speed: Speed, slots: float, completions: float) 
     seen = sampling.prompt + lengths.mean_square / (2 * lengths.mean)
     busy = 0.0
     if waiting > 0:
-        each = speed.decode_s(sampling.model, slots, seen, generator, sampling.in_trainer, slots)
+        each = speed.decode_s(sampling.model, slots, seen, generator, sampling.in_trainer)
         busy = waiting * lengths.mean / slots * each
     return prefill, busy + drain_s(sampling, speed, slots)
 
@@ -33,7 +33,7 @@ def drain_s(sampling: Sampling, speed: Speed, slots: float) -> float:
             running = slots * (1 - index / len(ends))
             seen = sampling.prompt + (previous + end) / 2
             generator: GeneratorConfig = sampling.generator
-            each = speed.decode_s(sampling.model, running, seen, generator, sampling.in_trainer, slots)
+            each = speed.decode_s(sampling.model, running, seen, generator, sampling.in_trainer)
             seconds += (end - previous) * each
             previous = end
     return seconds

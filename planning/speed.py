@@ -95,9 +95,8 @@ class Speed(Protocol):
         seen: float,
         generator: GeneratorConfig,
         in_trainer: bool,
-        slots: float,
     ) -> float:
-        """Of one token for each of `running` completions of a replica that has room for `slots`."""
+        """Of one token for each of `running` completions of a replica."""
         ...
 
     def sync_s(self, model: Architecture, generator: GeneratorConfig) -> float:
@@ -153,7 +152,6 @@ class GpuSpeed:
         seen: float,
         generator: GeneratorConfig,
         in_trainer: bool,
-        slots: float,
     ) -> float:
         device, ways = self.cluster.device, generator.tensor_parallel
         reached = 1 - (1 - model.top_k / model.experts) ** running if model.experts else 0.0
@@ -170,7 +168,7 @@ class GpuSpeed:
         return (max(reading, computing) + waiting) / self.assumed.draft_speedup
 
     def sync_s(self, model: Architecture, generator: GeneratorConfig) -> float:
-        """All weights leave one rank, over its own link (rollouts.transport); receivers pass them on at the same time."""
+        """All weights leave one rank, over its own link (rollouts.transport); receivers pass them on meanwhile."""
         devices = generator.replicas * generator.tensor_parallel
         link = self.cluster.slowest_link(devices) * self.assumed.link_share
         return model.main_parameters * _WIRE_BYTES[generator.sync.wire] / link
@@ -221,7 +219,6 @@ class LocalSpeed:
         seen: float,
         generator: GeneratorConfig,
         in_trainer: bool,
-        slots: float,
     ) -> float:
         costs, one = self.machine.decoding, model.layer_flops(0)
         # The embedded engine reads the cache up to its longest completion, for all that run (rollouts.kv_cache.Decode).
