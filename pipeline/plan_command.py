@@ -13,6 +13,7 @@ from pipeline.errors import RecipeError
 from pipeline.yaml_source import parse_yaml
 
 if TYPE_CHECKING:
+    from pipeline.config import Pipeline
     from planning.assumptions import Assumptions
     from planning.fit import Change
     from planning.plan import Machine, StagePlan
@@ -66,7 +67,9 @@ def plan(
             return
     if recipe is None:
         raise RecipeError("say what to plan: r1 plan RECIPE; without one there is only r1 plan --calibrate")
-    made = make_plan(recipe, overrides or (), cluster, assume or (), price)
+    assumed = read_assumptions(assume or ())
+    pipeline, absent = read_pipeline(recipe, overrides or ())
+    made = make_plan(pipeline, cluster, assumed, price, absent)
     if as_json:
         print(json.dumps(as_data(made), indent=1))
     else:
@@ -74,21 +77,26 @@ def plan(
     if simulate is not None:
         from pipeline.plan_scaling import write_scaling
 
-        print(f"scaling: {write_scaling(recipe, overrides or (), cluster, made.assumed, simulate)}", file=sys.stderr)
+        print(f"scaling: {write_scaling(pipeline, cluster, assumed, simulate)}", file=sys.stderr)
+
+
+def read_pipeline(recipe: Path, overrides: Iterable[str]) -> "tuple[Pipeline, list[str]]":
+    """The pipeline, and what of its user's is not there. Raises RecipeError."""
+    from pipeline.config import load
+
+    absent: list[str] = []
+    return load(recipe, list(overrides), absent=absent), absent
 
 
 def make_plan(
-    recipe: Path, overrides: Iterable[str], cluster: str, assume: Iterable[str], price: float | None = None
+    pipeline: "Pipeline", cluster: str, assumed: "Assumptions", price: float | None = None, absent: Iterable[str] = ()
 ) -> PipelinePlan:
-    """Raises RecipeError for a recipe, a cluster or an assumption that cannot be read."""
-    from pipeline.config import load
+    """Raises RecipeError for a cluster or a model that nothing is known of."""
     from pipeline.plan_requests import Requests
     from planning.fit import smallest_change
     from planning.plan import plan_stage
 
-    assumed, absent = read_assumptions(assume), list[str]()
     machine, name = open_machine(cluster, assumed)
-    pipeline = load(recipe, list(overrides), absent=absent)
     requests, stages, changes = Requests(pipeline), [], {}
     for stage, request in requests:
         planned = plan_stage(request, machine, assumed)
@@ -98,7 +106,7 @@ def make_plan(
             changes[stage.name] = smallest_change(request, machine, assumed)
     return PipelinePlan(
         name=pipeline.name, cluster=name, devices=machine.devices, stages=stages, changes=changes, assumed=assumed,
-        price=price, absent=absent,
+        price=price, absent=list(absent),
     )  # fmt: skip
 
 

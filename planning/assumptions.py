@@ -60,7 +60,7 @@ class Assumptions(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         default=0.35,
         gt=0,
         le=1,
-        description="share of the bfloat16 peak that training in bfloat16 or fp8 achieves on a GPU, waiting in a pipeline "
+        description="share of the bfloat16 peak that training in bfloat16 or fp8 achieves on a GPU, pipelines' waiting "
         "apart: DeepSeek-V3's 180K H800 hours per trillion tokens are 342 TFLOP/s of 6 x 37B FLOPs a token, in FP8 and "
         "with all waiting",
     )

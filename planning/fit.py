@@ -1,11 +1,11 @@
 """The smallest change of settings with which a stage fits in memory.
 
-Settings are tried by families, from weak to strong; families stand in the order of what they cost, accuracy last. One
-change alone is best, two of different families next; else all of them at their strongest, each weakened as far as the
-stage still fits. The knobs are those of training.config and rollouts.config.
+Settings are tried by families, from weak to strong; families stand in the order of what they cost. One change alone is
+best, two of different families next; else all of them at their strongest, each weakened as far as the stage still fits.
+Shorter completions, which change what is learnt, are for when none of that is enough. The knobs are those of training.config and rollouts.config.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -44,17 +44,24 @@ def smallest_change(request: Request, machine: Machine, assumed: Assumptions) ->
         return _fits(request, change, machine, assumed)
 
     families = [family for family in _families(request.config, machine) if family]
-    for change in (change for family in families for change in family):
+    for shorter in (NOTHING, *_of_lengths(request.config)):
+        found = _search(families, lambda change, shorter=shorter: fits(change + shorter))
+        if found is not None:
+            return found + shorter
+    return None
+
+
+def _search(families: Sequence[Family], fits: Callable[[Change], bool]) -> Change | None:
+    for change in (NOTHING, *(change for family in families for change in family)):
         if fits(change):
             return change
     for one, other in combinations(families, 2):
-        if not fits(one[-1] + other[-1]):
-            continue
-        return next(a + b for b in other for a in one if fits(a + b))
+        if fits(one[-1] + other[-1]):
+            return next(a + b for b in other for a in one if fits(a + b))
     return _weakened(families, fits)
 
 
-def _weakened(families: Sequence[Family], fits: Any) -> Change | None:
+def _weakened(families: Sequence[Family], fits: Callable[[Change], bool]) -> Change | None:
     chosen = [family[-1] for family in families]
     if not fits(_sum(chosen)):
         return None
@@ -122,7 +129,6 @@ def _families(config: Any, machine: Machine) -> Iterator[Family]:
         yield from _of_trainer(config, machine)
     if _get(config, "sample_in_trainer"):
         yield [_set(("generator.max_slots", n)) for n in _halves(config.generator.max_slots, 16)]
-    yield from _of_lengths(config)
 
 
 def _of_generator(key: str, generator: Any, machine: Machine, trains: bool) -> Iterator[Family]:
@@ -164,14 +170,14 @@ def _of_trainer(config: Any, machine: Machine) -> Iterator[Family]:
     yield [_set(("trainer.row_tokens", n)) for n in _halves(trainer.row_tokens, _SHORTEST)]
 
 
-def _of_lengths(config: Any) -> Iterator[Family]:
-    """Shorter completions: another result, so last of all."""
+def _of_lengths(config: Any) -> Family:
+    """Shorter and shorter completions."""
     rollout = _get(config, "rollout")
     if rollout is None:
-        return
+        return []
     same: list[tuple[str, Any]] = [("max_new_tokens_from", {})] if _get(config, "max_new_tokens_from") else []
     shorter = [_set(*same, ("rollout.max_new_tokens", n)) for n in _halves(rollout.max_new_tokens, _SHORTEST)]
-    yield [*([_set(*same)] if same else []), *shorter]
+    return [*([_set(*same)] if same else []), *shorter]
 
 
 def _halves(value: int, least: int) -> list[int]:

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import main
 from pipeline.errors import RecipeError
-from pipeline.plan_command import as_data, make_plan
+from pipeline.plan_command import as_data, make_plan, read_assumptions, read_pipeline
 from planning.calibration import Calibration, calibration_file
 from tests.planning_fixture import CALIBRATION
 
@@ -23,6 +23,11 @@ SERVED = [
 ]
 
 
+def planned(recipe: Path, overrides=(), cluster="64x8xH800", assume=(), price=None):
+    pipeline, absent = read_pipeline(recipe, overrides)
+    return make_plan(pipeline, cluster, read_assumptions(assume), price, absent)
+
+
 def hours(made) -> dict[str, float]:
     found = {stage.name: made.device_hours(stage.total_s) for stage in made.stages}
     return {"zero": found["zero"], "r1": found["reasoning_rl"] + found["general_rl"]}
@@ -30,7 +35,7 @@ def hours(made) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def as_written():
-    return make_plan(DEEPSEEK, [], "64x8xH800", [])
+    return planned(DEEPSEEK, [], "64x8xH800", [])
 
 
 def test_deepseek_v3_is_planned_without_its_checkpoint_and_data(as_written):
@@ -42,7 +47,7 @@ def test_deepseek_v3_is_planned_without_its_checkpoint_and_data(as_written):
 
 
 def test_as_deepseek_serves_the_plan_is_within_a_quarter_of_the_papers_hours():
-    served = hours(make_plan(DEEPSEEK, SERVED, "64x8xH800", ["paper"]))
+    served = hours(planned(DEEPSEEK, SERVED, "64x8xH800", ["paper"]))
     for name, stated in PAPER.items():
         assert served[name] == pytest.approx(stated, rel=0.25), name
 
@@ -58,7 +63,7 @@ def test_the_recipe_as_written_does_not_fit_and_what_would_is_said(as_written):
     assert not cold_start.fits  # 671B in bfloat16 over 8 devices are 156 GiB on each
     change = as_written.changes["cold_start_data"]
     assert str(change) == "generator.replicas=16 generator.tensor_parallel=32"
-    fixed = make_plan(DEEPSEEK, [f"cold_start_data.{key}={value}" for key, value in change.settings], "64x8xH800", [])
+    fixed = planned(DEEPSEEK, [f"cold_start_data.{key}={value}" for key, value in change.settings], "64x8xH800", [])
     assert next(stage for stage in fixed.stages if stage.name == "cold_start_data").fits
 
 
@@ -71,7 +76,7 @@ def test_a_data_set_has_the_rows_of_the_stage_that_makes_it(as_written):
 
 def test_what_a_run_has_measured_is_taken_in_place_of_an_assumption(tmp_path):
     settings = [f"output={tmp_path}"]
-    before = make_plan(ROOT / "recipes/tiny/zero.yaml", settings, "H100", [])
+    before = planned(ROOT / "recipes/tiny/zero.yaml", settings, "H100", [])
     (tmp_path / "zero").mkdir()
     lines = [
         {"step": 1, "rollout/length_mean": 60.0},
@@ -79,7 +84,7 @@ def test_what_a_run_has_measured_is_taken_in_place_of_an_assumption(tmp_path):
         {"step": 5, "rollout/length_mean": 50.0},
     ]
     (tmp_path / "zero/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    after = make_plan(ROOT / "recipes/tiny/zero.yaml", settings, "H100", [])
+    after = planned(ROOT / "recipes/tiny/zero.yaml", settings, "H100", [])
     assert "completion_share" in before.stages[0].taken_for_granted
     assert "completion_share" not in after.stages[0].taken_for_granted
     assert after.stages[0].tokens["sampled"] == 56 * 32 * 8 * 55
@@ -106,7 +111,7 @@ def test_a_model_that_nothing_is_known_of_is_refused(tmp_path):
         "name: x\nstages: {zero: {recipe: zero.yaml, inputs: {policy: lama-3.1-8b}}}\n"
     )
     with pytest.raises(RecipeError, match=r"the planner knows no 'lama-3.1-8b'; .*; did you mean 'llama-3.1-8b'"):
-        make_plan(tmp_path / "pipeline.yaml", [], "H100", [])
+        planned(tmp_path / "pipeline.yaml", [], "H100", [])
 
 
 def test_this_machine_is_planned_by_its_calibration(monkeypatch, tmp_path):
@@ -124,6 +129,6 @@ def test_this_machine_is_planned_by_its_calibration(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("recipe", ["students/qwen2.5_math_1.5b", "students/llama3.1_8b", "tiny/smoke"])
 def test_other_shipped_recipes_are_planned(recipe):
-    made = make_plan(ROOT / f"recipes/{recipe}.yaml", [], "8xH100", [], price=2.0)
+    made = planned(ROOT / f"recipes/{recipe}.yaml", [], "8xH100", [], price=2.0)
     data = as_data(made)
     assert data["cost"] == pytest.approx(2 * data["device_hours"]) and data["total_s"] > 0
