@@ -61,9 +61,10 @@ def write_scaling(pipeline: Pipeline, cluster: str, assumed: "Assumptions", path
 
 def _render(title: str, calm: Sequence[ScalingPoint], rough: Sequence[ScalingPoint]) -> Html:
     words = fill(
-        "<p>Tokens trained on per second, simulated: completions of different lengths, a trainer that waits for all of a "
-        "rollout batch, generators that may run ahead of it by so many rollout batches (staleness). At 0 the phases take turns on all devices. The rollout batch is the recipe's on every number of devices. Dotted: as "
-        "many times the 64 devices at staleness 0. Dashed: with failures ({} per 1,000 devices and day, {} minutes "
+        "<p>Tokens trained on per second, simulated: completions of different lengths, a trainer that waits for all of "
+        "a rollout batch, generators that may run ahead of it by so many rollout batches (staleness). At 0 the phases "
+        "take turns on all devices. The rollout batch is the recipe's on every number of devices. Dotted: as many "
+        "times the 64 devices at staleness 0. Dashed: with failures ({} per 1,000 devices and day, {} minutes "
         "each).</p>",
         f"{FAILURES * 86_400 * 1000:.2f}",
         f"{RESTART_S / 60:.0f}",

@@ -2,7 +2,8 @@
 
 Settings are tried by families, from weak to strong; families stand in the order of what they cost. One change alone is
 best, two of different families next; else all of them at their strongest, each weakened as far as the stage still fits.
-Shorter completions, which change what is learnt, are for when none of that is enough. The knobs are those of training.config and rollouts.config.
+Shorter completions, which change what is learnt, are for when none of that is enough. The knobs are those of
+training.config and rollouts.config.
 """
 
 from collections.abc import Callable, Iterator, Sequence

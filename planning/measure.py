@@ -180,9 +180,9 @@ def _step_point(model: Any, architecture: Architecture, running: int, prompt: in
         Request(key=str(i), prompt_ids=rng.integers(8, architecture.vocab, prompt).tolist()) for i in range(running)
     ]
 
-    def sample(tokens: int) -> Callable[[], None]:
+    def sample(tokens: int) -> Callable[[], Any]:
         params = SamplingParams(max_new_tokens=tokens, temperature=1.0, group_size=1, seed=0)
-        return lambda: sampler.sample(requests, params) and None
+        return lambda: sampler.sample(requests, params)
 
     seconds = (_cpu_s(sample(1 + _NEW_TOKENS)) - _cpu_s(sample(1))) / _NEW_TOKENS
     one = architecture.layer_flops(0)
