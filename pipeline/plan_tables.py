@@ -124,14 +124,15 @@ def print_calibration(found: Any, as_json: bool) -> None:
     rows = {
         "processor": f"{found.machine.get('cpu')}, {found.cores} cores, {size(found.memory_bytes)}",
         "large product, one thread": f"{found.gemm_flops / 1e9:.1f} GFLOP/s",
-        "all cores to one thread": f"{found.thread_gain:.2f}",
+        "all cores to one thread": f"{found.thread_gain:.2f}{'' if found.thread_gain_measured else ' (a guess: busy)'}",
         "copy": f"{found.copy_bytes_per_s / 1e9:.1f} GB/s",
         "linear layers in training": _rate(found.training.dense_flop),
         "experts in training": _rate(found.training.expert_flop),
         "a layer, forward": _fixed(found.forward),
         "a layer, decoding": _fixed(found.decoding),
         "a completion, decoding": f"{found.decoding.slot * 1e6:.0f} us a token",
-        "a process with torch": size(found.process_bytes),
+        "a trainer's process": size(found.process_bytes),
+        "memory of a pass": f"{found.heap_factor:.2f} times its tensors",
         "fit of the constants": ", ".join(f"{name} {error:.0%}" for name, error in found.residuals.items()),
         "load of the machine": f"{found.machine.get('load_average')}",
     }

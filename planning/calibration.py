@@ -48,8 +48,15 @@ class Calibration(BaseModel, extra="forbid", frozen=True):
     copy_bytes_per_s: float = Field(gt=0, description="memory bandwidth of a copy, read and write together")
     gemm_flops: float = Field(gt=0, description="FLOP/s of a large float32 product, one thread")
     thread_gain: float = Field(ge=0.5, description="how much faster all cores are than one thread, in such a product")
+    thread_gain_measured: bool = Field(
+        description="false: the machine was busy, and the gain is a guess, 0.85 per core"
+    )
     process_bytes: float = Field(
-        ge=0, description="resident size of a process that has imported torch and transformers"
+        ge=0, description="resident size of a trainer's process without a model, when it has computed something"
+    )
+    heap_factor: float = Field(
+        ge=1,
+        description="what a pass takes beyond what is there before it, as a multiple of what planning.memory counts",
     )
     residuals: dict[str, float] = Field(
         default={}, description="median relative error of what was measured against these constants"

@@ -5,12 +5,15 @@ samples; constants are fitted to that, in relative errors. Everything but the ga
 thread, which other work on the machine lengthens little.
 """
 
+import ctypes
+import math
 import os
 import platform
 import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -44,9 +47,11 @@ SHAPES = (
     ),
 )
 ROWS = ((1, 48), (4, 64), (16, 64), (3, 256), (1, 500))  # sequences of tokens each
+_HEAP_ROW = (16, 64)  # the row by which memory is measured
 STEPS = ((2, 16), (24, 16), (96, 16), (24, 160))  # running completions, tokens of their prompts
-_NEW_TOKENS = 17  # sampled after the first
-_REPEATS = 3
+_NEW_TOKENS = 11  # sampled after the first
+_REPEATS = 2
+_GAIN_PER_CORE = 0.85  # of several threads, where other work on the machine leaves no way to measure it
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +64,10 @@ class Point:
 
 def calibrate() -> Calibration:
     torch.set_num_threads(1)
-    process_bytes = psutil.Process().memory_info().rss
-    gemm, gain = _gemm_flops(), _thread_gain()
-    forward, training, decoding, updates = list[Point](), list[Point](), list[Point](), list[float]()
+    process_bytes, gemm = _process_bytes(), _gemm_flops()
+    gain, busy = _thread_gain(), os.getloadavg()[0] > len(os.sched_getaffinity(0)) / 2
+    forward, training, decoding = list[Point](), list[Point](), list[Point]()
+    updates, heaps = list[float](), list[float]()
     for shape in SHAPES:
         model, architecture = _build(shape)
         policy = Policy(model)
@@ -70,6 +76,7 @@ def calibrate() -> Calibration:
             row = _row(sequences, length, shape.vocab_size)
             forward.append(Point(amounts, _read_s(policy, row)))
             training.append(Point(amounts, _learn_s(policy, row)))
+        heaps.append(_heap_factor(policy, architecture, shape.vocab_size))
         updates.append(_update_s(policy) / architecture.parameters)
         decoding += [_step_point(model, architecture, *step) for step in STEPS]
     fits = {"forward": _fit(forward), "training": _fit(training), "decoding": _fit(decoding)}
@@ -83,7 +90,9 @@ def calibrate() -> Calibration:
         optimizer_s=float(np.median(updates)),
         copy_bytes_per_s=_copy_bytes_per_s(),
         gemm_flops=gemm,
-        thread_gain=gain,
+        thread_gain=max(1.0, _GAIN_PER_CORE * len(os.sched_getaffinity(0))) if busy else gain,
+        thread_gain_measured=not busy,
+        heap_factor=max(1.0, float(np.median(heaps))),
         process_bytes=process_bytes,
         residuals={name: error for name, (_, error) in fits.items()},
     )
@@ -197,6 +206,37 @@ def _step_point(model: Any, architecture: Architecture, running: int, prompt: in
         architecture.moe_layers,
     )
     return Point(amounts, max(seconds, 1e-6))
+
+
+# --- memory ---
+
+
+def _process_bytes() -> float:
+    """Of this process, which has imported what a trainer's has, after a pass of a model of 0.1 MB."""
+    import ray  # noqa: F401 a trainer is an actor
+
+    import rl.trainer  # noqa: F401
+
+    shape = TinyModelConfig(architecture="llama", hidden_size=64, num_layers=2, intermediate_size=64, vocab_size=300)
+    _learn_s(Policy(_build(shape)[0]), _row(1, 16, shape.vocab_size))
+    return psutil.Process().memory_info().rss
+
+
+def _heap_factor(policy: Policy, model: Architecture, vocab: int) -> float:
+    """Peak of a forward and backward pass, less what was there, over what is counted of it."""
+    row, tokens = _row(*_HEAP_ROW, vocab), math.prod(_HEAP_ROW)
+    for parameter in policy.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = psutil.Process().memory_info().rss
+    loss = policy(row, None).loss
+    assert loss is not None
+    loss.backward()
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    counted = 4 * (model.kept * tokens + model.vocab * tokens + model.width * tokens + model.embedding_parameters)
+    return (int(fields["VmHWM"].split()[0]) * 1024 - before) / counted
 
 
 # --- the machine ---

@@ -12,6 +12,7 @@ from planning.memory import (
     generator_weights,
     replica_completions,
     resident,
+    row_tokens,
     sampling_memory,
     slots_that_fit,
     training_memory,
@@ -21,6 +22,8 @@ from planning.sampling_time import round_s
 from planning.speed import GpuSpeed, LocalSpeed, Speed, mean_seen, pass_flops, rows_per_rank, step_flops
 from planning.workload import DatasetSize, Reading, Request, Sampling, Training, Workload, workload
 
+_PASSING = ("activations", "logits")  # of memory, what comes and goes with every pass
+_KEPT_BLOCK = 32 << 20  # bytes; glibc's largest M_MMAP_THRESHOLD
 _IDLE_PIPELINE = 0.8  # share of an update in which ranks of a pipeline work; below it the plan says so
 PHASES = ("prefill", "decode", "logprobs", "rewards", "update", "sync", "other")
 
@@ -38,6 +41,8 @@ class Machine(Protocol):
     def speed(self) -> Speed: ...
     @property
     def process_bytes(self) -> float: ...  # of a process before it holds a model
+    @property
+    def heap_factor(self) -> float: ...  # what passing tensors take, as a multiple of their size
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,7 @@ class GpuMachine:
     assumed: Assumptions
     cuda: bool = True
     process_bytes: float = 0.0  # in host memory, which is not planned
+    heap_factor: float = 1.0  # memory_share has it
 
     @property
     def devices(self) -> int:
@@ -71,6 +77,10 @@ class LocalMachine:
     @property
     def process_bytes(self) -> float:
         return self.calibration.process_bytes
+
+    @property
+    def heap_factor(self) -> float:
+        return self.calibration.heap_factor
 
     @property
     def room(self) -> float:
@@ -242,6 +252,8 @@ def stage_memory(work: Workload, machine: Machine, assumed: Assumptions) -> dict
         parts = {name: size * (part.generator.replicas if ours else 1) for name, size in own.parts.items()}
         if part.role not in ("judge", "grm"):
             parts |= rest if shared or part.in_trainer else {}
+        if part.in_trainer and not machine.cuda:
+            parts |= _left_by_training(work, machine)
         _keep_larger(moments, "sampling", Memory(parts | processes))
     for part in work.of(Training):
         assert work.trainer is not None and work.optimizer is not None
@@ -249,12 +261,25 @@ def stage_memory(work: Workload, machine: Machine, assumed: Assumptions) -> dict
             part.model, work.trainer, work.optimizer, part, reference=work.reference, cuda=machine.cuda
         )
         parts = {**own.parts, **processes}
+        parts |= {name: parts[name] * machine.heap_factor for name in _PASSING if name in parts}
         generator = work.generator
         if shared and generator is not None and not work.in_trainer and not generator.sleep:
             awake = generator_weights(part.model, generator) * (1 if machine.cuda else generator.replicas)
             parts["generator weights"] = awake
         _keep_larger(moments, "training", Memory(parts))
     return moments
+
+
+def _left_by_training(work: Workload, machine: Machine) -> dict[str, float]:
+    """On CPUs glibc's allocator keeps freed blocks of less than 32 MiB for the process, which samples beside them."""
+    assert work.trainer is not None and work.optimizer is not None
+    left = 0.0
+    for part in work.of(Training):
+        widest = max(part.model.dense_ffn, part.model.top_k * part.model.width, part.model.heads * part.model.qk_dim)
+        if 4 * widest * row_tokens(work.trainer, part) < _KEPT_BLOCK:
+            own = training_memory(part.model, work.trainer, work.optimizer, part, reference=False, cuda=False)
+            left = max(left, sum(own.parts.get(name, 0.0) for name in _PASSING))
+    return {"left by training": left * machine.heap_factor} if left else {}
 
 
 def _keep_larger(moments: dict[str, Memory], name: str, memory: Memory) -> None:

@@ -13,5 +13,6 @@ DECODING = StepCosts(
 )
 CALIBRATION = Calibration(
     machine={"cpu": "a test"}, cores=2, memory_bytes=16 * 2**30, forward=FORWARD, training=TRAINING, decoding=DECODING,
-    optimizer_s=3e-9, copy_bytes_per_s=8e9, gemm_flops=5e10, thread_gain=1.8, process_bytes=3e8,
+    optimizer_s=3e-9, copy_bytes_per_s=8e9, gemm_flops=5e10, thread_gain=1.8, thread_gain_measured=True,
+    process_bytes=3e8, heap_factor=1.0,
 )  # fmt: skip
