@@ -55,11 +55,11 @@ def write_scaling(pipeline: Pipeline, cluster: str, assumed: "Assumptions", path
         raise RecipeError(str(error)) from None
     title = f"Scaling of {request.name} on {parsed.device.name}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_render(title, calm, rough), encoding="utf-8")
+    path.write_text(render(title, calm, rough), encoding="utf-8")
     return path
 
 
-def _render(title: str, calm: Sequence[ScalingPoint], rough: Sequence[ScalingPoint]) -> Html:
+def render(title: str, calm: Sequence[ScalingPoint], rough: Sequence[ScalingPoint]) -> Html:
     words = fill(
         "<p>Tokens trained on per second, simulated: completions of different lengths, a trainer that waits for all of "
         "a rollout batch, generators that may run ahead of it by so many rollout batches (staleness). At 0 the phases "
