@@ -12,6 +12,7 @@ from pipeline.plan_command import PipelinePlan
 from planning.devices import GIB
 from planning.plan import PHASES, StagePlan
 
+_WIDE = 100  # columns below which the table leaves out what --json has
 _LEAST_SHARE = 0.005  # phases below this share of a stage are not named
 
 
@@ -19,7 +20,7 @@ def print_plan(made: PipelinePlan, *, verbose: bool) -> None:
     console = Console(highlight=False, width=None if Console().is_terminal else max(80, _columns()))
     console.print(f"{made.name} on {made.cluster}", markup=False)
     planned = [stage for stage in made.stages if stage.model]
-    console.print(_stages(made, planned))
+    console.print(_stages(made, planned, narrow=console.width < _WIDE))
     _totals(console, made)
     for stage in planned:
         _remarks(console, made, stage, verbose)
@@ -27,8 +28,7 @@ def print_plan(made: PipelinePlan, *, verbose: bool) -> None:
     _assumptions(console, made, planned, verbose)
     if made.absent:
         console.print(
-            f"{len(made.absent)} models or data sets of this recipe are not here: published shapes and assumed sizes "
-            "stand in for them",
+            f"models or data sets that are not here: {len(made.absent)}; published shapes and assumed sizes stand in",
             markup=False,
         )
 
@@ -37,27 +37,19 @@ def _columns() -> int:
     return shutil.get_terminal_size((100, 25)).columns
 
 
-def _stages(made: PipelinePlan, planned: list[StagePlan]) -> Table:
+def _stages(made: PipelinePlan, planned: list[StagePlan], narrow: bool) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("stage", overflow="fold")
-    for heading in ("memory", "sampled", "trained", "FLOPs"):
+    table.add_column("stage", no_wrap=True)
+    last = "device-h" if made.devices > 1 else "step"
+    for heading in ("memory", "sampled", "trained", *(() if narrow else ("FLOPs",)), "time", last):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("time", justify="right", no_wrap=True)
-    table.add_column("device-h" if made.devices > 1 else "step", justify="right", no_wrap=True)
-    table.add_column("of it", overflow="fold", min_width=16)
+    table.add_column("most of it" if narrow else "of it", overflow="fold")
     for stage in planned:
         step = span(stage.step_s) if stage.steps else ""
         last = count(made.device_hours(stage.total_s)) if made.devices > 1 else step
-        table.add_row(
-            escape(stage.name),
-            _memory(stage),
-            count(stage.tokens.get("sampled", 0)),
-            count(stage.tokens.get("trained", 0)),
-            f"{stage.flops:.1e}",
-            span(stage.total_s),
-            last,
-            _phases(stage),
-        )
+        cells = [escape(stage.name), _memory(stage), *(count(stage.tokens.get(t, 0)) for t in ("sampled", "trained"))]
+        cells += [] if narrow else [f"{stage.flops:.1e}"]
+        table.add_row(*cells, span(stage.total_s), last, _phases(stage, 1 if narrow else len(PHASES)))
     return table
 
 
@@ -66,9 +58,11 @@ def _memory(stage: StagePlan) -> str:
     return shown if stage.fits else f"[red]{shown}![/]"
 
 
-def _phases(stage: StagePlan) -> str:
-    spent = [(phase, stage.seconds.get(phase, 0.0)) for phase in PHASES]
-    return ", ".join(f"{phase} {s / stage.total_s:.0%}" for phase, s in spent if s > _LEAST_SHARE * stage.total_s)
+def _phases(stage: StagePlan, most: int) -> str:
+    """The phases that take most, in their order."""
+    longest = sorted(stage.seconds, key=lambda phase: -stage.seconds[phase])[:most]
+    spent = [(phase, stage.seconds[phase] / stage.total_s) for phase in PHASES if phase in longest]
+    return ", ".join(f"{phase} {share:.0%}" for phase, share in spent if share > _LEAST_SHARE)
 
 
 def _totals(console: Console, made: PipelinePlan) -> None:

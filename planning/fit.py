@@ -138,10 +138,13 @@ def _of_generator(key: str, generator: Any, machine: Machine, trains: bool) -> I
     base += [(f"{key}.dtype", "bfloat16")] if machine.cuda and generator.dtype == "float32" else []
     if trains and not generator.sleep and machine.cuda:
         base += [(f"{key}.sleep", True)]
+    ways, replicas, spread = generator.tensor_parallel, generator.replicas, list[Change]()
+    if machine.cuda and replicas * ways > machine.devices:
+        replicas = max(1, machine.devices // ways)
+        base += [(f"{key}.replicas", replicas)]
     if base:
         yield [_set(*base)]
     if machine.cuda:
-        ways, replicas, spread = generator.tensor_parallel, generator.replicas, list[Change]()
         while ways * 2 <= machine.devices:
             ways, replicas = ways * 2, max(1, replicas // 2)
             spread.append(_set(*base, (f"{key}.replicas", replicas), (f"{key}.tensor_parallel", ways)))

@@ -20,7 +20,7 @@ _TINY_DOCUMENT = 40  # tokens (sft.config: documents_per_step)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSize:
     rows: float
-    tokens: float  # of a row, prompt and all
+    tokens: float  # of a row, prompt and all; 0: not known
     longest: float  # row
     known: bool  # read from an artifact, not reckoned
 
@@ -134,11 +134,12 @@ def completion_lengths(request: Request, model: Architecture, longest: int, assu
 
 
 def _dataset(request: Request, model: Architecture, assumed: Assumptions) -> DatasetSize:
-    if request.dataset is not None:
+    if request.dataset is not None and request.dataset.tokens:
         return request.dataset
+    rows = request.dataset.rows if request.dataset is not None else assumed.dataset_rows
     tokens = min(assumed.row_tokens_mean, model.context / 4) if model.context else assumed.row_tokens_mean
     longest = max(tokens, min(model.context or _LONGEST_ROW, _LONGEST_ROW))
-    return DatasetSize(rows=assumed.dataset_rows, tokens=tokens, longest=longest, known=False)
+    return DatasetSize(rows=rows, tokens=tokens, longest=longest, known=False)
 
 
 def _rows(size: DatasetSize, model: Architecture, assumed: Assumptions) -> tuple[float, Lengths]:
@@ -304,7 +305,9 @@ def _fine_tuning(request: Request, assumed: Assumptions) -> Workload:
 
 
 def _dataset_assumptions(request: Request) -> tuple[str, ...]:
-    return ("dataset_rows", "row_tokens_mean") if request.dataset is None else ()
+    if request.dataset is None:
+        return ("dataset_rows", "row_tokens_mean")
+    return () if request.dataset.tokens else ("row_tokens_mean",)
 
 
 def _pretrain(request: Request, assumed: Assumptions) -> Workload:
@@ -360,7 +363,8 @@ def _curation(request: Request, assumed: Assumptions) -> Workload:
     samples = getattr(config, "samples_per_prompt", 0) or config.samples_per_item
     model = request.models.get("policy")
     if model is None:  # rows of one's own, solutions, or a server that is not ours
-        return Workload()
+        written = getattr(config, "solutions", False)
+        return Workload(leaves=DatasetSize(rows=items, tokens=0, longest=0, known=False) if written else None)
     prompt = prompt_tokens(model, assumed)
     lengths = completion_lengths(request, model, config.rollout.max_new_tokens, assumed)
     chunk = min(config.chunk_prompts, items)
