@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,7 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from data.config import LOCAL_OR_HUB, is_local
-from pipeline.errors import RecipeError, did_you_mean
+from pipeline.errors import Absent, RecipeError, did_you_mean
 from pipeline.inputs import Input, input_problems, order_stages
 from pipeline.recipe_checks import settings_problems
 from pipeline.schema import check, field_names, has_key, resolve_paths
@@ -90,8 +91,16 @@ def stage_seed(pipeline_seed: int, stage: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def load(path: Path, overrides: Sequence[str] = (), kinds: Mapping[str, StageKind] = KINDS) -> Pipeline:
+def load(
+    path: Path,
+    overrides: Sequence[str] = (),
+    kinds: Mapping[str, StageKind] = KINDS,
+    absent: list[str] | None = None,
+) -> Pipeline:
     """Read a pipeline, or a stage recipe, with `key=value` overrides.
+
+    absent: filled with a sentence for each model and data set that is not there, where these would else be refused: for
+    those who only want to know what the recipe says.
 
     A stage recipe gets its name, inputs and run folder from the pipeline beside it that lists it (`pipeline.yaml`, if
     it does); when the overrides name all its inputs (`inputs.policy=PATH`) it needs no pipeline and runs under
@@ -101,12 +110,12 @@ def load(path: Path, overrides: Sequence[str] = (), kinds: Mapping[str, StageKin
     path = installed(path)
     document = read_yaml(path)
     if "stages" in document.data or "extends" in document.data:
-        return _build(_laid_over(_read_pipeline(path), settings, str(path)), path, kinds)
+        return _build(_laid_over(_read_pipeline(path), settings, str(path)), path, kinds, absent=absent)
     if "stage" not in document.data:
         raise RecipeError(
             f"{path}: this is neither a stage recipe (it has no key 'stage') nor a pipeline (no key 'stages')"
         )
-    return _load_single(path, document, settings, kinds)
+    return _load_single(path, document, settings, kinds, absent)
 
 
 def installed(path: Path) -> Path:
@@ -118,7 +127,11 @@ def installed(path: Path) -> Path:
 
 
 def _load_single(
-    path: Path, document: Document, settings: list[tuple[list[str], Document]], kinds: Mapping[str, StageKind]
+    path: Path,
+    document: Document,
+    settings: list[tuple[list[str], Document]],
+    kinds: Mapping[str, StageKind],
+    absent: list[str] | None,
 ) -> Pipeline:
     kind = document.data["stage"]
     roles = kinds[kind].inputs if isinstance(kind, str) and kind in kinds else {}
@@ -142,7 +155,7 @@ def _load_single(
     prefixed = [
         (keys if keys[0] in ("seed", "output", "tracking", "all") else [name, *keys], value) for keys, value in settings
     ]
-    return _build(_laid_over(pipeline, prefixed, str(path)), path, kinds, only=name)
+    return _build(_laid_over(pipeline, prefixed, str(path)), path, kinds, only=name, absent=absent)
 
 
 def _pipeline_beside(path: Path) -> Path | None:
@@ -240,7 +253,25 @@ def _laid_over(pipeline: Document, settings: list[tuple[list[str], Document]], s
     return pipeline
 
 
-def _build(document: Document, path: Path, kinds: Mapping[str, StageKind], only: str | None = None) -> Pipeline:
+def _build(
+    document: Document,
+    path: Path,
+    kinds: Mapping[str, StageKind],
+    only: str | None = None,
+    absent: list[str] | None = None,
+) -> Pipeline:
+    with tempfile.TemporaryDirectory() as folder:
+        return _build_with(document, path, kinds, only, absent, None if absent is None else Path(folder))
+
+
+def _build_with(
+    document: Document,
+    path: Path,
+    kinds: Mapping[str, StageKind],
+    only: str | None,
+    absent: list[str] | None,
+    stand_ins: Path | None,
+) -> Pipeline:
     problems: list[str] = []
     file = check(PipelineFile, document, "the pipeline", problems)
     if file is None:
@@ -254,13 +285,16 @@ def _build(document: Document, path: Path, kinds: Mapping[str, StageKind], only:
         place = document.place(("stages", name))
         if not _NAME.fullmatch(name) or name in _RESERVED:
             problems.append(f"{place}: '{name}' cannot be the name of a stage; use letters, digits, _ and -")
-        stage = _build_stage(name, entry, document, file, folder, kinds, problems)
+        stage = _build_stage(name, entry, document, file, folder, kinds, problems, stand_ins)
         recipes[name] = stage.leaves if stage else None
         if stage:
             stages[name] = stage
     problems.extend(f"{document.place(('tracking',))}: {fault}" for fault in missing_packages(file.tracking))
     problems.extend(_unheard(file, document, stages))
     problems.extend(input_problems(stages, recipes, kinds, document))
+    if absent is not None:
+        absent += [problem for problem in problems if isinstance(problem, Absent)]
+        problems = [problem for problem in problems if not isinstance(problem, Absent)]
     if not problems:
         stages = order_stages(stages, document, problems)
     if problems:
@@ -293,6 +327,7 @@ def _build_stage(
     folder: Path,
     kinds: Mapping[str, StageKind],
     problems: list[str],
+    stand_ins: Path | None,
 ) -> Stage | None:
     here = ("stages", name)
     recipe = _folder(document, (*here, "recipe")) / entry.recipe
@@ -320,7 +355,7 @@ def _build_stage(
     for path, value in layers:
         layer = Document(value, {(): document.place(path)}).nested_under(path[-1].split("."))
         settings = _resolved(layer, model, _folder(document, path)).over(settings)
-    config = check(model, settings, str(kind_name), problems)
+    config = check(model, settings, str(kind_name), problems, stand_ins)
     inputs = _inputs(name, entry, kind, document, folder, list(file.stages))
     if config is None:
         return None
