@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.running import MEMORY, STALLS
 from data.durable import sha256, sync, write_text
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
-NOT_PAYLOAD = (MANIFEST, PLAN, "timings.jsonl", "checkpoints")
+NOT_PAYLOAD = (MANIFEST, PLAN, "timings.jsonl", MEMORY, STALLS, "checkpoints")
 SMALL_FILE = 1 << 20  # bytes; up to here a quick check reads the whole file
 
 

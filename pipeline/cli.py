@@ -17,6 +17,7 @@ from pipeline.doctor_command import doctor
 from pipeline.errors import RecipeError
 from pipeline.eval_command import evaluate
 from pipeline.export_command import export
+from pipeline.mirror_command import pull_run, push_run
 from pipeline.reward_command import audit_reward, try_cases
 from pipeline.sandbox_command import doctor as sandbox_doctor
 from pipeline.sandbox_command import run as run_in_sandbox
@@ -141,6 +142,8 @@ main.command()(plain_errors()(chat))
 main.command()(plain_errors()(serve))
 main.command()(plain_errors()(export))
 main.command()(plain_errors()(doctor))
+main.command("push")(plain_errors()(push_run))
+main.command("pull")(plain_errors()(pull_run))
 main.command("eval")(plain_errors()(evaluate))
 sandbox.command("doctor")(plain_errors()(sandbox_doctor))
 sandbox.command("run")(plain_errors()(run_in_sandbox))

@@ -10,13 +10,14 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field
 
+from cluster.config import ClusterConfig
 from data.config import LOCAL_OR_HUB, is_local
 from pipeline.errors import RecipeError, did_you_mean
 from pipeline.inputs import Input, input_problems, order_stages
@@ -26,7 +27,8 @@ from pipeline.stages import KINDS, Many, StageKind
 from pipeline.yaml_source import Document, KeyPath, Place, parse_yaml, read_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_RESERVED = ("all", "name", "seed", "output", "extends", "set", "stages", "inputs")
+_OF_PIPELINE = ("seed", "output", "all", "cluster")  # first words of settings that are no stage's
+_RESERVED = ("all", "name", "seed", "output", "extends", "set", "cluster", "stages", "inputs")
 
 
 class StageEntry(BaseModel, extra="forbid", frozen=True):
@@ -48,6 +50,9 @@ class PipelineFile(BaseModel, extra="forbid", frozen=True):
     output: str | None = Field(None, description="run folder, relative to the working directory; default runs/<name>")
     set: dict[str, Any] = Field(
         default_factory=dict, description="dotted.key -> value, laid over the recipe of every stage that has the key"
+    )
+    cluster: ClusterConfig = Field(
+        default=ClusterConfig(), description="how the processes of all stages use the machines; may change at any time"
     )
     stages: dict[str, StageEntry] = Field(min_length=1, description="stage name -> recipe, inputs and settings")
 
@@ -74,6 +79,7 @@ class Pipeline:
     folder: Path  # run folder; every stage has its artifact inside
     file: Path  # the recipe it was read from
     stages: dict[str, Stage]  # parents before children, else in file order
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     only: str | None = None  # when a single stage was asked for, its name
 
 
@@ -131,7 +137,7 @@ def _load_single(
     name = listing[0] if listing else path.stem
     if pipeline is None or not listing:
         pipeline = Document({"name": name, "stages": {name: {"recipe": path.name}}}, {(): Place(str(path), 1, 1)})
-    prefixed = [(keys if keys[0] in ("seed", "output", "all") else [name, *keys], value) for keys, value in settings]
+    prefixed = [(keys if keys[0] in _OF_PIPELINE else [name, *keys], value) for keys, value in settings]
     return _build(_laid_over(pipeline, prefixed, str(path)), path, kinds, only=name)
 
 
@@ -201,12 +207,12 @@ def _parse_overrides(arguments: Sequence[str]) -> list[tuple[list[str], Document
 
 
 def _laid_over(pipeline: Document, settings: list[tuple[list[str], Document]], source: str) -> Document:
-    """Command-line settings as entries of the pipeline: seed, output, STAGE.inputs.ROLE and STAGE.key."""
+    """Command-line settings as entries of the pipeline: seed, output, cluster.KEY, STAGE.inputs.ROLE and STAGE.key."""
     stages = pipeline.data.get("stages")
     names = list(stages) if isinstance(stages, dict) else []
     problems = []
     for keys, value in settings:
-        if keys in (["seed"], ["output"]):
+        if keys in (["seed"], ["output"]) or keys[0] == "cluster":
             where = keys
         elif keys[0] == "all" and len(keys) > 1:
             where = ["set", ".".join(keys[1:])]
@@ -214,7 +220,7 @@ def _laid_over(pipeline: Document, settings: list[tuple[list[str], Document]], s
             problems.append(f"{value.place()}: say which key of all stages, e.g. all.KEY=VALUE")
             continue
         elif keys[0] not in names:
-            hint = did_you_mean(keys[0], ["seed", "output", "all", *names])
+            hint = did_you_mean(keys[0], [*_OF_PIPELINE, *names])
             problems.append(f"{value.place()}: hits nothing: {source} has no stage '{keys[0]}'{hint}")
             continue
         elif len(keys) == 1:
@@ -254,7 +260,9 @@ def _build(document: Document, path: Path, kinds: Mapping[str, StageKind], only:
         stages = order_stages(stages, document, problems)
     if problems:
         raise RecipeError(problems)
-    return Pipeline(name=file.name, seed=file.seed, folder=folder, file=path, stages=stages, only=only)
+    return Pipeline(
+        name=file.name, seed=file.seed, folder=folder, file=path, stages=stages, cluster=file.cluster, only=only
+    )
 
 
 def _unheard(file: PipelineFile, document: Document, stages: Mapping[str, Stage]) -> Iterator[str]:

@@ -91,7 +91,7 @@ class RewardPool:
             kill(worker)
 
     def _start(self) -> Any:
-        return spawn(RewardWorker, self.specs, self.inputs)
+        return spawn(RewardWorker, self.specs, self.inputs, role="reward")
 
     def _send(self, index: int, batch: _Batch) -> None:
         if not self._queues[index]:
