@@ -17,6 +17,12 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves training o
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from cluster.gauges import watch_memory
+from cluster.processes import register
+from cluster.running import StageStopped, current
+from cluster.stalls import report_stall, spawned
+
+_SLICE_S = 1.0  # of a wait, after which it is asked whether the stage must stop
 _ECHO_S = 5.0  # within which a death is known after its first consequence
 
 
@@ -53,6 +59,8 @@ def start_ray() -> None:
             ignore_reinit_error=True,
             _temp_dir=os.environ.get("R1_RAY_TMP"),
         )
+    if (stage := current()) is not None:
+        watch_memory(stage)
 
 
 def stop_ray() -> None:
@@ -61,21 +69,27 @@ def stop_ray() -> None:
 
 
 class _Host:
-    """What runs in an actor whose class was named by its import path: that class, imported there alone."""
+    """What runs in an actor: an object of the class, which may be named by its import path and is then imported there
+    alone."""
 
-    def __init__(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]):
-        module, _, name = target.partition(":")
-        gc.disable()  # a fifth of the import of torch and transformers is looking for garbage in what stays
-        imported = import_module(module)
-        gc.freeze()
-        gc.enable()
-        self._object = getattr(imported, name)(*args, **kwargs)
+    def __init__(self, target: type | str, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        register(type(self).__name__, ray.get_runtime_context().get_actor_id() or "")
+        self._object = (_imported(target) if isinstance(target, str) else target)(*args, **kwargs)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return getattr(self._object, method)(*args, **kwargs)
 
     def iterate(self, method: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
         yield from getattr(self._object, method)(*args, **kwargs)
+
+
+def _imported(target: str) -> type:
+    module, _, name = target.partition(":")
+    gc.disable()  # a fifth of the import of torch and transformers is looking for garbage in what stays
+    imported = import_module(module)
+    gc.freeze()
+    gc.enable()
+    return getattr(imported, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +110,7 @@ class _Method:
 
 
 class Handle:
-    """An actor whose class the caller never imports, so that a driver needs no torch."""
+    """An actor, whose class the caller may never have imported, so that a driver needs no torch."""
 
     def __init__(self, actor: Any, name: str):
         self._actor, self._name = actor, name
@@ -107,13 +121,24 @@ class Handle:
         return _Method(self._actor, method, {"name": f"{self._name}.{method}"})
 
 
-def spawn(target: type | str, *args: Any, threads: int = 1, gpus: float = 0, restarts: int = 0, **kwargs: Any) -> Any:
+def spawn(
+    target: type | str,
+    *args: Any,
+    threads: int = 1,
+    gpus: float = 0,
+    restarts: int = 0,
+    role: str = "",
+    place: int | None = None,
+    **kwargs: Any,
+) -> Handle:
     """Start `target(*args, **kwargs)` as a Ray actor whose numeric libraries use `threads` threads.
 
     target: a class, or "module:Class", which only the actor's process then imports.
     restarts: how often Ray starts it again when its process dies; the calls that were on their way are then made again,
         so only for an actor whose methods depend on their arguments alone.
-    CPUs are not reserved: phases take turns on the same cores (colocated placement), so reservations would deadlock.
+    role, place: trainer, generator or reward, and which of its bundles, where the stage has reserved some
+        (cluster.placement); None: any that is free.
+    Elsewhere CPUs are not reserved: phases take turns on the same cores, so reservations would deadlock.
     """
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     environment = {
@@ -123,11 +148,13 @@ def spawn(target: type | str, *args: Any, threads: int = 1, gpus: float = 0, res
     }
     options = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": environment}}
     options |= {"max_restarts": restarts, "max_task_retries": restarts}
-    if isinstance(target, type):
-        return ray.remote(target).options(**options).remote(*args, **kwargs)
-    name = target.rpartition(":")[2]
+    if (stage := current()) is not None and role in stage.places:
+        options |= stage.places[role].options(place)
+    name = target.rpartition(":")[2] if isinstance(target, str) else target.__name__
     host = ray.remote(type(name, (_Host,), {}))  # the process shows the name of what it hosts
-    return Handle(host.options(**options).remote(target, args, kwargs), name)
+    actor: Any = host.options(**options).remote(target, args, kwargs)
+    spawned[actor._actor_id.hex()] = name
+    return Handle(actor, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +168,14 @@ class Joint:
 
 def wait(refs: Any, *, phase: str, deadline_s: float) -> Any:
     """The values of one ref, a list of refs or a Joint. Raises PhaseTimeout, ActorDied or StartFailed, naming the
-    phase; errors raised inside a method of an actor come back as themselves."""
+    phase; errors raised inside a method of an actor come back as themselves. Before PhaseTimeout, in a stage, a report
+    is written on what every process is doing, and the sentence names it."""
     if isinstance(refs, Joint):
         return _wait_for_all(refs, phase, deadline_s)
     try:
-        return ray.get(refs, timeout=deadline_s)
+        return _get(refs, deadline_s)
     except GetTimeoutError:
-        raise PhaseTimeout(f"{phase}: no answer within {deadline_s:.0f} s") from None
+        raise _late(refs if isinstance(refs, list) else [refs], phase, deadline_s) from None
     except RayActorError as error:
         if error.actor_init_failed:
             raise StartFailed(f"{phase}: a worker process cannot start: {_raised(error)}") from error
@@ -158,13 +186,49 @@ def wait(refs: Any, *, phase: str, deadline_s: float) -> Any:
         raise error.cause from error
 
 
+def _get(refs: Any, deadline_s: float) -> Any:
+    """ray.get, which ends early where the stage must stop. Raises GetTimeoutError."""
+    for left in _slices(deadline_s):
+        try:
+            return ray.get(refs, timeout=min(_SLICE_S, left))
+        except GetTimeoutError:
+            if left <= _SLICE_S:
+                raise
+    raise AssertionError("a wait has one slice at least")
+
+
+def _ready(refs: list[Any], deadline_s: float) -> tuple[list[Any], list[Any]]:
+    """ray.wait for one of them, which ends early where the stage must stop."""
+    for left in _slices(deadline_s):
+        ready, pending = ray.wait(refs, timeout=min(_SLICE_S, left))
+        if ready or left <= _SLICE_S:
+            return ready, pending
+    raise AssertionError("a wait has one slice at least")
+
+
+def _slices(deadline_s: float) -> Iterator[float]:
+    """The seconds that are left of a wait, asked for after every slice. Raises StageStopped."""
+    end = time.monotonic() + deadline_s
+    while True:
+        stage = current()
+        if stage is not None and stage.stop:
+            raise StageStopped(stage.stop)
+        yield max(0.0, end - time.monotonic())
+
+
+def _late(refs: Sequence[Any], phase: str, deadline_s: float) -> PhaseTimeout:
+    answered, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+    pending = [ref for ref in refs if ref not in answered]
+    return PhaseTimeout(f"{phase}: no answer within {deadline_s:.0f} s{report_stall(pending, phase, deadline_s)}")
+
+
 def _wait_for_all(joint: Joint, phase: str, deadline_s: float) -> Any:
     """As soon as one actor has failed the others wait in vain, so its error ends the wait."""
     pending, end = list(joint.refs), time.monotonic() + deadline_s
     while pending:
-        done, pending = ray.wait(pending, timeout=max(0.0, end - time.monotonic()))
+        done, pending = _ready(pending, end - time.monotonic())
         if not done:
-            raise PhaseTimeout(f"{phase}: no answer within {deadline_s:.0f} s")
+            raise _late(pending, phase, deadline_s)
         try:
             wait(done, phase=phase, deadline_s=deadline_s)
         except Exception as error:
@@ -210,6 +274,10 @@ def count_gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def count_nodes() -> int:
+    return sum(node["Alive"] for node in ray.nodes())
+
+
 def share(value: Any) -> Any:
     """Put a value where every actor can read it without a copy per call."""
     return ray.put(value)
@@ -227,9 +295,9 @@ def next_item(streams: Mapping[Any, Any], *, phase: str, deadline_s: float) -> t
     themselves.
     """
     keys = {id(stream): key for key, stream in streams.items()}
-    ready, _ = ray.wait(list(streams.values()), num_returns=1, timeout=deadline_s)
+    ready, _ = _ready(list(streams.values()), deadline_s)
     if not ready:
-        raise PhaseTimeout(f"{phase}: no answer within {deadline_s:.0f} s")
+        raise _late(list(streams.values()), phase, deadline_s)
     key = keys[id(ready[0])]
     try:
         return key, wait(next(streams[key]), phase=phase, deadline_s=deadline_s)

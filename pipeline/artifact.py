@@ -12,12 +12,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.running import MEMORY, STALLS
 from data.durable import sha256, sync, write_text
 from viewing.tensorboard import EVENTS
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
-LOGS = ("timings.jsonl", "timeline.jsonl", "groups", EVENTS, "timings")  # of the wall clock, or to look at
+LOGS = (
+    "timings.jsonl",
+    "timeline.jsonl",
+    "groups",
+    EVENTS,
+    "timings",
+    MEMORY,
+    STALLS,
+)  # not of the result
 NOT_PAYLOAD = (MANIFEST, PLAN, *LOGS, "checkpoints")
 SMALL_FILE = 1 << 20  # bytes; up to here a quick check reads the whole file
 

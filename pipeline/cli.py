@@ -17,6 +17,7 @@ from pipeline.doctor_command import doctor
 from pipeline.errors import RecipeError
 from pipeline.eval_command import evaluate
 from pipeline.export_command import export
+from pipeline.mirror_command import pull_run, push_run
 from pipeline.plan_command import plan
 from pipeline.replay_command import replay
 from pipeline.reward_command import audit_reward, try_cases
@@ -156,6 +157,8 @@ main.command()(plain_errors()(trace))
 main.command("save-curves")(plain_errors()(save_curves))
 main.command()(plain_errors()(replay))
 main.command()(plain_errors()(plan))
+main.command("push")(plain_errors()(push_run))
+main.command("pull")(plain_errors()(pull_run))
 main.command("eval")(plain_errors()(evaluate))
 sandbox.command("doctor")(plain_errors()(sandbox_doctor))
 sandbox.command("run")(plain_errors()(run_in_sandbox))

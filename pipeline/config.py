@@ -11,13 +11,14 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from cluster.config import ClusterConfig
 from data.config import LOCAL_OR_HUB, is_local
 from pipeline.errors import Absent, RecipeError, did_you_mean
 from pipeline.inputs import Input, input_problems, order_stages
@@ -28,7 +29,8 @@ from pipeline.yaml_source import Document, KeyPath, Place, parse_yaml, read_yaml
 from viewing.tracking import missing_packages
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_RESERVED = ("all", "name", "seed", "output", "tracking", "extends", "set", "stages", "inputs")
+_OF_PIPELINE = ("seed", "output", "tracking", "all", "cluster")  # first words of settings that are no stage's
+_RESERVED = ("all", "name", "seed", "output", "tracking", "extends", "set", "cluster", "stages", "inputs")
 
 
 class StageEntry(BaseModel, extra="forbid", frozen=True):
@@ -56,6 +58,9 @@ class PipelineFile(BaseModel, extra="forbid", frozen=True):
     set: dict[str, Any] = Field(
         default_factory=dict, description="dotted.key -> value, laid over the recipe of every stage that has the key"
     )
+    cluster: ClusterConfig = Field(
+        default=ClusterConfig(), description="how the processes of all stages use the machines; may change at any time"
+    )
     stages: dict[str, StageEntry] = Field(min_length=1, description="stage name -> recipe, inputs and settings")
 
 
@@ -82,6 +87,7 @@ class Pipeline:
     file: Path  # the recipe it was read from
     stages: dict[str, Stage]  # parents before children, else in file order
     tracking: tuple[str, ...] = ()  # services that get the curves
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     only: str | None = None  # when a single stage was asked for, its name
 
 
@@ -152,9 +158,7 @@ def _load_single(
     name = listing[0] if listing else path.stem
     if pipeline is None or not listing:
         pipeline = Document({"name": name, "stages": {name: {"recipe": path.name}}}, {(): Place(str(path), 1, 1)})
-    prefixed = [
-        (keys if keys[0] in ("seed", "output", "tracking", "all") else [name, *keys], value) for keys, value in settings
-    ]
+    prefixed = [(keys if keys[0] in _OF_PIPELINE else [name, *keys], value) for keys, value in settings]
     return _build(_laid_over(pipeline, prefixed, str(path)), path, kinds, only=name, absent=absent)
 
 
@@ -224,12 +228,12 @@ def _parse_overrides(arguments: Sequence[str]) -> list[tuple[list[str], Document
 
 
 def _laid_over(pipeline: Document, settings: list[tuple[list[str], Document]], source: str) -> Document:
-    """Command-line settings as entries of the pipeline: seed, output, STAGE.inputs.ROLE and STAGE.key."""
+    """Command-line settings as entries of the pipeline: seed, output, cluster.KEY, STAGE.inputs.ROLE and STAGE.key."""
     stages = pipeline.data.get("stages")
     names = list(stages) if isinstance(stages, dict) else []
     problems = []
     for keys, value in settings:
-        if keys in (["seed"], ["output"], ["tracking"]):
+        if keys in (["seed"], ["output"], ["tracking"]) or keys[0] == "cluster":
             where = keys
         elif keys[0] == "all" and len(keys) > 1:
             where = ["set", ".".join(keys[1:])]
@@ -237,7 +241,7 @@ def _laid_over(pipeline: Document, settings: list[tuple[list[str], Document]], s
             problems.append(f"{value.place()}: say which key of all stages, e.g. all.KEY=VALUE")
             continue
         elif keys[0] not in names:
-            hint = did_you_mean(keys[0], ["seed", "output", "tracking", "all", *names])
+            hint = did_you_mean(keys[0], [*_OF_PIPELINE, *names])
             problems.append(f"{value.place()}: hits nothing: {source} has no stage '{keys[0]}'{hint}")
             continue
         elif len(keys) == 1:
@@ -305,6 +309,7 @@ def _build_with(
         folder=folder,
         file=path,
         stages=stages,
+        cluster=file.cluster,
         tracking=tuple(dict.fromkeys(file.tracking)),
         only=only,
     )

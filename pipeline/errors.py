@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.running import StageStopped
 from data.chat import PromptError
 from data.schemas import SourceError
 from training.stage import StageError
@@ -57,7 +58,7 @@ def stage_errors(failure: str, log: Path, again: str) -> Iterator[None]:
         # `cluster.actors` marks its errors with `retry`, as StageError does; a ValueError comes again every time.
         retry = getattr(error, "retry", isinstance(error, OSError | MemoryError))
         said = str(error)
-        if not isinstance(error, StageError | SourceError | PromptError):
+        if not isinstance(error, StageError | StageStopped | SourceError | PromptError):
             log.write_text(traceback.format_exc(), encoding="utf-8")
             said = f"{type(error).__name__}: {' '.join(said.split())} (traceback in {log})"
         raise StageError(f"{failure}: {said}{again if retry else ''}", retry=retry) from error

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from cluster.running import running
 from pipeline import provenance
 from pipeline.artifact import (
     PLAN,
@@ -23,10 +23,12 @@ from pipeline.artifact import (
     sync_payload,
     write_json,
 )
+from pipeline.clock import StageClock
 from pipeline.config import Pipeline, Stage
 from pipeline.curves import reference_of
 from pipeline.errors import RecipeError, did_you_mean, stage_errors
 from pipeline.lock import hold
+from pipeline.placement import placed
 from pipeline.progress import Progress
 from pipeline.redo import forget, move_aside, read_redo
 from pipeline.report_data import REPORT, is_current
@@ -35,10 +37,9 @@ from pipeline.state import Standing, State, parent_hashes, standing_of, survey
 from training.stage import StageContext, StageError
 from viewing.tracking import tracking
 
-PROGRESS_FILE = ".progress.json"  # in a stage's folder: last event and seconds worked so far
 PIPELINE_FILE = "pipeline.json"  # in the run folder: which stages there are, for status and report
+_JOB_FILES = "/runtime_resources/working_dir_files/"  # in the paths of what a submitted job has brought
 _RESUME = "; run the same command again to resume it"
-_SAVE_EVERY_S = 2.0
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ def run(
         hashes = HashCache(_hash_file(pipeline))
         plan = _plan(pipeline, redo, redo_from, hashes)
         _check_startable(plan)
+        _check_shared(plan)
         write_json(pipeline.folder / PIPELINE_FILE, _summary(pipeline))
         move_aside(pipeline.folder, plan.asked, plan.redo)
         standings, made = dict(plan.standings), []
@@ -105,6 +107,7 @@ def run(
                 manifest = _make(stage, parents, kinds[stage.kind], shown, hashes, pipeline)
                 hashes.save()
                 shown.finish(name, manifest.wall_time_s)
+                _mirror(stage.folder, pipeline.cluster.mirror)
                 standings[name] = Standing(state=State.MADE, content_hash=manifest.content_hash)
                 made.append(name)
         hashes.save()
@@ -146,6 +149,35 @@ def _check_startable(plan: Plan) -> None:
         raise RecipeError(dict.fromkeys(problems))
 
 
+def _check_shared(plan: Plan) -> None:
+    """On a cluster that was there before: refuse a run folder or an input that some node does not see."""
+    to_make = [name for name in plan.chosen if plan.standings[name].state is not State.MADE]
+    if "RAY_ADDRESS" not in os.environ or not to_make:
+        return
+    folder = plan.pipeline.folder.resolve()
+    if _JOB_FILES in str(folder):
+        raise RecipeError(
+            f"the run folder {folder} lies in the files that `ray job submit` has unpacked, which Ray removes; "
+            "choose a folder that all nodes see with output=PATH"
+        )
+    inputs = {i.path.resolve() for name in to_make for i in plan.pipeline.stages[name].inputs if i.stage is None}
+    import_module("cluster.actors").start_ray()
+    faults = import_module("cluster.shared_folder").unseen(folder, sorted(inputs))
+    if faults:
+        mend = "; put the run folder and the inputs on a file system that all nodes mount at the same path"
+        raise RecipeError([f"{fault}{mend}" for fault in faults])
+
+
+def _mirror(folder: Path, url: str | None) -> None:
+    """A store that is down must not stop a run: what was missed is copied by `r1 push` later."""
+    if url is not None:
+        try:
+            import_module("pipeline.mirror").push_artifact(folder, url)
+        except Exception as error:
+            sentence = "%s is made, but not copied to %s (%s: %s); r1 push %s %s tries again"
+            logger.warning(sentence, folder, url, type(error).__name__, error, folder.parent, url)
+
+
 def _make(
     stage: Stage,
     parents: Mapping[str, str | None],
@@ -162,7 +194,7 @@ def _make(
     }
     identity = {"stage_kind": stage.kind, "config": stage.record, "seed": stage.seed, "parents": recorded}
     attempts = _begin(stage, identity)
-    clock = _Clock(stage, shown)
+    clock = StageClock(stage.folder, lambda event: shown.event(stage.name, event))
     context = StageContext(
         name=stage.name,
         inputs={item.role: item.path.resolve() for item in stage.inputs},  # absolute: workers may start elsewhere
@@ -174,8 +206,13 @@ def _make(
         with (
             tracking(stage.folder, pipeline.name, pipeline.tracking, reference_of(pipeline, stage.name)),
             stage_errors(f"stage '{stage.name}' failed", stage.folder / ".error.log", _RESUME),
+            running(context.output, pipeline.cluster, clock.last_event) as here,
+            placed(here, stage.config),
         ):
             kind.run_function()(stage.config, context)
+    except StageError as error:
+        clock.failed(error)
+        raise
     finally:
         clock.save()
     if not payload_files(stage.folder):
@@ -224,31 +261,6 @@ def changed_versions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     old, new = ({"code": made["code_version"]["sources"][:12], **made["versions"]} for made in (before, now))
     names = dict.fromkeys([*old, *new])
     return [f"{n} {old.get(n, 'none')} -> {new.get(n, 'none')}" for n in names if old.get(n) != new.get(n)]
-
-
-class _Clock:
-    """Seconds a stage has worked, over all attempts, and its last event; both survive a kill."""
-
-    def __init__(self, stage: Stage, shown: Progress) -> None:
-        self._stage, self._shown = stage, shown
-        self._path = stage.folder / PROGRESS_FILE
-        self._before = float(_read_json(self._path).get("wall_time_s", 0.0))
-        self._event: dict[str, Any] = {}
-        self._started = time.monotonic()
-        self._saved = self._started
-
-    def seconds(self) -> float:
-        return self._before + time.monotonic() - self._started
-
-    def report(self, event: dict[str, Any]) -> None:
-        self._event.update(event)
-        self._shown.event(self._stage.name, event)
-        if time.monotonic() - self._saved > _SAVE_EVERY_S:
-            self.save()
-
-    def save(self) -> None:
-        self._saved = time.monotonic()
-        write_json(self._path, {"wall_time_s": self.seconds(), "event": self._event})
 
 
 def write_report(pipeline: Pipeline, made: Sequence[str]) -> Path:

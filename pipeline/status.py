@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifact import ArtifactError, read_manifest
+from pipeline.clock import read_progress
 from pipeline.errors import RecipeError
 from pipeline.lock import holder
-from pipeline.run import PIPELINE_FILE, PROGRESS_FILE
+from pipeline.run import PIPELINE_FILE
 
 _TAIL = 1 << 16  # bytes of metrics.jsonl that surely hold its last line
 
@@ -35,10 +36,7 @@ def status(run: Path) -> list[StageStatus]:
 
 
 def _stage_status(folder: Path, kind: str, running: bool) -> StageStatus:
-    try:
-        progress = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        progress = {}
+    progress = read_progress(folder)
     event, wall_time = progress.get("event", {}), progress.get("wall_time_s")
     try:
         manifest = read_manifest(folder)

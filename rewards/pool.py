@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from cluster.actors import ActorDied, kill, spawn, wait
+from cluster.stalls import report_stall
 from data.problems import Problem
 from rewards.config import RewardSpec, RewardWorkersConfig
 from rewards.reward import Score
@@ -91,7 +92,7 @@ class RewardPool:
             kill(worker)
 
     def _start(self) -> Any:
-        return spawn(RewardWorker, self.specs, self.inputs)
+        return spawn(RewardWorker, self.specs, self.inputs, role="reward")
 
     def _send(self, index: int, batch: _Batch) -> None:
         if not self._queues[index]:
@@ -128,7 +129,8 @@ class RewardPool:
         self._silent_restarts += 1
         if self._silent_restarts >= _MAX_RESTARTS:
             raise ActorDied(f"reward workers died {_MAX_RESTARTS} times in a row without scoring anything: {reason}")
-        logger.warning("a reward worker is started again (%s)", reason)
+        late = report_stall([self._queues[index][0][0]], "scoring", self.config.deadline_s) if give_up else ""
+        logger.warning("a reward worker is started again (%s)%s", reason, late)
         kill(self._workers[index])
         self._workers[index] = self._start()
         batches, self._queues[index] = [batch for _, batch in self._queues[index]], deque()

@@ -44,7 +44,9 @@ class GeneratorPool:
 
     def _start(self) -> Any:
         settings = self.config.replica_settings()
-        return spawn(_ENGINES[self.config.engine], self.checkpoint, threads=self.config.threads, **settings)
+        return spawn(
+            _ENGINES[self.config.engine], self.checkpoint, threads=self.config.threads, role="generator", **settings
+        )
 
     def sync(self, transport: Transport, version: int) -> None:
         """Give every replica the weights that `transport` brings. Returns when all have them.

@@ -113,10 +113,19 @@ def spawn_trainer(target: str, settings: TrainerConfig, *args: Any, **kwargs: An
     kwargs |= {name: getattr(settings, name) for name in _OF_TRAINER}
     size = settings.mesh.ranks
     if size == 1:
-        return TrainerGroup([spawn(target, *args, threads=settings.threads, **kwargs)])
+        return TrainerGroup([spawn(target, *args, threads=settings.threads, role="trainer", **kwargs)])
     gpus = _gpus_per_rank(settings.device, size)
     ranks = [
-        spawn("training.rank:Rank", rank, size, settings.deadline_s, threads=settings.threads, gpus=gpus)
+        spawn(
+            "training.rank:Rank",
+            rank,
+            size,
+            settings.deadline_s,
+            threads=settings.threads,
+            gpus=gpus,
+            role="trainer",
+            place=rank,
+        )
         for rank in range(size)
     ]
     address = ranks[0].listen.remote()

@@ -1,0 +1,192 @@
+"""A cluster of a head and two workers on this machine, started with `ray start`: jobs, placement, stalls, files."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="hides a folder from a node by a mount namespace"),
+]
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    "RAY_worker_niceness": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+class Cluster:
+    """`ray start --block` three times, each in a process group of its own; stopped by these alone."""
+
+    def __init__(self, folder: Path):
+        self.shared, self.hidden = folder / "shared", folder / "hidden"
+        self.shared.mkdir(), self.hidden.mkdir()
+        # Short, because of the sockets in it.
+        self.temp = Path(tempfile.mkdtemp(prefix="r1c", dir="/tmp"))
+        self.environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | ENVIRONMENT
+        self.address, self.dashboard = f"127.0.0.1:{_free_port()}", _free_port()
+        self.processes: list[subprocess.Popen] = []
+        port = self.address.partition(":")[2]
+        head = f"--head --port={port} --dashboard-port={self.dashboard} --temp-dir={self.temp} --num-cpus=1"
+        self._start(head.split())
+        self.wait_for(int(port))
+        worker = f"--address={self.address} --num-cpus=4"
+        self._start(worker.split())
+        self._start(worker.split(), hide=True)
+
+    def _start(self, arguments: list[str], hide: bool = False) -> None:
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        command = [*ray, "--node-ip-address=127.0.0.1", "--object-store-memory=100000000", "--num-gpus=0", *arguments]
+        if hide:
+            mount = f'mount -t tmpfs none {self.hidden} && exec "$@"'
+            command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh", *command]
+        output = (self.temp / f"node{len(self.processes)}.log").open("w")
+        process = subprocess.Popen(
+            command, env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        self.processes.append(process)
+
+    def wait_for(self, port: int) -> None:
+        end = time.monotonic() + 90
+        while time.monotonic() < end:
+            with suppress(OSError):
+                return socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            time.sleep(0.1)
+        raise AssertionError("\n".join(path.read_text() for path in self.temp.glob("*.log")))
+
+    def run(self, *command: str) -> subprocess.CompletedProcess:
+        environment = self.environment | {"RAY_ADDRESS": self.address}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, cwd=self.shared)
+
+    def stop(self) -> None:
+        """End the three and all that they have started, and nothing else."""
+        started = [psutil.Process(process.pid) for process in self.processes if process.poll() is None]
+        started += [child for process in started for child in process.children(recursive=True)]
+        for process in started:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        for process in psutil.wait_procs(started, timeout=3)[1]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(started, timeout=10)
+        shutil.rmtree(self.temp, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    if subprocess.run(["unshare", "--map-root-user", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def seen(cluster) -> dict:
+    """What the driver in cluster_program.py saw."""
+    program = str(ROOT / "tests" / "cluster_program.py")
+    done = cluster.run(sys.executable, program, str(cluster.shared), str(cluster.hidden))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_roles_get_bundles_of_their_own(seen):
+    nodes = seen["nodes"]
+    assert nodes["trainer 0"] == nodes["trainer 1"]  # packed: neighbouring ranks
+    assert nodes["reward 0"] != nodes["reward 1"]  # spread
+    assert nodes["generator again"] == nodes["generator"]  # where the one before it was
+
+
+def test_a_cluster_that_is_too_small_is_said_before_anything_starts(seen):
+    sentence = seen["refused"]
+    assert "within 1 s: trainer: 2 x CPU 64, GPU 1 (PACK); generator: 1 x CPU 1, GPU 1" in sentence
+    assert "it has 3 nodes (" in sentence and "CPU 4" in sentence
+    assert "no node is large enough for one bundle of trainer and generator" in sentence
+    assert not re.search(r"[A-Z]\w+Error", sentence)
+
+
+def test_the_report_of_a_stall_reaches_the_node_that_hangs(seen):
+    report, far = seen["report"], seen["nodes"]["trainer 0"]
+    (node,) = [node for node in report["nodes"] if node["node"] == far]
+    stacks = ["\n".join(actor["stack"]) for actor in node["actors"]]
+    assert sum("sleep_far_away" in stack for stack in stacks) == 1
+    assert len(report["nodes"]) == 3 and report["missing"] == []
+
+
+def test_a_folder_or_an_input_that_a_node_does_not_see_is_named_with_the_node(seen):
+    assert seen["unseen"]["shared"] == []
+    (sentence,) = seen["unseen"]["hidden"]
+    assert re.match(r"node [\d.]+ \(\w+\) ", sentence) and "does not see what is written into" in sentence
+    assert len(seen["unseen"]["input"]) == 2 and seen["unseen"]["input"][0].endswith("has no /no/such/model")
+
+
+# --- ray job submit --working-dir . -- r1 run ... ---
+
+STAGE = "zero.steps=4 zero.mini_batches=2 zero.questions_per_step=2 zero.group_size=2 zero.reference_every=4 "
+STAGE += "zero.trainer.checkpoint_every=2 zero.rollout.max_new_tokens=16"
+
+
+def submit(cluster: Cluster, *overrides: str) -> tuple[JobSubmissionClient, str]:
+    """The job of the README's last example, for one small stage."""
+    cluster.wait_for(cluster.dashboard)
+    client = JobSubmissionClient(f"http://127.0.0.1:{cluster.dashboard}")
+    r1 = Path(sys.executable).with_name("r1")
+    command = f"{r1} run recipes/tiny/smoke.yaml --only zero {STAGE} {' '.join(overrides)}"
+    end = time.monotonic() + 90
+    while True:
+        try:
+            return client, client.submit_job(entrypoint=command, runtime_env={"working_dir": str(ROOT)})
+        except RuntimeError as error:  # "No available agent": the head is still starting
+            assert "agent" in str(error) and time.monotonic() < end, error
+
+
+def ended(client: JobSubmissionClient, job: str) -> tuple[JobStatus, str]:
+    end = time.monotonic() + 240
+    while not (status := client.get_job_status(job)).is_terminal():
+        assert time.monotonic() < end, client.get_job_logs(job)
+        time.sleep(0.5)
+    return status, client.get_job_logs(job)
+
+
+def test_a_job_runs_is_stopped_and_goes_on(cluster):
+    output = f"output={cluster.shared}/runs/smoke"
+    stage = cluster.shared / "runs" / "smoke" / "zero"
+    client, job = submit(cluster, output)
+    end = time.monotonic() + 240
+    while not list(stage.glob("checkpoints/step_*")) and not client.get_job_status(job).is_terminal():
+        assert time.monotonic() < end, client.get_job_logs(job)
+        time.sleep(0.2)
+    client.stop_job(job)
+    status, logs = ended(client, job)
+    assert status == JobStatus.STOPPED and "zero: starts" in logs, logs
+    client, job = submit(cluster, output)
+    status, logs = ended(client, job)
+    assert status == JobStatus.SUCCEEDED and "zero: resumes" in logs, logs
+    steps = [json.loads(line)["step"] for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 5))
+
+
+def test_a_job_whose_output_is_in_its_own_upload_is_refused(cluster):
+    status, logs = ended(*submit(cluster))
+    assert status == JobStatus.FAILED
+    assert "lies in the files that `ray job submit` has unpacked, which Ray removes" in logs

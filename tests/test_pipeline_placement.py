@@ -1,0 +1,66 @@
+"""Which bundles a stage asks for, on clusters with and without GPUs."""
+
+import pytest
+
+from cluster.config import ClusterConfig
+from pipeline.placement import bundles
+from rl.config import GRPOConfig
+from sft.config import SFTConfig
+
+
+def asked(config, gpus: bool, **settings) -> dict[str, tuple]:
+    found = bundles(config, ClusterConfig(**{"placement": "disaggregated"} | settings), gpus)
+    return {role.role: (role.count, dict(role.bundle), role.strategy) for role in found}
+
+
+def grpo(**settings) -> GRPOConfig:
+    return GRPOConfig.model_validate({"rewards": [{"use": "rewards.accuracy:Accuracy"}], **settings})
+
+
+def test_roles_of_grpo_on_gpus():
+    config = grpo(
+        trainer={"mesh": {"data": 32, "expert": 8, "pipeline": 2}},
+        generator={"engine": "vllm", "replicas": 8, "tensor_parallel": 8},
+        reward_workers={"workers": 16},
+    )
+    assert asked(config, gpus=True, cpus_per_trainer=12, cpus_per_reward_worker=4) == {
+        "trainer": (64, {"CPU": 12.0, "GPU": 1.0}, "PACK"),
+        "generator": (8, {"CPU": 1.0, "GPU": 8.0}, "PACK"),
+        "reward": (16, {"CPU": 4.0}, "SPREAD"),
+    }
+
+
+def test_without_gpus_cores_are_reserved():
+    assert asked(grpo(generator={"replicas": 3}), gpus=False) == {
+        "trainer": (1, {"CPU": 1.0}, "PACK"),
+        "generator": (3, {"CPU": 1.0}, "PACK"),
+        "reward": (1, {"CPU": 1.0}, "SPREAD"),
+    }
+
+
+def test_a_device_that_is_cpu_takes_no_gpu():
+    roles = asked(grpo(trainer={"device": "cpu"}, generator={"device": "cpu"}), gpus=True)
+    assert "GPU" not in roles["trainer"][1] and "GPU" not in roles["generator"][1]
+
+
+def test_a_trainer_that_samples_is_the_only_one_with_a_device():
+    assert set(asked(grpo(sample_in_trainer=True), gpus=True)) == {"trainer", "reward"}
+
+
+def test_a_stage_that_only_trains_has_one_role():
+    assert set(asked(SFTConfig(), gpus=True)) == {"trainer"}
+
+
+@pytest.mark.parametrize("cores", [0, 0.5])
+def test_bundles_are_never_empty(cores):
+    roles = asked(grpo(), gpus=False, cpus_per_trainer=cores, cpus_per_generator=cores, cpus_per_reward_worker=cores)
+    assert all(sum(bundle.values()) > 0 for _, bundle, _ in roles.values())
+
+
+def test_where_roles_share_devices_each_gpu_holds_one_rank_and_generators_are_spread():
+    config = grpo(trainer={"mesh": {"data": 16}}, generator={"engine": "vllm", "replicas": 2, "tensor_parallel": 8})
+    roles = asked(config, gpus=True, placement="colocated")
+    assert roles["trainer"] == (16, {"CPU": 0.01, "GPU": 0.9}, "PACK")
+    assert roles["generator"] == (2, {"CPU": 0.01, "GPU": 0.05}, "SPREAD")
+    (generator,) = [r for r in bundles(config, ClusterConfig(), True) if r.role == "generator"]
+    assert generator.shown_all_gpus
