@@ -50,7 +50,7 @@ def plan(
         list[str] | None, typer.Option(help="NAME=VALUE, e.g. completion_share=0.5; paper: as DeepSeek serves")
     ] = None,
     price: Annotated[float | None, typer.Option(min=0, help="of one device for an hour, in any currency")] = None,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="measure this machine first; one or two minutes")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="measure this machine first; a minute or two")] = False,
     simulate: Annotated[
         Path | None, typer.Option(help="write a page on how asynchronous RL scales over 64 to 4,096 devices")
     ] = None,
