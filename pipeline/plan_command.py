@@ -50,7 +50,7 @@ def plan(
         list[str] | None, typer.Option(help="NAME=VALUE, e.g. completion_share=0.5; paper: as DeepSeek serves")
     ] = None,
     price: Annotated[float | None, typer.Option(min=0, help="of one device for an hour, in any currency")] = None,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="measure this machine first; about a minute")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="measure this machine first; a minute or two")] = False,
     simulate: Annotated[
         Path | None, typer.Option(help="write a page on how asynchronous RL scales over 64 to 4,096 devices")
     ] = None,
@@ -156,7 +156,7 @@ def measure_machine() -> Any:
 
     from planning.calibration import Calibration, calibration_file
 
-    print("measuring this machine, about a minute", file=sys.stderr)
+    print("measuring this machine, one or two minutes", file=sys.stderr)
     file = calibration_file()
     done = subprocess.run([sys.executable, "-m", "planning.measure", str(file)], capture_output=True, text=True)
     found = Calibration.read(file)

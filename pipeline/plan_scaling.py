@@ -39,7 +39,7 @@ _WITH_FAILURES = 2  # the staleness that is simulated with failures as well, ove
 
 
 def write_scaling(pipeline: Pipeline, cluster: str, assumed: "Assumptions", path: Path) -> Path:
-    """Simulate the first stage of the pipeline that samples what it trains on. Takes about a minute."""
+    """Simulate the first stage of the pipeline that samples what it trains on. Takes one or two minutes."""
     if cluster == LOCAL:
         raise RecipeError("--simulate is about accelerators: name a cluster of them, e.g. --cluster 64x8xH800")
     try:

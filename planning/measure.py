@@ -1,4 +1,4 @@
-"""Short measurements of this machine for planning.calibration: `python -m planning.measure FILE`, about a minute.
+"""Short measurements of this machine for planning.calibration: `python -m planning.measure FILE`, one or two minutes.
 
 Models of shapes that no recipe has are trained, read and sampled for a moment, by the code that trains, reads and
 samples; constants are fitted to that, in relative errors. Everything but the gain of several threads is CPU time of one
