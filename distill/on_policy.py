@@ -6,7 +6,6 @@ student moves towards them. DeepSeek-V4 (arXiv:2606.19348, section 5.1, Eq. 29):
 The states that the student visits are taken as given; the gradient is that of the KL at each of them.
 """
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,9 +38,12 @@ def train(session: "Session") -> None:
     first, _ = session.resumed()
     for step in range(first, session.config.steps):
         session.sync_weights(step)
-        samples = session.sample(step)
-        taught = session.ask_teachers(samples)
-        session.update(taught, step)
+        with session.phase("sample", step + 1):
+            samples = session.sample(step)
+        with session.phase("teachers", step + 1):
+            taught = session.ask_teachers(samples)
+        with session.phase("update", step + 1):
+            session.update(taught, step)
         session.end_step(step + 1)
     session.save_student()
 
@@ -81,7 +83,6 @@ class Session(SamplingSession):
                 )
 
     def sample(self, step: int) -> list[Sample]:
-        started = time.monotonic()
         self.report(step, phase="sampling")
         self.wait(self.trainer.offload.remote(), "offloading the optimizer")
         count = self.config.questions_per_step
@@ -97,7 +98,6 @@ class Session(SamplingSession):
         groups = self.pool.sample(requests, params)
         self.pool.sleep()
         samples = [(asked[group.key][0], group, said) for group in groups for said in group.completions]
-        self.seconds["time/sample_s"] = time.monotonic() - started
         self.metrics = _rollout_metrics(samples) | self.sync_metrics
         self.metrics["experience/prompts_too_long"] = count - len(asked)
         readable = [sample for sample in samples if _length(sample) <= self.context_of_teachers]
@@ -112,7 +112,6 @@ class Session(SamplingSession):
 
     def ask_teachers(self, samples: Sequence[Sample]) -> list[Taught]:
         """Each sample with what its teachers say. A teacher is not shown those of a domain where it has no weight."""
-        started = time.monotonic()
         names = tuple(self.teachers.handles)
         examples = [_example(group, completion) for _, group, completion in samples]
         weights = [self.config.weights_of(problem.domain, names) for problem, *_ in samples]
@@ -123,26 +122,24 @@ class Session(SamplingSession):
             for name, answers in self.teachers.end(begun).items()
             for place, told in zip(shown[name], answers, strict=True)
         }
-        self.seconds["time/teachers_s"] = time.monotonic() - started
         return [
             Taught(example=example, told={name: (said[name, place], weight) for name, weight in given.items()})
             for place, (example, given) in enumerate(zip(examples, weights, strict=True))
         ]
 
     def update(self, taught: Sequence[Taught], step: int) -> None:
-        started = time.monotonic()
         lr = self.config.optimizer.lr_at(step, self.config.steps)
         rows: list[TaughtRow] = pack_taught(taught, self.config.trainer.row_tokens)
         dealt = self.trainer.dealt(rows, lambda row: len(row.input_ids))
         metrics = self.wait(self.trainer.step.remote(dealt, lr), f"step {step + 1}")
         self.saving.poll()
-        self.seconds["time/update_s"] = time.monotonic() - started
         self.log.log(step + 1, self.metrics | metrics)
         self.report(step + 1, phase="training", loss=metrics["loss/kl"])
 
     def end_step(self, step: int) -> None:
         tokens, seconds = self.metrics["experience/tokens"], sum(self.seconds.values())
         self.log.log_timing(step, self.seconds | {"throughput/tokens_per_s": tokens / seconds})
+        self.seconds = {}
         self.report(step, tokens_per_s=tokens / seconds)
         if step % self.config.trainer.checkpoint_every == 0 and step < self.config.steps:
             self.saving.begin(step)

@@ -1,7 +1,8 @@
 """Artifacts on disk: a folder with its payload and `manifest.json`, which is written last and atomically.
 
 The content hash covers the relative path and sha256 of every payload file and nothing else, so the same payload has the
-same hash on every machine. Working state is not payload: `checkpoints/`, wall-clock logs, and whatever starts with ".".
+same hash on every machine. Working state is not payload: `checkpoints/`, wall-clock logs, the recorded `groups/` (which
+may be deleted), and whatever starts with ".".
 """
 
 import hashlib
@@ -13,10 +14,12 @@ from typing import Any
 
 from cluster.running import MEMORY, STALLS
 from data.durable import sha256, sync, write_text
+from viewing.tensorboard import EVENTS
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
-NOT_PAYLOAD = (MANIFEST, PLAN, "timings.jsonl", MEMORY, STALLS, "checkpoints")
+LOGS = ("timings.jsonl", "timeline.jsonl", MEMORY, STALLS, "groups", EVENTS, "timings")  # of the clock, or to look at
+NOT_PAYLOAD = (MANIFEST, PLAN, *LOGS, "checkpoints")
 SMALL_FILE = 1 << 20  # bytes; up to here a quick check reads the whole file
 
 

@@ -18,12 +18,15 @@ from pipeline.errors import RecipeError
 from pipeline.eval_command import evaluate
 from pipeline.export_command import export
 from pipeline.mirror_command import pull_run, push_run
+from pipeline.plan_command import plan
+from pipeline.replay_command import replay
 from pipeline.reward_command import audit_reward, try_cases
 from pipeline.sandbox_command import doctor as sandbox_doctor
 from pipeline.sandbox_command import run as run_in_sandbox
 from pipeline.sandbox_command import sandbox
 from pipeline.sandbox_command import serve as serve_sandbox
 from pipeline.serve_command import serve
+from pipeline.view_command import save_curves, trace, view
 from training.stage import StageError
 
 if TYPE_CHECKING:
@@ -116,12 +119,19 @@ def status(folder: Annotated[Path, typer.Argument(metavar="RUN", help="run folde
 
 
 @main.command()
-def report(folder: Annotated[Path, typer.Argument(metavar="RUN", help="run folder, e.g. runs/tiny")]) -> None:
-    """Write the HTML report of a run again and say where it is."""
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="run folder, e.g. runs/tiny")],
+    compare: Annotated[bool, typer.Option("--compare", help="with the recipe's expected curves instead")] = False,
+) -> None:
+    """Write the HTML report of a run again and say where it is. With --compare, exit code 1 when a curve has left."""
     with plain_errors():
         from pipeline.status import status as read_status
 
         read_status(folder)  # refuses what is no run folder
+        if compare:
+            from pipeline.view_command import print_comparison
+
+            return print_comparison(folder)
         print(import_module("pipeline.report").write_report(folder))
 
 
@@ -144,6 +154,11 @@ main.command()(plain_errors()(export))
 main.command()(plain_errors()(doctor))
 main.command("push")(plain_errors()(push_run))
 main.command("pull")(plain_errors()(pull_run))
+main.command()(plain_errors()(view))
+main.command()(plain_errors()(trace))
+main.command("save-curves")(plain_errors()(save_curves))
+main.command()(plain_errors()(replay))
+main.command()(plain_errors()(plan))
 main.command("eval")(plain_errors()(evaluate))
 sandbox.command("doctor")(plain_errors()(sandbox_doctor))
 sandbox.command("run")(plain_errors()(run_in_sandbox))

@@ -9,26 +9,28 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
 from cluster.config import ClusterConfig
 from data.config import LOCAL_OR_HUB, is_local
-from pipeline.errors import RecipeError, did_you_mean
+from pipeline.errors import Absent, RecipeError, did_you_mean
 from pipeline.inputs import Input, input_problems, order_stages
 from pipeline.recipe_checks import settings_problems
 from pipeline.schema import check, field_names, has_key, resolve_paths
 from pipeline.stages import KINDS, Many, StageKind
 from pipeline.yaml_source import Document, KeyPath, Place, parse_yaml, read_yaml
+from viewing.tracking import missing_packages
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_OF_PIPELINE = ("seed", "output", "all", "cluster")  # first words of settings that are no stage's
-_RESERVED = ("all", "name", "seed", "output", "extends", "set", "cluster", "stages", "inputs")
+_OF_PIPELINE = ("seed", "output", "tracking", "all", "cluster")  # first words of settings that are no stage's
+_RESERVED = ("all", "name", "seed", "output", "tracking", "extends", "set", "cluster", "stages", "inputs")
 
 
 class StageEntry(BaseModel, extra="forbid", frozen=True):
@@ -48,6 +50,11 @@ class PipelineFile(BaseModel, extra="forbid", frozen=True):
     name: str = Field(description="name of the run; the run folder is runs/<name> unless `output` says otherwise")
     seed: int = Field(0, ge=0, description="every random number of every stage derives from it")
     output: str | None = Field(None, description="run folder, relative to the working directory; default runs/<name>")
+    tracking: list[Literal["wandb", "mlflow", "trackio"]] = Field(
+        default_factory=list,
+        description="services that get the curves while stages run, each by its package (r1-pipeline[wandb], ...); "
+        "none by default: nothing leaves the machine unasked. TensorBoard's files are written always",
+    )
     set: dict[str, Any] = Field(
         default_factory=dict, description="dotted.key -> value, laid over the recipe of every stage that has the key"
     )
@@ -80,6 +87,7 @@ class Pipeline:
     file: Path  # the recipe it was read from
     stages: dict[str, Stage]  # parents before children, else in file order
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: tuple[str, ...] = ()  # services that get the curves
     only: str | None = None  # when a single stage was asked for, its name
 
 
@@ -89,26 +97,35 @@ def stage_seed(pipeline_seed: int, stage: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def load(path: Path, overrides: Sequence[str] = (), kinds: Mapping[str, StageKind] = KINDS) -> Pipeline:
+def load(
+    path: Path,
+    overrides: Sequence[str] = (),
+    kinds: Mapping[str, StageKind] = KINDS,
+    absent: list[str] | None = None,
+) -> Pipeline:
     """Read a pipeline, or a stage recipe, with `key=value` overrides.
+
+    absent: filled with a sentence for each model and data set that is not there, where these would else be refused: for
+    those who only want to know what the recipe says.
 
     A stage recipe gets its name, inputs and run folder from the pipeline beside it that lists it (`pipeline.yaml`, if
     it does); when the overrides name all its inputs (`inputs.policy=PATH`) it needs no pipeline and runs under
     runs/<recipe name>. Where there is no recipes/..., the one that was installed with this package is meant.
     """
     settings = _parse_overrides(overrides)
-    path = _installed(path)
+    path = installed(path)
     document = read_yaml(path)
     if "stages" in document.data or "extends" in document.data:
-        return _build(_laid_over(_read_pipeline(path), settings, str(path)), path, kinds)
+        return _build(_laid_over(_read_pipeline(path), settings, str(path)), path, kinds, absent=absent)
     if "stage" not in document.data:
         raise RecipeError(
             f"{path}: this is neither a stage recipe (it has no key 'stage') nor a pipeline (no key 'stages')"
         )
-    return _load_single(path, document, settings, kinds)
+    return _load_single(path, document, settings, kinds, absent)
 
 
-def _installed(path: Path) -> Path:
+def installed(path: Path) -> Path:
+    """The recipe that came with this package, for a path recipes/... that is not there."""
     if path.exists() or path.parts[:1] != ("recipes",):
         return path
     ours = Path(str(files("recipes"))).joinpath(*path.parts[1:])
@@ -116,7 +133,11 @@ def _installed(path: Path) -> Path:
 
 
 def _load_single(
-    path: Path, document: Document, settings: list[tuple[list[str], Document]], kinds: Mapping[str, StageKind]
+    path: Path,
+    document: Document,
+    settings: list[tuple[list[str], Document]],
+    kinds: Mapping[str, StageKind],
+    absent: list[str] | None,
 ) -> Pipeline:
     kind = document.data["stage"]
     roles = kinds[kind].inputs if isinstance(kind, str) and kind in kinds else {}
@@ -138,7 +159,7 @@ def _load_single(
     if pipeline is None or not listing:
         pipeline = Document({"name": name, "stages": {name: {"recipe": path.name}}}, {(): Place(str(path), 1, 1)})
     prefixed = [(keys if keys[0] in _OF_PIPELINE else [name, *keys], value) for keys, value in settings]
-    return _build(_laid_over(pipeline, prefixed, str(path)), path, kinds, only=name)
+    return _build(_laid_over(pipeline, prefixed, str(path)), path, kinds, only=name, absent=absent)
 
 
 def _pipeline_beside(path: Path) -> Path | None:
@@ -212,7 +233,7 @@ def _laid_over(pipeline: Document, settings: list[tuple[list[str], Document]], s
     names = list(stages) if isinstance(stages, dict) else []
     problems = []
     for keys, value in settings:
-        if keys in (["seed"], ["output"]) or keys[0] == "cluster":
+        if keys in (["seed"], ["output"], ["tracking"]) or keys[0] == "cluster":
             where = keys
         elif keys[0] == "all" and len(keys) > 1:
             where = ["set", ".".join(keys[1:])]
@@ -236,7 +257,25 @@ def _laid_over(pipeline: Document, settings: list[tuple[list[str], Document]], s
     return pipeline
 
 
-def _build(document: Document, path: Path, kinds: Mapping[str, StageKind], only: str | None = None) -> Pipeline:
+def _build(
+    document: Document,
+    path: Path,
+    kinds: Mapping[str, StageKind],
+    only: str | None = None,
+    absent: list[str] | None = None,
+) -> Pipeline:
+    with tempfile.TemporaryDirectory() as folder:
+        return _build_with(document, path, kinds, only, absent, None if absent is None else Path(folder))
+
+
+def _build_with(
+    document: Document,
+    path: Path,
+    kinds: Mapping[str, StageKind],
+    only: str | None,
+    absent: list[str] | None,
+    stand_ins: Path | None,
+) -> Pipeline:
     problems: list[str] = []
     file = check(PipelineFile, document, "the pipeline", problems)
     if file is None:
@@ -250,18 +289,29 @@ def _build(document: Document, path: Path, kinds: Mapping[str, StageKind], only:
         place = document.place(("stages", name))
         if not _NAME.fullmatch(name) or name in _RESERVED:
             problems.append(f"{place}: '{name}' cannot be the name of a stage; use letters, digits, _ and -")
-        stage = _build_stage(name, entry, document, file, folder, kinds, problems)
+        stage = _build_stage(name, entry, document, file, folder, kinds, problems, stand_ins)
         recipes[name] = stage.leaves if stage else None
         if stage:
             stages[name] = stage
+    problems.extend(f"{document.place(('tracking',))}: {fault}" for fault in missing_packages(file.tracking))
     problems.extend(_unheard(file, document, stages))
     problems.extend(input_problems(stages, recipes, kinds, document))
+    if absent is not None:
+        absent += [problem for problem in problems if isinstance(problem, Absent)]
+        problems = [problem for problem in problems if not isinstance(problem, Absent)]
     if not problems:
         stages = order_stages(stages, document, problems)
     if problems:
         raise RecipeError(problems)
     return Pipeline(
-        name=file.name, seed=file.seed, folder=folder, file=path, stages=stages, cluster=file.cluster, only=only
+        name=file.name,
+        seed=file.seed,
+        folder=folder,
+        file=path,
+        stages=stages,
+        cluster=file.cluster,
+        tracking=tuple(dict.fromkeys(file.tracking)),
+        only=only,
     )
 
 
@@ -282,6 +332,7 @@ def _build_stage(
     folder: Path,
     kinds: Mapping[str, StageKind],
     problems: list[str],
+    stand_ins: Path | None,
 ) -> Stage | None:
     here = ("stages", name)
     recipe = _folder(document, (*here, "recipe")) / entry.recipe
@@ -309,7 +360,7 @@ def _build_stage(
     for path, value in layers:
         layer = Document(value, {(): document.place(path)}).nested_under(path[-1].split("."))
         settings = _resolved(layer, model, _folder(document, path)).over(settings)
-    config = check(model, settings, str(kind_name), problems)
+    config = check(model, settings, str(kind_name), problems, stand_ins)
     inputs = _inputs(name, entry, kind, document, folder, list(file.stages))
     if config is None:
         return None

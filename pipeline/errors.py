@@ -21,6 +21,10 @@ class RecipeError(Exception):
         super().__init__("\n".join(self.problems))
 
 
+class Absent(str):
+    """A problem that ends when its user puts a file or a model where the recipe looks: no fault of the recipe."""
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """The end of a sentence about an unknown word: "; did you mean 'lr'?", or the choices when none is near."""
     known = list(choices)

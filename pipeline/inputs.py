@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from data.dataset_files import dataset_files
 from data.schemas import SourceError
 from pipeline.checkpoint_paths import check_checkpoint
-from pipeline.errors import RecipeError, did_you_mean, near_miss
+from pipeline.errors import Absent, RecipeError, did_you_mean, near_miss
 from pipeline.stages import KINDS, Many, StageKind
 from pipeline.yaml_source import Document, Place
 
@@ -79,13 +79,13 @@ def _problems_of(
         return
     if not item.path.exists():
         if os.sep in item.written:
-            yield (
+            yield Absent(
                 f"{item.place}: input '{role}' of stage '{name}' names the folder {item.path}, which does not exist; "
                 "a model or data set of a hub must be downloaded first"
             )
         else:
             hint = did_you_mean(item.written, leaves)
-            yield (
+            yield Absent(
                 f"{item.place}: input '{role}' of stage '{name}' names '{item.written}', which is neither a stage of "
                 f"this pipeline nor a folder beside the recipe ({item.path}){hint}"
             )

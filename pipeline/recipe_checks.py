@@ -14,7 +14,7 @@ from data.safety_prompts import SAFETY
 from data.schemas import SourceError
 from data.sources import check_first_row
 from distill.suites import suite_sources
-from pipeline.errors import did_you_mean, near_miss
+from pipeline.errors import Absent, did_you_mean, near_miss
 from pipeline.inputs import Input, context_length, longest_completion, too_long
 from pipeline.yaml_source import Document, KeyPath, Place
 from rewards.combine import check_rewards
@@ -53,7 +53,10 @@ def _source_problems(config: Any, settings: Document) -> Iterator[str]:
         path = Path(source.path).expanduser()
         if is_local(source.path) and not path.exists():
             names = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-            yield f"{settings.place(keys)}: {_dotted(keys)}: there is no {source.path}{near_miss(path.name, names)}"
+            sentence = (
+                f"{settings.place(keys)}: {_dotted(keys)}: there is no {source.path}{near_miss(path.name, names)}"
+            )
+            yield Absent(sentence)
             continue
         try:
             _check_first(source)

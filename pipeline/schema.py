@@ -4,6 +4,7 @@ import json
 import re
 import types
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -48,10 +49,13 @@ _WANTED = {
 }
 
 
-def check(model: type[Config], document: Document, what: str, problems: list[str]) -> Config | None:
+def check(
+    model: type[Config], document: Document, what: str, problems: list[str], stand_ins: Path | None = None
+) -> Config | None:
     """The validated config, or None after adding every fault to `problems`. `what` names the config: "grpo".
 
     Types are strict: "8" is not a number and 0.5 is not a whole one.
+    stand_ins: a folder; files that are not where the config looks are made there, empty, and named in their place.
     """
     document = Document(_over_nested_defaults(model, document.data), document.places)
     try:
@@ -60,8 +64,23 @@ def check(model: type[Config], document: Document, what: str, problems: list[str
         faults: dict[KeyPath, list[Any]] = {}
         for fault in error.errors(include_url=False):
             faults.setdefault(_data_path(fault["loc"], document.data), []).append(fault)
+        absent = [path for path, group in faults.items() if group[0]["type"] == "path_not_file"]
+        if stand_ins is not None and absent:
+            return check(model, _with_stand_ins(document, absent, stand_ins), what, problems, stand_ins)
         problems.extend(_sentence(model, path, group, document, what) for path, group in faults.items())
         return None
+
+
+def _with_stand_ins(document: Document, absent: Sequence[KeyPath], folder: Path) -> Document:
+    data = deepcopy(document.data)
+    for *above, last in absent:
+        holder = data
+        for key in above:
+            holder = holder[key]
+        file = folder / Path(holder[last]).name
+        file.touch()
+        holder[last] = str(file)
+    return Document(data, document.places)
 
 
 def _over_nested_defaults(model: type[BaseModel], data: Any) -> Any:

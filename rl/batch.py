@@ -26,6 +26,8 @@ class TrainingSequence:
     ref_logprobs: np.ndarray | None = None  # [C] float32
     routed_experts: np.ndarray | None = None  # [P + C - 1, L, K] uint8 or uint16: of every token but the last
     support: Support | None = None  # the tokens that each completion token was drawn from; None: all
+    group: int = 0  # where it comes from: place of its group in the rollout batch, and of itself in the group
+    sample: int = 0
 
     def __post_init__(self) -> None:
         for name in ("prompt_ids", "completion_ids"):

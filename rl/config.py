@@ -112,6 +112,14 @@ class GRPOConfig(OwnSamplesConfig, extra="forbid", frozen=True):
         description="with objective.dynamic_sampling: further rounds of questions at most, to fill the batch with "
         "groups that have a signal; 9, as DAPO's code gives up after 10 in all. What is there is then trained on",
     )
+    max_staleness: int = Field(
+        default=0,
+        ge=0,
+        description="weight syncs that may lie between a token being sampled and being trained on. 0: sampling and "
+        "training take turns, as in R1. 1: a batch is sampled while the one before is trained on. More: the batches "
+        "after it are begun too, where generators have free slots, and go on with new weights, so that long "
+        "completions hold up nobody. Give objective.correction with it, or preset v3_2: the policy has moved on",
+    )
     reference_every: int = Field(
         default=400, ge=1, description="steps after which the reference becomes the current policy"
     )
@@ -174,6 +182,12 @@ class GRPOConfig(OwnSamplesConfig, extra="forbid", frozen=True):
         "few cost next to nothing. All do under routing_replay: rollout; dense models have none",
     )
     log_samples: int = Field(default=8, ge=0, description="completions kept in samples.jsonl per rollout batch")
+    record_every: int = Field(
+        default=1,
+        ge=0,
+        description="rollout batches of which one is kept whole in groups/: every token with its logprobs, reward and "
+        "advantage, some 15 bytes per token, for `r1 view` and `r1 replay`. 1: every step can be run again; 0: none",
+    )
 
     @model_validator(mode="after")
     def _samples_what_it_trains(self) -> Self:
@@ -185,6 +199,24 @@ class GRPOConfig(OwnSamplesConfig, extra="forbid", frozen=True):
                 "rollout: top_p, top_k and min_p cut tokens off, but old and policy logprobs are those of the whole "
                 "distribution, which biases every importance ratio; set objective.keep_sampling_mask: true (logprobs "
                 "over what was left) or allow_truncated_sampling: true (train with the bias)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_run_ahead(self) -> Self:
+        if not self.max_staleness:
+            return self
+        if self.sample_in_trainer or self.generator.sleep:
+            key = "sample_in_trainer" if self.sample_in_trainer else "generator.sleep"
+            raise ValueError(
+                f"max_staleness {self.max_staleness} samples while the trainer trains, and {key} lets them take turns; "
+                f"set {key}: false or max_staleness: 0"
+            )
+        if self.max_staleness > 1 and self.generator.work_stealing:
+            raise ValueError(
+                f"max_staleness {self.max_staleness} goes on with interrupted completions, and under "
+                "generator.work_stealing it depends on the clock which these are; set work_stealing: false or "
+                "max_staleness: 1"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""From prompts to training sequences: sample, score while others are still sampling, compare within groups."""
+"""From prompts to requests, and from scored groups to training sequences and metrics."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 
 from data.problems import Problem
-from rewards.pool import RewardPool
 from rewards.reward import Score, Verdict
 from rl.advantage import assign_advantages, group_advantages
 from rl.batch import TrainingSequence
 from rl.objective import Objective
-from rollouts.pool import GeneratorPool
-from rollouts.records import Group, Request, SamplingParams
+from rollouts.records import Group, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,39 +31,34 @@ class ScoredGroup:
         return group_advantages([score.value for score in self.scores], divide_by_std=False).has_signal
 
 
-def sample_and_score(
-    problems: Sequence[Problem],
+def requests_of(
+    problems: Mapping[str, Problem],
+    prompts: Sequence[list[int] | None],
     *,
-    render: Callable[[Sequence[Problem]], Sequence[list[int] | None]],
-    pool: GeneratorPool,
-    rewards: RewardPool,
-    params: SamplingParams,
-    progress: float,
-    expected_tokens: Callable[[Problem], float],
+    expected_tokens: Callable[[Problem], float] = lambda problem: 0.0,
     routing_groups: int = 0,
-) -> list[ScoredGroup]:
-    """One scored group per problem, in their order. Each group goes to a reward worker as soon as it is complete.
+    seed: int | None = None,
+) -> list[Request]:
+    """One request per problem (by key), in their order.
 
-    render: token ids of prompts; None for one that leaves no room to answer, whose problem is then left out.
-    progress: share of the stage's steps taken, for rewards that start late.
+    prompts: token ids; None for one that leaves no room to answer, whose problem is then left out.
     expected_tokens: of a problem's completions, as far as is known; long ones are begun first.
     routing_groups: the first so many groups come with their routed experts, to be compared with the trainer's.
     """
-    by_key = {f"{place}:{problem.id}": problem for place, problem in enumerate(problems)}
-    prompts = zip(by_key, render(problems), strict=True)
-    requests = []
-    for key, ids in prompts:
+    requests: list[Request] = []
+    for (key, problem), ids in zip(problems.items(), prompts, strict=True):
         if ids is not None:
-            expected, noted = expected_tokens(by_key[key]), len(requests) < routing_groups
-            request = Request(key=key, prompt_ids=ids, expected_tokens=expected, return_routed_experts=noted)
-            requests.append(request)
-    groups = {}
-    for group in pool.stream(requests, params):
-        groups[group.key] = group
-        texts = [completion.text for completion in group.completions]
-        rewards.submit(group.key, by_key[group.key], texts, progress)
-    scores = rewards.collect()
-    return [ScoredGroup(group=groups[r.key], problem=by_key[r.key], scores=scores[r.key]) for r in requests]
+            noted = len(requests) < routing_groups
+            requests.append(
+                Request(
+                    key=key,
+                    prompt_ids=ids,
+                    expected_tokens=expected_tokens(problem),
+                    return_routed_experts=noted,
+                    seed=seed,
+                )
+            )
+    return requests
 
 
 def training_sequences(
@@ -76,7 +69,7 @@ def training_sequences(
     Counters: experience/sampled = trained + unscorable + dropped; experience/no_signal is a share of groups.
     """
     sequences, sampled, unscorable, without_signal = [], 0, 0, 0
-    for scored in groups:
+    for place, scored in enumerate(groups):
         completions = scored.group.completions
         result = assign_advantages(
             [score.value for score in scored.scores],
@@ -88,9 +81,9 @@ def training_sequences(
         sampled += len(completions)
         unscorable += sum(score.verdict is Verdict.ERROR for score in scored.scores)
         without_signal += not result.has_signal
-        for completion, advantage in zip(completions, result.advantages, strict=True):
+        for sample, advantage in enumerate(result.advantages):
             if advantage is not None:
-                sequences.append(_sequence(scored.group.prompt_ids, completion, advantage))
+                sequences.append(_sequence(scored.group, place, sample, advantage))
     counters = {
         "experience/sampled": sampled,
         "experience/trained": len(sequences),
@@ -101,15 +94,30 @@ def training_sequences(
     return sequences, counters
 
 
-def _sequence(prompt_ids: list[int], completion, advantage: float) -> TrainingSequence:
+def _sequence(group: Group, place: int, sample: int, advantage: float) -> TrainingSequence:
+    completion = group.completions[sample]
     return TrainingSequence(
-        prompt_ids=np.array(prompt_ids, dtype=np.int64),
+        prompt_ids=np.array(group.prompt_ids, dtype=np.int64),
         completion_ids=completion.token_ids.astype(np.int64),
         advantage=advantage,
         sampling_logprobs=completion.sampling_logprobs,
         routed_experts=completion.routed_experts,
         support=completion.support,
+        group=place,
+        sample=sample,
     )
+
+
+def staleness_metrics(groups: Sequence[ScoredGroup], step: int, mini_batches: int) -> dict[str, float]:
+    """How old the weights are that sampled a rollout batch, which is trained on after `step` steps: weight syncs since,
+    per token; and the share of completions that were interrupted by one."""
+    versions = [completion.policy_versions for scored in groups for completion in scored.group.completions]
+    syncs = (step - np.concatenate(versions)) / mini_batches
+    return {
+        "staleness/mean": float(syncs.mean()),
+        "staleness/max": float(syncs.max()),
+        "rollout/interrupted": _mean([v[0] != v[-1] for v in versions]),
+    }
 
 
 def rollout_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:

@@ -3,7 +3,8 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class SamplingSession:
     ):
         """`trainer`: the class by its import path; `of_trainer`: further arguments of it."""
         self.settings, self.context = settings, context
-        self.problems = ProblemPool(settings.problems, "train", context.seed, (*settings.held_out_sources, *held_out))
+        self.problems = self.open_problems((*settings.held_out_sources, *held_out))
         generator = settings.generator
         self.trainer = spawn_trainer(
             trainer,
@@ -58,10 +59,11 @@ class SamplingSession:
         self.sync_metrics: dict[str, float] = {}
         self.seconds: dict[str, float] = {}  # of the rollout batch, by phase
 
+    def open_problems(self, held_out: Sequence[ProblemSource]) -> ProblemPool:
+        return ProblemPool(self.settings.problems, "train", self.context.seed, held_out)
+
     def seed(self, purpose: str, step: int) -> int:
-        """Seeds that depend on the stage's seed, the purpose and the step alone, so that a resumed run repeats them."""
-        digest = hashlib.blake2b(f"{self.context.seed}/{purpose}/{step}".encode(), digest_size=4).digest()
-        return int.from_bytes(digest, "big")
+        return derived_seed(self.context.seed, purpose, step)
 
     def resumed(self) -> tuple[int, Path | None]:
         """Load the last whole checkpoint, if any, and cut the logs back to it: the steps taken, and its folder."""
@@ -71,15 +73,26 @@ class SamplingSession:
         self.log.truncate_after(step)
         return step, folder
 
+    @contextmanager
+    def phase(self, name: str, step: int, who: str = "driver") -> Iterator[None]:
+        """Time what is done on the way to `step`, into `seconds` and the timeline."""
+        began, started = time.time(), time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - started
+            key = f"time/{name}_s"
+            self.seconds[key] = self.seconds.get(key, 0.0) + seconds
+            self.log.log_span(step, name, who, began, seconds)
+
     def sync_weights(self, step: int) -> None:
-        started = time.monotonic()
-        if self.settings.sample_in_trainer:
-            self.wait(self.trainer.set_version.remote(step), "weight sync")
-        else:
-            self.pool.wake()
-            self.pool.sync(self.transport, version=step)
-            self._prove_sync(step)
-        self.seconds = {"time/sync_s": time.monotonic() - started}
+        with self.phase("sync", step + 1):
+            if self.settings.sample_in_trainer:
+                self.wait(self.trainer.set_version.remote(step), "weight sync")
+            else:
+                self.pool.wake()
+                self.pool.sync(self.transport, version=step)
+                self._prove_sync(step)
 
     def _prove_sync(self, step: int) -> None:
         """Compare trainer and generators on the stage's first prompts."""
@@ -118,3 +131,9 @@ class SamplingSession:
 
     def report(self, step: int, **event: Any) -> None:
         self.context.report({"step": step, "total_steps": self.settings.steps, **event})
+
+
+def derived_seed(seed: int, purpose: str, step: int) -> int:
+    """Depends on a stage's seed, the purpose and the step alone, so that a resumed run repeats it."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big")

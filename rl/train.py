@@ -6,11 +6,10 @@ repeat: draw questions; sample a group of completions for each with pi_old; scor
 """
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,10 @@ from rewards.pool import RewardPool
 from rewards.reward import Verdict
 from rl.batch import MissingRoutes, NonFiniteLoss, TrainingSequence, make_mini_batches
 from rl.config import GRPOConfig
-from rl.experience import ScoredGroup, counts, rollout_metrics, sample_and_score, sample_rows, training_sequences
+from rl.experience import ScoredGroup, counts, rollout_metrics, sample_rows, staleness_metrics, training_sequences
+from rl.group_records import batch_file, drop_after, write_groups
 from rl.learned_rewards import start_scorers, with_models
-from rl.lengths import LengthHistory
+from rl.rollout_batches import RolloutBatches, SampledBatch
 from rl.sampling_session import SamplingSession
 from rl.watcher import Watcher
 from rollouts.judge import start_judges
@@ -30,7 +30,7 @@ from training.group import put_back
 from training.run_log import METRICS, read_log, write_stats
 from training.stage import StageContext, StageError
 
-LENGTHS, WATCH = "lengths.json", "watch.json"  # in a checkpoint
+WATCH = "watch.json"  # in a checkpoint
 logger = logging.getLogger(__name__)
 
 
@@ -55,8 +55,8 @@ def train(session: "Session") -> None:
         session.sync_weights(step)
         if session.watch_reward(rollout):
             return session.save_policy()
-        groups = session.sample_and_score(step)
-        sequences = session.annotate(session.compare(groups))
+        batch = session.sample_and_score(step)
+        sequences = session.annotate(batch, session.compare(batch, step), step)
         for mini_batch in make_mini_batches(sequences, config.mini_batches, session.seed("mini-batches", step)):
             session.update(mini_batch, step)
             step += 1
@@ -82,21 +82,28 @@ class Session(SamplingSession):
             balance_weight=config.balance_weight,
             mtp_weight=config.mtp_weight,
         )
+        self.pending_metrics: dict[str, float] = {}  # of the rollout batch; logged with its first step
+        self.watch_metrics: dict[str, float] = {}
+        self.tokens = 0
+        self.longest = config.rollout.max_new_tokens  # of this rollout batch's completions
+        self.start_rewards()
+
+    def start_rewards(self) -> None:
+        config, context = self.config, self.context
         specs = with_models(config.rewards, context.inputs)
         self.served = start_judges(context.inputs, config.judges) | start_scorers(specs)
         self.rewards = RewardPool(specs, config.reward_workers, self.served)
         self.watcher = Watcher(config.watch, specs, config, context, self.served) if config.watch else None
-        self.lengths = LengthHistory()
-        self.pending_metrics: dict[str, float] = {}  # of the rollout batch; logged with its first step
-        self.watch_metrics: dict[str, float] = {}
-        self.tokens = self.too_long = 0
-        self.longest = config.rollout.max_new_tokens  # of this rollout batch's completions
+        self.batches = RolloutBatches(
+            config, pool=self.pool, rewards=self.rewards, problems=self.problems, render=self.render, seed=self.seed
+        )
 
     def resume(self) -> int:
         """The first rollout to do: 0, or the one after the last whole checkpoint."""
         step, folder = self.resumed()
+        drop_after(self.context.output, step)
         if folder is not None:
-            self.lengths.load(folder / LENGTHS)
+            self.batches.load(folder)
             if self.watcher:
                 self.watcher.watch.load(folder / WATCH)
         return step // self.config.mini_batches
@@ -129,63 +136,41 @@ class Session(SamplingSession):
             self.sync_weights(self.config.steps)
             self.watch_reward(self.config.rollouts)
 
-    def sample_and_score(self, step: int) -> list[ScoredGroup]:
-        """A rollout batch. Under dynamic sampling, further questions take the place of groups without signal."""
-        started = time.monotonic()
+    def sync_weights(self, step: int) -> None:
+        if self.config.max_staleness:
+            self.report(step, phase="sampling")
+            with self.phase("sample", step + 1):
+                self.batches.settle()
+        super().sync_weights(step)
+
+    def sample_and_score(self, step: int) -> SampledBatch:
         self.report(step, phase="sampling")
-        self.wait(self.trainer.offload.remote(), "offloading the optimizer")
-        self.longest = self.config.max_new_tokens_at(step)
-        count = self.config.questions_per_step * self.config.mini_batches
-        groups, asked, missing = [], 0, count
-        for resampling in range(1 + self.config.resample_rounds * self.objective.dynamic_sampling):
-            groups += self._sample_round(step, resampling, missing)
-            asked += missing
-            missing = count - sum(scored.has_signal for scored in groups)
-            self.saving.poll()
-            if missing == 0:
-                break
-        self.too_long = asked - len(groups)
-        self.lengths.learn((scored.problem, scored.mean_length) for scored in groups)
-        self.pool.sleep()
-        self.seconds["time/sample_s"] = time.monotonic() - started
-        self.tokens = sum(len(c.token_ids) for scored in groups for c in scored.group.completions)
-        self.log.samples(sample_rows(groups, step + 1, self.config.log_samples))
-        return groups
+        if not self.config.max_staleness:
+            self.wait(self.trainer.offload.remote(), "offloading the optimizer")
+        with self.phase("sample", step + 1):
+            batch = self.batches.take(step // self.config.mini_batches)
+        if not self.config.max_staleness:
+            self.pool.sleep()
+        self.saving.poll()
+        self.longest = batch.longest
+        self.tokens = sum(len(c.token_ids) for scored in batch.groups for c in scored.group.completions)
+        self.log.samples(sample_rows(batch.groups, step + 1, self.config.log_samples))
+        return batch
 
-    def _sample_round(self, step: int, resampling: int, count: int) -> list[ScoredGroup]:
-        """Groups for `count` questions; those of resampling rounds lie past all that the stage asks first."""
-        config, progress = self.config, step / self.config.steps
-        share = config.problems.instruction_share if progress >= config.general_from_share else 0.0
-        first = (resampling * config.steps + step) * config.questions_per_step
-        purpose = f"sampling/{resampling}" if resampling else "sampling"
-        params = config.rollout.params(config.group_size, self.seed(purpose, step))
-        return sample_and_score(
-            self.problems.draw(first, count, share),
-            render=self.render,
-            pool=self.pool,
-            rewards=self.rewards,
-            params=replace(
-                params,
-                max_new_tokens=self.longest,
-                return_routed_experts=self.objective.routing_replay == "rollout",
-                return_support=self.objective.keep_sampling_mask,
-            ),
-            progress=progress,
-            expected_tokens=self.lengths.expected,
-            routing_groups=config.log_routing_groups,
-        )
-
-    def compare(self, groups: Sequence[ScoredGroup]) -> list[TrainingSequence]:
+    def compare(self, batch: SampledBatch, step: int) -> list[TrainingSequence]:
+        groups, judged = batch.groups, batch.judged
         if not groups:
-            sentence = f"{self.context.name}: all {self.too_long} prompts fill the policy's context; use shorter ones"
+            sentence = f"{self.context.name}: all {batch.too_long} prompts fill the policy's context; use shorter ones"
             raise StageError(sentence)
         sequences, counters = training_sequences(groups, self.objective, self.longest)
-        judged = self.rewards.take_counts()
         failures = {
             f"reward/{name}_{kind}s": counts[kind] for name, counts in judged.items() for kind in ("error", "timeout")
         }
         failures |= {f"reward/{name}_unreadable": n for name, counts in judged.items() if (n := counts["unreadable"])}
-        counters["experience/prompts_too_long"] = self.too_long
+        counters["experience/prompts_too_long"] = batch.too_long
+        if self.config.max_staleness:
+            counters |= staleness_metrics(groups, step, self.config.mini_batches)
+            counters["experience/in_flight"] = batch.in_flight
         self.pending_metrics = rollout_metrics(groups) | counters | failures | self.sync_metrics | self.watch_metrics
         self.watch_metrics = {}
         self._check_unscorable(groups, counters["experience/unscorable"], counters["experience/sampled"])
@@ -225,31 +210,32 @@ class Session(SamplingSession):
                 "1, top_k 0 and min_p 0"
             )
 
-    def annotate(self, sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
-        started = time.monotonic()
+    def annotate(self, batch: SampledBatch, sequences: Sequence[TrainingSequence], step: int) -> list[TrainingSequence]:
         self.saving.poll()
-        try:
-            dealt = self.trainer.dealt(sequences, len)
-            parts = self.wait(self.trainer.annotate.each(dealt), "old and reference logprobs")
-        except MissingRoutes as error:
-            raise StageError(f"{self.context.name}: {error}") from None
+        with self.phase("logprobs", step + 1):
+            try:
+                dealt = self.trainer.dealt(sequences, len)
+                parts = self.wait(self.trainer.annotate.each(dealt), "old and reference logprobs")
+            except MissingRoutes as error:
+                raise StageError(f"{self.context.name}: {error}") from None
         annotated = put_back(self.trainer.shares(sequences, len), parts)
-        self.seconds["time/logprobs_s"] = time.monotonic() - started
-        self.seconds["time/update_s"] = 0.0
+        every = self.config.record_every
+        if every and step // self.config.mini_batches % every == 0:
+            with self.phase("record", step + 1):
+                write_groups(batch_file(self.context.output, step + 1), step + 1, batch.groups, annotated)
         return annotated
 
     def update(self, mini_batch: Sequence[TrainingSequence], step: int) -> None:
-        started = time.monotonic()
         lr = self.config.optimizer.lr_at(step, self.config.steps)
-        try:
-            shares = self.trainer.dealt(mini_batch, len)
-            metrics = self.wait(self.trainer.update.remote(shares, lr, self.longest), f"step {step + 1}")
-            self.saving.poll()
-        except NonFiniteLoss as error:
-            dump = self._dump(mini_batch, step)
-            sentence = f"{self.context.name}: step {step + 1}: {error}; the batch is in {dump}"
-            raise StageError(sentence) from None
-        self.seconds["time/update_s"] += time.monotonic() - started
+        with self.phase("update", step + 1):
+            try:
+                shares = self.trainer.dealt(mini_batch, len)
+                metrics = self.wait(self.trainer.update.remote(shares, lr, self.longest), f"step {step + 1}")
+                self.saving.poll()
+            except NonFiniteLoss as error:
+                dump = self._dump(mini_batch, step)
+                sentence = f"{self.context.name}: step {step + 1}: {error}; the batch is in {dump}"
+                raise StageError(sentence) from None
         self.log.log(step + 1, self.pending_metrics | metrics | {"optimizer/lr": lr})
         self.report(
             step + 1,
@@ -262,7 +248,8 @@ class Session(SamplingSession):
         self._check_mismatch(metrics["mismatch/abs_mean"], step)
 
     def _check_mismatch(self, difference: float, step: int) -> None:
-        if difference > self.config.mismatch_limit:
+        stale = self.config.max_staleness > 0  # older weights differ too, so only the probe of every sync can tell
+        if difference > self.config.mismatch_limit and not stale:
             raise StageError(
                 f"{self.context.name}: step {step + 1}: generator and trainer differ by {difference:.3g} nats per "
                 f"token, more than mismatch_limit {self.config.mismatch_limit}: the policy that samples is not the one "
@@ -275,13 +262,14 @@ class Session(SamplingSession):
         if self.pending_metrics:  # no completion had a signal, so no step was taken
             self.log.log(step, self.pending_metrics)
         self.log.log_timing(step, self.seconds | {"throughput/tokens_per_s": self.tokens / seconds})
+        self.seconds = {}
         self.report(step, tokens_per_s=self.tokens / seconds)
         every, last = self.config.trainer.checkpoint_every, step - self.config.mini_batches
         if step // every > last // every and step < self.config.steps:
             self.saving.begin(step, beside=self._save_beside)
 
     def _save_beside(self, folder: Path) -> None:
-        self.lengths.save(folder / LENGTHS)
+        self.batches.save(folder)
         if self.watcher:
             self.watcher.watch.save(folder / WATCH)
 
@@ -293,6 +281,7 @@ class Session(SamplingSession):
     def close(self) -> None:
         super().close()
         self.rewards.close()
+        self.batches.close()
         if self.watcher:
             self.watcher.close()
         for handle in self.served.values():

@@ -11,7 +11,7 @@ from rewards.config import RewardSpec
 from rewards.pool import RewardPool
 from rewards.reward import Score, Verdict
 from rl.config import GRPOConfig, RewardWatchConfig
-from rl.experience import ScoredGroup, sample_and_score
+from rl.experience import ScoredGroup, requests_of
 from rl.learned_rewards import with_models
 from rl.reward_watch import Check, Comparison, RewardWatch
 from rollouts.pool import GeneratorPool
@@ -53,15 +53,14 @@ class Watcher:
         self, pool: GeneratorPool, render: Callable[[Sequence[Problem]], Sequence[list[int] | None]]
     ) -> Comparison:
         """One answer to each held-out problem, with the same random numbers every time."""
-        groups = sample_and_score(
-            self.problems,
-            render=render,
-            pool=pool,
-            rewards=self.judges["accuracy"],
-            params=self.stage.rollout.params(1, self.seed),
-            progress=1.0,
-            expected_tokens=lambda problem: 0.0,
-        )
+        problems = {f"{place}:{problem.id}": problem for place, problem in enumerate(self.problems)}
+        requests = requests_of(problems, render(self.problems))
+        accuracy, sampled = self.judges["accuracy"], {}
+        for group in pool.stream(requests, self.stage.rollout.params(1, self.seed)):
+            sampled[group.key] = group
+            accuracy.submit(group.key, problems[group.key], [said.text for said in group.completions])
+        scores = accuracy.collect()
+        groups = [ScoredGroup(group=sampled[r.key], problem=problems[r.key], scores=scores[r.key]) for r in requests]
         check = Check()
         general = {scored.group.key: scored for scored in groups if scored.problem.domain == GENERAL}
         for scored in groups:

@@ -19,6 +19,9 @@ class Generator(Protocol):
     ) -> Iterator[Group]:
         """One group per request, each as soon as it is complete. Deterministic in (weights, requests, params).
 
+        Optional requests are sampled beside the others. When the others' groups are whole they are interrupted, and
+        their groups come as they are, to be continued by a later call (Request.begun), with other weights perhaps.
+
         Raises ValueError, before any work, for a prompt that leaves no room to answer or two requests with one key;
         WrongWeights when the policy held is not `version` (None: any whole one).
         """

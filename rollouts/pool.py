@@ -105,6 +105,8 @@ class GeneratorPool:
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Group]:
         """Groups of all requests, each once, in the order they finish. See `Generator.sample` for what they hold.
 
+        Those of optional requests may come interrupted (see `Generator.stream`).
+
         Raises PhaseTimeout when no group arrives within the deadline, ActorDied when a replica keeps dying, StartFailed
         when one cannot be built.
         """
@@ -118,7 +120,7 @@ class GeneratorPool:
                 replica, group = next_item(streams, phase="sampling", deadline_s=self._left(last))
             except ActorDied as error:
                 restarts += 1
-                if restarts > _MAX_RESTARTS or self.shared is not None:
+                if restarts > _MAX_RESTARTS or self.shared is not None or not self.replicas:
                     raise
                 logger.warning("%s; starting it again and sampling its share again", error)
                 self._restart(error.key)
@@ -141,11 +143,16 @@ class GeneratorPool:
         Fixed by the requests alone, one batch each; with work stealing one queue for all, of batches that just fill a
         replica.
         """
-        order = sorted(requests, key=lambda r: (-r.expected_tokens, -len(r.prompt_ids), r.key))
+        order = sorted(requests, key=lambda r: (r.optional, not r.begun, -r.expected_tokens, -len(r.prompt_ids), r.key))
         replicas = len(self.replicas)
         if not self.config.work_stealing:
-            shares = deal([len(r.prompt_ids) + round(r.expected_tokens * params.group_size) for r in order], replicas)
-            return {i: deque([[order[r] for r in sorted(share)]] * bool(share)) for i, share in enumerate(shares)}
+            shares: list[list[Request]] = [[] for _ in range(replicas)]
+            for optional in (False, True):  # each replica gets its part of both
+                kind = [request for request in order if request.optional is optional]
+                weights = [len(r.prompt_ids) + round(r.expected_tokens * params.group_size) for r in kind]
+                for share, dealt in zip(shares, deal(weights, replicas), strict=True):
+                    share += [kind[place] for place in sorted(dealt)]
+            return {index: deque([share] * bool(share)) for index, share in enumerate(shares)}
         size = max(1, self.config.max_slots // params.group_size)
         common = deque(order[start : start + size] for start in range(0, len(order), size))
         return dict.fromkeys(range(replicas), common)

@@ -1,13 +1,11 @@
 """Records of sampling: what a generator takes and what it returns. Plain data, no tensors."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from data.problems import Problem
-
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "interrupted"]  # interrupted: to be continued, see Request.begun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +19,7 @@ class SamplingParams:
     min_p: float = 0.0  # drops tokens less likely than min_p times the most likely one; 0 means none
     stop: tuple[str, ...] = ()  # a completion also ends with the token that completes one of these in its text
     group_size: int = 1  # completions per prompt
-    seed: int = 0  # completion g of request r depends on (seed, r.key, g) alone
+    seed: int = 0  # completion g of request r depends on (seed, r.key, g) alone, unless r has a seed
     return_routed_experts: bool = False  # fill Completion.routed_experts
     return_support: bool = False  # fill Completion.support
 
@@ -29,16 +27,6 @@ class SamplingParams:
     def truncates(self) -> bool:
         """Whether tokens are drawn from a part of the vocabulary."""
         return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One prompt to sample from. `key` makes its random numbers independent of batch, replica and order."""
-
-    key: str
-    prompt_ids: list[int]
-    expected_tokens: float = 0.0  # of one completion, as far as is known; long ones are begun first
-    return_routed_experts: bool = False  # fill Completion.routed_experts of this one, whatever SamplingParams says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +41,7 @@ class Support:
 class Completion:
     token_ids: np.ndarray  # [T] int32, ends with EOS or a stop string's last token when finish_reason is "stop"
     sampling_logprobs: np.ndarray  # [T] float32
-    policy_version: int  # optimizer steps taken by the weights that sampled it
+    policy_versions: np.ndarray  # [T] int32: optimizer steps taken by the weights that sampled each token
     finish_reason: FinishReason
     text: str  # decoded without special tokens, after the <think> that the prompt may have opened
     # The experts that every token was sent to, [P + T - 1, L, K] for P prompt tokens, L MoE layers and K experts per
@@ -63,10 +51,22 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt to sample from. `key` makes its random numbers independent of batch, replica and order."""
+
+    key: str
+    prompt_ids: list[int]
+    expected_tokens: float = 0.0  # of one completion, as far as is known; long ones are begun first
+    return_routed_experts: bool = False  # fill Completion.routed_experts of this one, whatever SamplingParams says
+    seed: int | None = None  # in place of SamplingParams.seed
+    optional: bool = False  # sampled while there is room beside others; interrupted when their groups are whole
+    begun: tuple[Completion, ...] = ()  # [G] of an earlier call; interrupted ones are continued, the others kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """All completions of one prompt."""
 
     key: str
     prompt_ids: list[int]
     completions: list[Completion]
-    problem: Problem | None = field(default=None)

@@ -23,8 +23,8 @@ from models.checkpoint import hub_views, load_model, load_tokenizer, resolve_dev
 from models.routing_replay import RoutingReplay
 from rollouts.buckets import Named, checksum
 from rollouts.kv_cache import Decode, KVCache, Prefill
-from rollouts.records import Completion, Group, Request, SamplingParams, Support
-from rollouts.requests import check_requests, wants_experts
+from rollouts.records import Completion, FinishReason, Group, Request, SamplingParams, Support
+from rollouts.requests import OpenGroups, begun_part, check_requests, continued, seed_for, wants_experts
 from rollouts.sampling import draw, uniforms
 from rollouts.weight_sync import Parcel, WeightReceiver, check_version
 
@@ -40,8 +40,9 @@ class _Running:
     sample: int
     uniforms: torch.Tensor  # float32 [max_new_tokens]
     limit: int  # new tokens it may have
-    token_ids: list[int]
-    logprobs: list[float]
+    begun: Completion | None  # what an earlier call has sampled of it
+    token_ids: list[int]  # with those of `begun`
+    logprobs: list[float] = field(default_factory=list)  # of what this call has sampled, as all that follows
     experts: np.ndarray | None = None  # [tokens read, L, K], once it has ended
     support_ids: array = field(default_factory=lambda: array("i"))
     support_sizes: array = field(default_factory=lambda: array("i"))  # stays empty when no support is asked for
@@ -90,23 +91,25 @@ class ModelSampler:
         WrongWeights when `version` is given and is not the one held."""
         check_version(self.policy_version, version)
         check_requests(requests, self.max_length)
-        waiting = deque((r, g) for r in range(len(requests)) for g in range(params.group_size))
-        done: dict[int, dict[int, Completion]] = {}
+        groups = OpenGroups(requests, params.group_size)
+        waiting = deque(groups.to_sample)
         batch = _Batch(self, requests, params)
-        while waiting or batch.running:
+        while groups.must_go_on:
             free = batch.slots - len(batch.running)
             if waiting and (free >= _ADMIT_SHARE * batch.slots or not batch.running):
                 batch.admit([waiting.popleft() for _ in range(min(free, len(waiting)))])
             else:
                 batch.step()
             for running, reason in batch.take_finished():
-                group = done.setdefault(running.request, {})
-                group[running.sample] = self._completion(running, reason, requests[running.request].prompt_ids)
-                if len(group) == params.group_size:
-                    request = requests[running.request]
-                    completions = [group[g] for g in range(params.group_size)]
-                    del done[running.request]
-                    yield Group(key=request.key, prompt_ids=request.prompt_ids, completions=completions)
+                completion = self._completion(running, reason, requests[running.request].prompt_ids)
+                group = groups.add(running.request, running.sample, completion)
+                if group is not None:
+                    yield group
+        left = {(running.request, running.sample): running for running in batch.interrupt()}
+        prompt_of = {place: requests[place[0]].prompt_ids for place in left}
+        yield from groups.interrupted(
+            {place: self._completion(running, "interrupted", prompt_of[place]) for place, running in left.items()}
+        )
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -121,17 +124,20 @@ class ModelSampler:
         logprobs = torch.log_softmax(self.model.lm_head(output.last_hidden_state[0, :-1]).float(), dim=-1)
         return logprobs.gather(1, ids[1:, None])[:, 0].cpu().numpy()
 
-    def _completion(self, running: _Running, reason: str, prompt_ids: Sequence[int]) -> Completion:
+    def _completion(self, running: _Running, reason: FinishReason, prompt_ids: Sequence[int]) -> Completion:
         said = self.tokenizer.decode(running.token_ids, skip_special_tokens=True)
-        return Completion(
-            token_ids=np.array(running.token_ids, dtype=np.int32),
+        new = running.token_ids[len(running.begun.token_ids) if running.begun else 0 :]
+        version = check_version(self.policy_version, None)
+        rest = Completion(
+            token_ids=np.array(new, dtype=np.int32),
             sampling_logprobs=np.array(running.logprobs, dtype=np.float32),
-            policy_version=check_version(self.policy_version, None),
-            finish_reason="stop" if reason == "stop" else "length",
+            policy_versions=np.full(len(new), version, dtype=np.int32),
+            finish_reason=reason,
             text=opened_by(self.tokenizer, prompt_ids) + said,
             routed_experts=running.experts,
             support=running.support(),
         )
+        return continued(running.begun, rest)
 
 
 class TransformersGenerator(ModelSampler, WeightReceiver):
@@ -184,16 +190,21 @@ class _Batch:
             self.cache.experts = torch.zeros(shape, dtype=self.replay.dtype, device=self.device)
         self.running: list[_Running] = []  # running[i] sits in slot i
         self.positions = torch.zeros(self.slots, dtype=torch.int64)  # of the last token in each slot
-        self.finished: list[tuple[_Running, str]] = []
+        self.finished: list[tuple[_Running, FinishReason]] = []
 
     def admit(self, chosen: list[tuple[int, int]]) -> None:
-        """Prefill the prompts of `chosen` (request, sample), and draw their first tokens."""
+        """Prefill the prompts of `chosen` (request, sample), and draw their first tokens. Completions that were begun
+        before are read with their prompt, each in a row of its own."""
         first = len(self.running)
-        slots_of: dict[int, list[int]] = {}
+        slots_of: dict[tuple[int, int | None], list[int]] = {}
         for offset, (request, sample) in enumerate(chosen):
-            slots_of.setdefault(request, []).append(first + offset)
-            self.running.append(self._start(request, sample))
-        prompts = [self.requests[request].prompt_ids for request in slots_of]
+            running = self._start(request, sample)
+            slots_of.setdefault((request, sample if running.begun else None), []).append(first + offset)
+            self.running.append(running)
+        prompts = [
+            [*self.requests[request].prompt_ids, *self.running[slots[0]].token_ids]
+            for (request, _), slots in slots_of.items()
+        ]
         lengths = [len(prompt) for prompt in prompts]
         ends = np.cumsum(lengths)
         prefill = Prefill(
@@ -215,8 +226,9 @@ class _Batch:
     def _start(self, request: int, sample: int) -> _Running:
         prompt = self.requests[request]
         limit = min(self.params.max_new_tokens, self.max_length - len(prompt.prompt_ids))
-        noise = torch.from_numpy(uniforms(self.params.seed, prompt.key, sample, limit))
-        return _Running(request, sample, noise, limit, [], [])
+        noise = torch.from_numpy(uniforms(seed_for(prompt, self.params), prompt.key, sample, limit))
+        begun = begun_part(prompt, sample)
+        return _Running(request, sample, noise, limit, begun, begun.token_ids.tolist() if begun else [])
 
     def step(self) -> None:
         """One more token for every running completion."""
@@ -251,12 +263,16 @@ class _Batch:
             reason = self._reason_to_end(running)
             if reason:
                 ended.append(slot)
-                if self.noted[running.request] and self.cache.experts is not None:  # the last token is never read
-                    running.experts = self.replay.compact(self.cache.experts[slot, : self.positions[slot]])
+                self._keep_experts(slot)
                 self.finished.append((running, reason))
         self._compact(ended)
 
-    def _reason_to_end(self, running: _Running) -> str | None:
+    def _keep_experts(self, slot: int) -> None:
+        running = self.running[slot]
+        if self.noted[running.request] and self.cache.experts is not None:  # the last token is never read
+            running.experts = self.replay.compact(self.cache.experts[slot, : self.positions[slot]])
+
+    def _reason_to_end(self, running: _Running) -> FinishReason | None:
         if running.token_ids[-1] in self.eos_ids or (self.stop and self.stop.ended(running.token_ids)):
             return "stop"
         return "length" if len(running.token_ids) == running.limit else None
@@ -277,9 +293,15 @@ class _Batch:
                 self.running[hole] = self.running[mover]
         del self.running[remaining:]
 
-    def take_finished(self) -> list[tuple[_Running, str]]:
+    def take_finished(self) -> list[tuple[_Running, FinishReason]]:
         finished, self.finished = self.finished, []
         return finished
+
+    def interrupt(self) -> list[_Running]:
+        """What is still running."""
+        for slot in range(len(self.running)):
+            self._keep_experts(slot)
+        return self.running
 
 
 def _add_support(drawn: Sequence[_Running], kept_BV: torch.Tensor) -> None:

@@ -19,7 +19,7 @@ from data.chat import opened_by
 from models.checkpoint import resolve_device
 from rollouts import vllm_cpu
 from rollouts.records import Completion, FinishReason, Group, Request, SamplingParams, Support
-from rollouts.requests import check_requests, wants_experts
+from rollouts.requests import OpenGroups, begun_part, check_requests, continued, seed_for, wants_experts
 from rollouts.transformers_generator import StopStrings
 from rollouts.weight_files import stored_shapes
 from rollouts.weight_sync import Parcel, WeightReceiver, check_version
@@ -154,40 +154,63 @@ class VLLMGenerator(WeightReceiver):
         check_requests(requests, self.max_length)
         self._calls += 1
         stops = StopStrings(params.stop, self.tokenizer) if params.stop else None
+        groups = OpenGroups(requests, params.group_size)
         running: dict[str, tuple[int, int]] = {}  # the engine's id -> request, sample
-        done: dict[int, dict[int, Completion]] = {}
         internal: dict[str, str] = {}
         try:
-            for index, request in enumerate(requests):
-                for sample in range(params.group_size):
-                    name = f"{self._calls}/{index}/{sample}"
-                    internal[name] = self._add(name, request, sample, params)
-                    running[name] = index, sample
-            while running:
+            for index, sample in groups.to_sample:
+                name = f"{self._calls}/{index}/{sample}"
+                internal[name] = self._add(name, requests[index], sample, params)
+                running[name] = index, sample
+            while groups.must_go_on:
                 for output in self.engine.step():
-                    reason = self._ended(output, stops) if output.request_id in running else None
+                    if output.request_id not in running:
+                        continue
+                    index, sample = running[output.request_id]
+                    begun = begun_part(requests[index], sample)
+                    reason = self._ended(output, stops, begun)
                     if reason is None:
                         continue
-                    index, sample = running.pop(output.request_id)
+                    del running[output.request_id]
                     engine_id = internal.pop(output.request_id)
                     if not output.finished:
                         self.engine.abort_request([engine_id], internal=True)
-                    request, group = requests[index], done.setdefault(index, {})
-                    group[sample] = self._completion(output.outputs[0], reason, request, params, engine_id)
-                    if len(group) == params.group_size:
-                        completions = [group[g] for g in range(params.group_size)]
-                        del done[index]
-                        yield Group(key=request.key, prompt_ids=request.prompt_ids, completions=completions)
+                    said = self._completion(output.outputs[0], reason, requests[index], begun, params, engine_id)
+                    group = groups.add(index, sample, said)
+                    if group is not None:
+                        yield group
+            yield from groups.interrupted(self._interrupted(running, internal, requests, params))
         finally:
-            if running:  # the caller stopped listening, or a step failed
+            if running:  # interrupted, the caller stopped listening, or a step failed
                 self.engine.abort_request([internal[name] for name in running], internal=True)
                 self._forget(internal.values())
 
-    def _ended(self, output: Any, stops: StopStrings | None) -> FinishReason | None:
+    def _interrupted(
+        self,
+        running: Mapping[str, tuple[int, int]],
+        internal: Mapping[str, str],
+        requests: Sequence[Request],
+        params: SamplingParams,
+    ) -> dict[tuple[int, int], Completion]:
+        """What there is of completions that are still running, where anything is."""
+        from vllm.v1.engine import FinishReason as Why
+
+        found = {}
+        for name, (index, sample) in running.items():
+            state = self.engine.output_processor.request_states[internal[name]]
+            said = state.make_request_output([], None, Why.ABORT, None).outputs[0]
+            if len(said.token_ids):
+                begun = begun_part(requests[index], sample)
+                found[index, sample] = self._completion(
+                    said, "interrupted", requests[index], begun, params, internal[name]
+                )
+        return found
+
+    def _ended(self, output: Any, stops: StopStrings | None, begun: Completion | None) -> FinishReason | None:
         """Why a completion ends with the token it has just got, if it does. Stop strings are looked for here, since
         vLLM's own search reads the text in another way."""
         said = output.outputs[0]
-        if stops is not None and stops.ended(said.token_ids):
+        if stops is not None and stops.ended([*(begun.token_ids.tolist() if begun else ()), *said.token_ids]):
             return "stop"
         if output.finished and said.finish_reason not in ("stop", "length"):
             raise RuntimeError(f"vLLM ended a completion with {said.finish_reason}")
@@ -199,15 +222,17 @@ class VLLMGenerator(WeightReceiver):
 
         if 0 < params.temperature < _COLDEST:
             raise ValueError(f"vLLM samples at no temperature between 0 and {_COLDEST}, asked for {params.temperature}")
+        begun = begun_part(request, sample)
+        before = begun.token_ids.tolist() if begun else []
         room = self.max_length - len(request.prompt_ids)
         limit = min(params.max_new_tokens, room)
         settings = vllm.SamplingParams(
-            max_tokens=limit,
+            max_tokens=limit - len(before),
             temperature=params.temperature,
             top_p=params.top_p,
             top_k=params.top_k,
             min_p=params.min_p,
-            seed=seed_of(params.seed, request.key, sample),
+            seed=seed_of(seed_for(request, params), request.key, sample, len(before)),
             detokenize=False,
             logprobs=0,
             flat_logprobs=True,
@@ -215,7 +240,7 @@ class VLLMGenerator(WeightReceiver):
             # A stop string may end it at any token; otherwise the end is soon enough.
             output_kind=RequestOutputKind.CUMULATIVE if params.stop else RequestOutputKind.FINAL_ONLY,
         )
-        engine_id = self.engine.add_request(name, {"prompt_token_ids": list(request.prompt_ids)}, settings)
+        engine_id = self.engine.add_request(name, {"prompt_token_ids": [*request.prompt_ids, *before]}, settings)
         if self.capture is not None:
             self.capture.expect(
                 engine_id,
@@ -226,26 +251,34 @@ class VLLMGenerator(WeightReceiver):
         return engine_id
 
     def _completion(
-        self, output: Any, reason: FinishReason, request: Request, params: SamplingParams, engine_id: str
+        self,
+        output: Any,
+        reason: FinishReason,
+        request: Request,
+        begun: Completion | None,
+        params: SamplingParams,
+        engine_id: str,
     ) -> Completion:
         token_ids = np.array(output.token_ids, dtype=np.int32)
         logprobs = np.zeros(len(token_ids), dtype=np.float32)  # greedy: one outcome
         if params.temperature > 0:
             logprobs[:] = [output.logprobs.logprobs[start] for start in output.logprobs.start_indices]
-        tokens = len(request.prompt_ids) + len(token_ids) - 1
+        before = begun.token_ids.tolist() if begun else []
+        tokens = len(request.prompt_ids) + len(before) + len(token_ids) - 1
         experts, support = self._captured(engine_id, tokens, output, params)
         if not wants_experts(request, params):
             experts = None
-        said = self.tokenizer.decode(output.token_ids, skip_special_tokens=True)
-        return Completion(
+        said = self.tokenizer.decode([*before, *output.token_ids], skip_special_tokens=True)
+        rest = Completion(
             token_ids=token_ids,
             sampling_logprobs=logprobs,
-            policy_version=self.policy_version or 0,
+            policy_versions=np.full(len(token_ids), self.policy_version or 0, dtype=np.int32),
             finish_reason=reason,
             text=opened_by(self.tokenizer, request.prompt_ids) + said,
             routed_experts=experts,
             support=support,
         )
+        return continued(begun, rest)
 
     def _captured(
         self, engine_id: str, tokens: int, output: Any, params: SamplingParams
@@ -332,9 +365,10 @@ class VLLMGenerator(WeightReceiver):
             raise RuntimeError("vLLM's prefix cache of the old weights cannot be emptied: requests are still running")
 
 
-def seed_of(seed: int, key: str, sample: int) -> int:
-    """The seed of one completion, in [0, 2^63)."""
-    digest = hashlib.blake2b(f"{seed}/{key}/{sample}".encode(), digest_size=8).digest()
+def seed_of(seed: int, key: str, sample: int, begun: int = 0) -> int:
+    """The seed of one completion that has `begun` tokens already, in [0, 2^63)."""
+    part = f"/{begun}" if begun else ""
+    digest = hashlib.blake2b(f"{seed}/{key}/{sample}{part}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

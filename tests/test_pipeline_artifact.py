@@ -53,6 +53,8 @@ def test_the_content_hash_is_of_the_payload_alone(tmp_path):
     working_state = {
         "checkpoints/step_1": b"x",
         "timings.jsonl": b"{}",
+        "timeline.jsonl": b"{}",
+        "groups/step_00000001.parquet": b"z",
         ".progress.json": b"{}",
         ".cache/x": b"y",
         "plan.json": b"{}",

@@ -261,7 +261,7 @@ def test_an_unscorable_completion_has_no_values_and_leaves_every_mean():
     made = Completion(
         token_ids=np.arange(5, dtype=np.int32),
         sampling_logprobs=np.zeros(5, np.float32),
-        policy_version=0,
+        policy_versions=np.zeros(5, np.int32),
         finish_reason="length",
         text="<think>a b</think> <answer>6</answer>",
     )
@@ -401,7 +401,8 @@ def test_a_suite_is_a_file_under_settings_and_options(tmp_path):
 
 def completed(text: str) -> Completion:
     return Completion(
-        token_ids=np.array([1], np.int32), sampling_logprobs=np.zeros(1, np.float32), policy_version=0,
+        token_ids=np.array([1], np.int32), sampling_logprobs=np.zeros(1, np.float32),
+        policy_versions=np.zeros(1, np.int32),
         finish_reason="stop", text=text,
     )  # fmt: skip
 

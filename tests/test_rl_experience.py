@@ -26,7 +26,7 @@ def scored_group(rewards, lengths=None, domain="chain_sum", key="0") -> ScoredGr
     completions = [
         Completion(
             token_ids=np.arange(n, dtype=np.int32), sampling_logprobs=np.full(n, -0.5, dtype=np.float32),
-            policy_version=0, finish_reason="length" if n == MAX_NEW_TOKENS else "stop", text="t",
+            policy_versions=np.zeros(n, np.int32), finish_reason="length" if n == MAX_NEW_TOKENS else "stop", text="t",
         )
         for n in lengths
     ]  # fmt: skip

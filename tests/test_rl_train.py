@@ -9,8 +9,10 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
+import psutil
 import pytest
 
 from data.config import ProblemSource
@@ -73,7 +75,9 @@ def undisturbed(ray_session, tiny_checkpoint, tmp_path_factory):
 
 
 def assert_same_files(a: Path, b: Path, but: str = ""):
-    for name in (name for name in DETERMINISTIC if name != but):
+    batches = sorted(path.relative_to(a).as_posix() for path in (a / "groups").iterdir())
+    assert batches == sorted(path.relative_to(b).as_posix() for path in (b / "groups").iterdir())
+    for name in (name for name in (*DETERMINISTIC, *batches) if name != but):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 
@@ -219,20 +223,90 @@ def test_a_killed_trainer_stops_the_stage_which_then_resumes_bit_for_bit(undistu
 
 
 @pytest.mark.slow
-def test_a_killed_generator_changes_nothing(undisturbed, tiny_checkpoint, tmp_path):
+def test_rollouts_that_run_ahead_learn_too_and_go_on_bit_for_bit(ray_session, tiny_checkpoint, tmp_path):
+    """Also when the trainer dies while later batches are being sampled."""
+    from cluster.actors import ActorDied
+    from rl.train import Session, run, train
+
+    generator = GeneratorConfig(replicas=1, max_slots=20)  # the last of a batch leave room for others
+    objective = ObjectiveConfig(correction="tis_token")
+    config = CONFIG.model_copy(update={"max_staleness": 3, "generator": generator, "objective": objective})
+    run(config, context_for(tiny_checkpoint, tmp_path / "whole"))
+
+    def kill_at_step_7(event):
+        if event["step"] == 7:
+            session.trainer.stop()
+
+    session = Session(config, context_for(tiny_checkpoint, tmp_path / "cut", report=kill_at_step_7))
+    try:
+        with pytest.raises(ActorDied):
+            train(session)
+    finally:
+        session.close()
+    run(config, context_for(tiny_checkpoint, tmp_path / "cut"))
+    assert_same_files(tmp_path / "whole", tmp_path / "cut")
+
+    rows = read_log(tmp_path / "whole" / "metrics.jsonl")
+    batches = [row for row in rows if "experience/sampled" in row]
+    assert [row["step"] for row in rows] == list(range(1, CONFIG.steps + 1))
+    for row in batches:
+        parts = [row[f"experience/{name}"] for name in ("trained", "unscorable", "dropped")]
+        assert sum(parts) == row["experience/sampled"] == CONFIG.questions_per_step * 2 * CONFIG.group_size
+        assert 0 <= row["staleness/mean"] <= row["staleness/max"] <= 3
+    assert max(row["staleness/max"] for row in batches) > 1
+    assert np.mean([row["reward/mean"] for row in batches[-2:]]) > 2 * batches[0]["reward/mean"] + 0.05
+
+
+@pytest.mark.slow
+def test_workers_that_die_and_one_that_is_slow_change_nothing(undisturbed, tiny_checkpoint, tmp_path):
     from cluster.actors import kill
     from rl.train import Session, train
 
-    def kill_while_sampling(event):
-        if event["step"] == 4 and event.get("phase") == "sampling":
+    def disturb(event):
+        if event.get("phase") != "sampling":
+            return
+        if event["step"] == 2:
+            kill(session.rewards._workers[0])
+        elif event["step"] == 4:
             kill(session.pool.replicas[0])
+        elif event["step"] == 6:
+            slow = _process_of("TransformersGenerator")
+            slow.suspend()
+            Timer(3.0, slow.resume).start()
 
-    session = Session(CONFIG, context_for(tiny_checkpoint, tmp_path, report=kill_while_sampling))
+    session = Session(CONFIG, context_for(tiny_checkpoint, tmp_path, report=disturb))
     try:
         train(session)
+        assert session.rewards.restarts == 1
     finally:
         session.close()
     assert_same_files(tmp_path, undisturbed[0])
+    assert max(row["time/sample_s"] for row in read_log(tmp_path / "timings.jsonl")) > 3
+
+
+def _process_of(actor: str) -> psutil.Process:
+    (found,) = [each for each in psutil.Process().children(recursive=True) if f"::{actor}" in "".join(each.cmdline())]
+    return found
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_the_stage_which_goes_on_when_there_is_room(undisturbed, tiny_checkpoint, tmp_path):
+    from rl.train import run
+
+    store = tmp_path / "checkpoints"
+    store.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(store)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no permission to mount a small disk")
+    try:
+        with pytest.raises(OSError, match=f"the disk of {store} is full: .* make room"):
+            run(ALONE, context_for(tiny_checkpoint, tmp_path))
+        assert not (tmp_path / "model.safetensors").exists()
+        subprocess.run(["mount", "-o", "remount,size=500m", str(store)], check=True)
+        run(ALONE, context_for(tiny_checkpoint, tmp_path))
+        assert_same_files(tmp_path, undisturbed[0], but="metrics.jsonl")
+    finally:
+        subprocess.run(["umount", "-l", str(store)], check=True)
 
 
 # --- batches that are not as asked for ---

@@ -470,7 +470,7 @@ def test_load_weights_changes_what_is_sampled_and_stamps_the_version(factory, ch
     assert generator.policy_version == 7
     for group in groups:
         (completion,) = group.completions
-        assert completion.policy_version == 7
+        assert completion.policy_versions.tolist() == [7] * len(completion.token_ids)
         expected = torch.log_softmax(logits_after(model.eval(), group.prompt_ids, completion.token_ids), -1)
         chosen = expected[range(len(completion.token_ids)), completion.token_ids]
         np.testing.assert_allclose(completion.sampling_logprobs, chosen, atol=2e-5)
@@ -485,6 +485,68 @@ def test_incomplete_weights_change_nothing(factory, checkpoint):
         generator.load_weights(weights, version=3)
     assert generator.policy_version == 0
     assert tokens_of(generator.sample(prompts(3), params())) == before
+
+
+# --- interruption ---
+
+
+def interrupted(generator, requests, used):
+    """Groups of `requests`, of which the first had 8 tokens before and alone is needed, and of those that followed the
+    interrupted ones again, by their keys."""
+    first, *others = requests
+    (begun,) = generator.sample([first], replace(used, max_new_tokens=8))
+    cut = tuple(replace(said, finish_reason="interrupted") for said in begun.completions)
+    requests = [replace(first, begun=cut), *(replace(request, optional=True) for request in others)]
+    return {group.key: group for group in generator.stream(requests, used)}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0.0, "return_routed_experts": True}, {"top_k": 9, "return_support": True}], ids=str
+)
+def test_interrupted_completions_go_on_as_if_nothing_had_happened(generator, reference, checkpoint, settings):
+    requests, used = prompts(5), params(group_size=2, **settings)
+    generator.load_files(str(checkpoint), version=0)
+    whole = {group.key: group for group in generator.sample(requests, used)}
+    parts = interrupted(generator, requests, used)
+    assert parts.keys() == whole.keys()
+    assert all(said.finish_reason != "interrupted" for said in parts["p0"].completions)
+    left = [r for r in requests if any(said.finish_reason == "interrupted" for said in parts[r.key].completions)]
+    assert left
+    generator.load_files(str(checkpoint), version=3)  # the same weights under another number
+    try:
+        again = generator.sample([replace(r, begun=tuple(parts[r.key].completions)) for r in left], used)
+    finally:
+        generator.load_files(str(checkpoint), version=0)
+    exactly = used.temperature == 0 or isinstance(generator, TransformersGenerator)  # vLLM draws anew from there on
+    for group in again:
+        for before, said, unbroken in zip(
+            parts[group.key].completions, group.completions, whole[group.key].completions, strict=True
+        ):
+            begun = len(before.token_ids)
+            assert said.finish_reason in ("stop", "length")
+            assert said.token_ids[:begun].tolist() == before.token_ids.tolist()
+            continued = len(said.token_ids) - begun
+            assert said.policy_versions.tolist() == [0] * begun + [3] * continued
+            assert (continued > 0) == (before.finish_reason == "interrupted")
+            if exactly:
+                assert said.token_ids.tolist() == unbroken.token_ids.tolist() and said.text == unbroken.text
+            if unbroken.routed_experts is not None:
+                np.testing.assert_array_equal(said.routed_experts, unbroken.routed_experts)
+            if used.temperature > 0:
+                assert said.support is not None and len(said.support.sizes) == len(said.token_ids)
+                sets = np.split(said.support.ids, np.cumsum(said.support.sizes)[:-1])
+                logits = logits_after(reference, group.prompt_ids, said.token_ids)
+                for row, kept, token, logprob in zip(logits, sets, said.token_ids, said.sampling_logprobs, strict=True):
+                    kept = torch.tensor(kept.astype(np.int64))
+                    assert token in kept
+                    np.testing.assert_allclose(logprob, row[token] - row[kept].logsumexp(0), atol=2e-5)
+
+
+def test_a_call_ends_when_no_needed_group_is_open(generator):
+    requests = [replace(request, optional=True) for request in prompts(3)]
+    groups = generator.sample(requests, params(group_size=2))
+    assert [[len(said.token_ids) for said in group.completions] for group in groups] == [[0, 0]] * 3
+    assert {said.finish_reason for group in groups for said in group.completions} == {"interrupted"}
 
 
 # --- the drawing itself ---

@@ -462,7 +462,8 @@ class Pool:
             self.asked.append((request.key, params.temperature))
             finish = "length" if request.key == "q0/0#0" else "stop"
             completion = Completion(
-                token_ids=np.zeros(1, np.int32), sampling_logprobs=np.zeros(1, np.float32), policy_version=0,
+                token_ids=np.zeros(1, np.int32), sampling_logprobs=np.zeros(1, np.float32),
+                policy_versions=np.zeros(1, np.int32),
                 finish_reason=finish, text="<think>[[A>>B]]?</think>\n> [[A>>B]]</think>\n[[B>A]]",
             )  # fmt: skip
             yield Group(key=request.key, prompt_ids=request.prompt_ids, completions=[completion])

@@ -97,7 +97,7 @@ class ScriptedGenerator:
         completion = Completion(
             token_ids=np.zeros(1, np.int32),
             sampling_logprobs=np.zeros(1, np.float32),
-            policy_version=0,
+            policy_versions=np.zeros(1, np.int32),
             finish_reason=self.finish_reason,
             text=text,
         )

@@ -99,6 +99,10 @@ class CheckpointStore:
             logger.warning("%s; %s", sentence, instead)
         return usable
 
+    def newest_before(self, step: int) -> tuple[int, Path] | None:
+        """(step, folder) of the newest whole checkpoint of fewer steps. Only reads: also while a stage is running."""
+        return next(((taken, path) for taken, path in self._found() if taken < step and _fault(path) is None), None)
+
     def _log_fault(self, step: int, checkpoint: Path) -> str | None:
         """Which log lost lines that the checkpoint counts on; None when all are there or it says nothing of them."""
         path = checkpoint / LOG_SIZES

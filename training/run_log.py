@@ -1,4 +1,5 @@
-"""The logs of a training stage: metrics.jsonl and samples.jsonl are deterministic, timings.jsonl holds the wall clock.
+"""The logs of a training stage: metrics.jsonl and samples.jsonl are deterministic, timings.jsonl and timeline.jsonl
+hold the wall clock.
 
 One JSON object per line, each with its "step". A stage that resumes from step s calls `truncate_after(s)`; its files
 then equal those of a run that was never cut off, byte for byte.
@@ -13,6 +14,8 @@ from typing import Any
 from data.durable import sync, write_bytes
 
 METRICS, TIMINGS, SAMPLES = "metrics.jsonl", "timings.jsonl", "samples.jsonl"
+TIMELINE = "timeline.jsonl"
+_ALL = (METRICS, TIMINGS, SAMPLES, TIMELINE)
 STATS = "stats.json"  # what a stage did in numbers; the manifest takes them over
 
 
@@ -25,7 +28,7 @@ class RunLog:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (METRICS, TIMINGS, SAMPLES):
+        for name in _ALL:
             _drop_torn_end(folder / name)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -35,6 +38,11 @@ class RunLog:
     def log_timing(self, step: int, timings: Mapping[str, Any]) -> None:
         """Quantities of one step that depend on the machine: seconds, tokens/s, bytes."""
         self._append(TIMINGS, [{"step": step, **timings}])
+
+    def log_span(self, step: int, phase: str, who: str, start: float, seconds: float) -> None:
+        """What `who` did on the way to `step`: from `start` (Unix time) on, for so many seconds."""
+        span = {"phase": phase, "who": who, "start": round(start, 3), "seconds": round(seconds, 3)}
+        self._append(TIMELINE, [{"step": step, **span}])
 
     def samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Completions worth reading, each a mapping with its "step"."""
@@ -46,7 +54,7 @@ class RunLog:
 
     def truncate_after(self, step: int) -> None:
         """Drop every line of a later step, before these steps are taken again."""
-        for name in (METRICS, TIMINGS, SAMPLES):
+        for name in _ALL:
             path = self.folder / name
             kept = _until(path, step)
             if path.exists() and len(kept) < path.stat().st_size:
@@ -54,7 +62,7 @@ class RunLog:
 
     def sync(self) -> None:
         """Bring every line so far to disk, before a checkpoint that counts on them."""
-        for path in (*(self.folder / name for name in (METRICS, TIMINGS, SAMPLES)), self.folder):
+        for path in (*(self.folder / name for name in _ALL), self.folder):
             if path.exists():
                 sync(path)
 

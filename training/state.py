@@ -1,6 +1,7 @@
 """The state of a trainer on disk, by torch.distributed.checkpoint: each rank writes the pieces that it holds, and any
 number of ranks reads those that it needs."""
 
+import shutil
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -13,6 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.tensor import DTensor
 
 from training.process_group import deadline
 
@@ -27,10 +29,12 @@ class StateWriter:
         # The thread's collectives need a group of their own, or they would mix with those of training.
         self._group: Any = dist.new_group(timeout=deadline(), backend="gloo") if dist.is_initialized() else None
         self._written: Future | None = None
+        self._folder, self._bytes = Path(), 0  # of what was begun
 
     def begin(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         """Returns when the copy is made. All ranks give the same names and a `folder` that all of them see."""
         self.finish()
+        self._folder, self._bytes = folder, sum(_local_bytes(tensor) for tensor in tensors.values())
         written = async_save(dict(tensors), checkpoint_id=folder, process_group=self._group)
         assert isinstance(written, Future)
         self._written = written
@@ -47,7 +51,24 @@ class StateWriter:
                 written.result()
         except CheckpointException as error:
             faults = {f"rank {rank}: {type(fault).__name__}: {fault}" for rank, (fault, _) in error.failures.items()}
-            raise OSError(f"the state could not be written: {'; '.join(sorted(faults))}") from error
+            sentence = f"{self._lack_of_room()}the state could not be written: {'; '.join(sorted(faults))}"
+            raise OSError(sentence) from error
+
+    def _lack_of_room(self) -> str:
+        """torch names a full disk in riddles."""
+        free = shutil.disk_usage(self._folder.parent).free  # with what of this state is there already
+        if free > self._bytes:
+            return ""
+        return (
+            f"the disk of {self._folder.parent} is full: {free / 1e6:.1f} MB are free, and a checkpoint takes "
+            f"{self._bytes / 1e6:.1f} MB and more; make room, and the same command goes on from the one before. "
+        )
+
+
+def _local_bytes(tensor: torch.Tensor) -> int:
+    """What this rank holds of it."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.numel() * local.element_size()
 
 
 def load_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
