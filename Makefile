@@ -23,7 +23,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 test: $(READY) $(VLLM)  ## all tests but those of `make chains`
 	$(PYTEST) -m "not chain"
 
-chains: $(READY) $(VLLM)  ## the smoke chain twice more, ten minutes: killed and resumed, and with vLLM sampling
+chains: $(READY) $(VLLM)  ## ten minutes and more: the smoke chain killed and resumed, and with vLLM; a cluster of three nodes
 	$(BIN)/python -m pytest -m chain --durations 5
 
 fast: $(READY)  ## the tests that take seconds

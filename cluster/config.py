@@ -33,10 +33,10 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
         "made, as r1 push does; none: the run folder is all there is",
     )
     memory_every_s: float = Field(
-        default=10.0,
+        default=30.0,
         gt=0,
         description="seconds between two looks at the memory of all processes, for memory.jsonl and memory_limit_gib; "
-        "a look costs some milliseconds of a core per process and GiB",
+        "a look costs some 25 ms of a core per GiB they hold",
     )
     memory_limit_gib: float | None = Field(
         default=None,

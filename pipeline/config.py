@@ -86,8 +86,8 @@ class Pipeline:
     folder: Path  # run folder; every stage has its artifact inside
     file: Path  # the recipe it was read from
     stages: dict[str, Stage]  # parents before children, else in file order
-    tracking: tuple[str, ...] = ()  # services that get the curves
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: tuple[str, ...] = ()  # services that get the curves
     only: str | None = None  # when a single stage was asked for, its name
 
 

@@ -7,6 +7,7 @@ the manifest, in both directions. Checkpoints of stages that are not made stay w
 
 import hashlib
 import json
+import logging
 import os
 import posixpath
 import shutil
@@ -20,11 +21,14 @@ from data.durable import write_bytes
 from pipeline.artifact import MANIFEST, PLAN, ArtifactError, Manifest, content_hash, read_manifest, sync_payload
 from pipeline.errors import RecipeError
 from pipeline.lock import hold
-from training.run_log import TIMINGS
+from training.run_log import TIMELINE, TIMINGS
 
-_BESIDE = (PLAN, TIMINGS, MEMORY)  # go along, are no payload and have no hash
+_BESIDE = (PLAN, TIMINGS, TIMELINE, MEMORY)  # go along, are no payload and have no hash
 _PIPELINE = "pipeline.json"  # of the run folder: its stages (pipeline.run)
 _PIECE = 1 << 22  # bytes
+
+
+logger = logging.getLogger(__name__)
 
 
 def push(run: Path, url: str) -> list[str]:
@@ -58,6 +62,16 @@ def push_artifact(folder: Path, url: str) -> bool:
             store.write(f"{folder.name}/{name}", (folder / name).read_bytes())
     store.write(f"{folder.name}/{MANIFEST}", (folder / MANIFEST).read_bytes())
     return True
+
+
+def copy_if_asked(folder: Path, url: str | None) -> None:
+    """As `push_artifact`, of a run that goes on: a store that is down is a warning, and `r1 push` makes up for it."""
+    if url is not None:
+        try:
+            push_artifact(folder, url)
+        except Exception as error:
+            sentence = "%s is made, but not copied to %s (%s: %s); r1 push %s %s tries again"
+            logger.warning(sentence, folder, url, type(error).__name__, error, folder.parent, url)
 
 
 def pull(url: str, run: Path) -> list[str]:

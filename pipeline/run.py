@@ -28,17 +28,18 @@ from pipeline.config import Pipeline, Stage
 from pipeline.curves import reference_of
 from pipeline.errors import RecipeError, did_you_mean, stage_errors
 from pipeline.lock import hold
+from pipeline.mirror import copy_if_asked
 from pipeline.placement import placed
 from pipeline.progress import Progress
 from pipeline.redo import forget, move_aside, read_redo
 from pipeline.report_data import REPORT, is_current
+from pipeline.shared_check import check_shared
 from pipeline.stages import KINDS, StageKind
 from pipeline.state import Standing, State, parent_hashes, standing_of, survey
 from training.stage import StageContext, StageError
 from viewing.tracking import tracking
 
 PIPELINE_FILE = "pipeline.json"  # in the run folder: which stages there are, for status and report
-_JOB_FILES = "/runtime_resources/working_dir_files/"  # in the paths of what a submitted job has brought
 _RESUME = "; run the same command again to resume it"
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def run(
         hashes = HashCache(_hash_file(pipeline))
         plan = _plan(pipeline, redo, redo_from, hashes)
         _check_startable(plan)
-        _check_shared(plan)
+        check_shared(pipeline, [name for name in plan.chosen if plan.standings[name].state is not State.MADE])
         write_json(pipeline.folder / PIPELINE_FILE, _summary(pipeline))
         move_aside(pipeline.folder, plan.asked, plan.redo)
         standings, made = dict(plan.standings), []
@@ -107,7 +108,7 @@ def run(
                 manifest = _make(stage, parents, kinds[stage.kind], shown, hashes, pipeline)
                 hashes.save()
                 shown.finish(name, manifest.wall_time_s)
-                _mirror(stage.folder, pipeline.cluster.mirror)
+                copy_if_asked(stage.folder, pipeline.cluster.mirror)
                 standings[name] = Standing(state=State.MADE, content_hash=manifest.content_hash)
                 made.append(name)
         hashes.save()
@@ -147,35 +148,6 @@ def _check_startable(plan: Plan) -> None:
             )
     if problems:
         raise RecipeError(dict.fromkeys(problems))
-
-
-def _check_shared(plan: Plan) -> None:
-    """On a cluster that was there before: refuse a run folder or an input that some node does not see."""
-    to_make = [name for name in plan.chosen if plan.standings[name].state is not State.MADE]
-    if "RAY_ADDRESS" not in os.environ or not to_make:
-        return
-    folder = plan.pipeline.folder.resolve()
-    if _JOB_FILES in str(folder):
-        raise RecipeError(
-            f"the run folder {folder} lies in the files that `ray job submit` has unpacked, which Ray removes; "
-            "choose a folder that all nodes see with output=PATH"
-        )
-    inputs = {i.path.resolve() for name in to_make for i in plan.pipeline.stages[name].inputs if i.stage is None}
-    import_module("cluster.actors").start_ray()
-    faults = import_module("cluster.shared_folder").unseen(folder, sorted(inputs))
-    if faults:
-        mend = "; put the run folder and the inputs on a file system that all nodes mount at the same path"
-        raise RecipeError([f"{fault}{mend}" for fault in faults])
-
-
-def _mirror(folder: Path, url: str | None) -> None:
-    """A store that is down must not stop a run: what was missed is copied by `r1 push` later."""
-    if url is not None:
-        try:
-            import_module("pipeline.mirror").push_artifact(folder, url)
-        except Exception as error:
-            sentence = "%s is made, but not copied to %s (%s: %s); r1 push %s %s tries again"
-            logger.warning(sentence, folder, url, type(error).__name__, error, folder.parent, url)
 
 
 def _make(

@@ -3,6 +3,8 @@
 import pytest
 
 from cluster.actors import ActorDied
+from cluster.config import ClusterConfig
+from cluster.running import running
 from data.problems import Problem
 from rewards.config import RewardSpec, RewardWorkersConfig
 from rewards.pool import RewardPool
@@ -73,11 +75,14 @@ def test_a_group_that_kills_its_workers_is_unscorable_and_alone(make_pool):
     assert pool.restarts == 2
 
 
-def test_a_group_that_is_not_answered_in_time_is_unscorable_and_alone(make_pool):
+def test_a_group_that_is_not_answered_in_time_is_unscorable_and_alone(make_pool, tmp_path, caplog):
     pool = make_pool(deadline_s=8)
     for key, text in (("a", "x"), ("b", "hang"), ("c", "y")):
         pool.submit(key, PROBLEM, [text])
-    scores = pool.collect()
+    with running(tmp_path, ClusterConfig(), dict):
+        scores = pool.collect()
+    (report,) = (tmp_path / "stalls").glob("*.txt")
+    assert str(report) in caplog.text and "faulty_rewards.py" in report.read_text()
     assert verdicts(scores) == {"a": [Verdict.PASS], "b": [Verdict.ERROR], "c": [Verdict.PASS]}
     assert "no answer within 8 s" in scores["b"][0].detail and scores["b"][0].timed_out
 

@@ -18,9 +18,11 @@ shift 2
 
 # The interface between the nodes; NCCL and gloo guess wrong where there are several.
 export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-ib0} GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-ib0}
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # steps do not inherit it, and would have one core
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0 # processes that share GPUs are shown them all
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes[0]}
 head_ip=$(srun --overlap --nodes=1 --ntasks=1 -w "$head" hostname --ip-address | awk '{print $1}')
 port=$((20000 + SLURM_JOB_ID % 10000)) # two jobs may share a login node's network, never a port
 temp=/tmp/r1-$SLURM_JOB_ID             # local and short: Ray keeps sockets there, whose paths may have 107 characters
@@ -45,4 +47,5 @@ done
 srun --overlap --nodes=1 --ntasks=1 -w "$head" env RAY_ADDRESS="$head_ip:$port" r1 run "$recipe" output="$output" "$@" &
 run=$!
 trap 'kill -TERM "$run"' TERM
+wait "$run" || true # ends at the signal too, before the run has
 wait "$run"
