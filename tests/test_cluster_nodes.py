@@ -42,6 +42,8 @@ class Cluster:
         self.environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | ENVIRONMENT
         self.address, self.dashboard = f"127.0.0.1:{_free_port()}", _free_port()
         self.processes: list[subprocess.Popen] = []
+
+    def start(self) -> None:
         port = self.address.partition(":")[2]
         head = f"--head --port={port} --dashboard-port={self.dashboard} --num-cpus=1"
         self._start(head.split())
@@ -49,7 +51,7 @@ class Cluster:
         self._start(worker.split())
         self._start(worker.split(), hide=True)
 
-    def _start(self, arguments: list[str], hide: bool = False) -> None:
+    def _start(self, arguments: list[str], hide: bool = False, attempts: int = 3) -> None:
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         command = [*ray, "--node-ip-address=127.0.0.1", "--object-store-memory=100000000", "--num-gpus=0", *arguments]
         # As on machines of their own: nodes that share a folder replace each other's copy of a job's files.
@@ -63,9 +65,10 @@ class Cluster:
                 command, env=self.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
         self.processes.append(process)
-        end = time.monotonic() + 90
         while "Ray runtime started" not in log.read_text():  # two at once would be in each other's way on one machine
-            assert process.poll() is None and time.monotonic() < end, log.read_text()
+            if process.poll() is not None:  # Ray gives a node 30 s, which a busy machine may not keep
+                assert attempts > 1 and "timed out during startup" in log.read_text(), log.read_text()
+                return self._start(arguments, hide, attempts - 1)
             time.sleep(0.1)
 
     def run(self, *command: str) -> subprocess.CompletedProcess:
@@ -96,8 +99,11 @@ def cluster(tmp_path_factory):
     if subprocess.run(["unshare", "--map-root-user", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("no mount namespaces here")
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
-    yield cluster
-    cluster.stop()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 @pytest.fixture(scope="module")
