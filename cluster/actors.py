@@ -12,6 +12,7 @@ from typing import Any
 # Read by Ray when it is imported or started; whoever sets them otherwise has their way.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # actors share the GPUs: none hides them
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the cluster started here is private
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives Ray must not start it again
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves training on a shared machine
 
 import ray
@@ -187,17 +188,22 @@ def wait(refs: Any, *, phase: str, deadline_s: float) -> Any:
 
 
 def _get(refs: Any, deadline_s: float) -> Any:
-    """ray.get, which ends early where the stage must stop. Raises GetTimeoutError."""
+    """ray.get, which ends early where the stage must stop, or one of several has failed. Raises GetTimeoutError.
+
+    Values are fetched once they are there: a get that is cut short would begin the transfer between nodes again.
+    """
+    pending = refs if isinstance(refs, list) else [refs]
     for left in _slices(deadline_s):
-        try:
-            return ray.get(refs, timeout=min(_SLICE_S, left))
-        except GetTimeoutError:
-            if left <= _SLICE_S:
-                raise
+        done, pending = ray.wait(pending, num_returns=len(pending), timeout=min(_SLICE_S, left), fetch_local=False)
+        if not pending:
+            return ray.get(refs, timeout=max(_SLICE_S, left))
+        ray.get(done, timeout=max(_SLICE_S, left))  # raises what has failed
+        if left <= _SLICE_S:
+            raise GetTimeoutError
     raise AssertionError("a wait has one slice at least")
 
 
-def _ready(refs: list[Any], deadline_s: float) -> tuple[list[Any], list[Any]]:
+def first_ready(refs: list[Any], deadline_s: float) -> tuple[list[Any], list[Any]]:
     """ray.wait for one of them, which ends early where the stage must stop."""
     for left in _slices(deadline_s):
         ready, pending = ray.wait(refs, timeout=min(_SLICE_S, left))
@@ -226,7 +232,7 @@ def _wait_for_all(joint: Joint, phase: str, deadline_s: float) -> Any:
     """As soon as one actor has failed the others wait in vain, so its error ends the wait."""
     pending, end = list(joint.refs), time.monotonic() + deadline_s
     while pending:
-        done, pending = _ready(pending, end - time.monotonic())
+        done, pending = first_ready(pending, end - time.monotonic())
         if not done:
             raise _late(pending, phase, deadline_s)
         try:
@@ -295,7 +301,7 @@ def next_item(streams: Mapping[Any, Any], *, phase: str, deadline_s: float) -> t
     themselves.
     """
     keys = {id(stream): key for key, stream in streams.items()}
-    ready, _ = _ready(list(streams.values()), deadline_s)
+    ready, _ = first_ready(list(streams.values()), deadline_s)
     if not ready:
         raise _late(list(streams.values()), phase, deadline_s)
     key = keys[id(ready[0])]

@@ -8,6 +8,7 @@ import json
 import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,7 +40,8 @@ def _watch(stage: RunningStage, ended: threading.Event) -> None:
             continue
         if ended.is_set() or not actors:
             continue
-        _log(stage, actors)
+        with suppress(OSError):  # a full disk, of which others will speak
+            _log(stage, actors)
         if sentence := beyond(actors, stage.config.memory_limit_gib):
             stage.stop = sentence
             return

@@ -42,9 +42,12 @@ class RewardPool:
         specs: Sequence[RewardSpec],
         config: RewardWorkersConfig | None = None,
         inputs: Mapping[str, Any] | None = None,
+        role: str = "reward",
     ):
-        """`inputs`: what the stage hands to its rewards, by role (see `rewards.combine.build_reward`)."""
-        self.specs, self.config, self.inputs = specs, config or RewardWorkersConfig(), inputs
+        """`inputs`: what the stage hands to its rewards, by role (see `rewards.combine.build_reward`). `role`: of the
+        bundles that a stage may have reserved; "" for workers beyond them."""
+        self.specs, self.config, self.inputs, self.role = specs, config or RewardWorkersConfig(), inputs, role
+        self.closed = False
         self.restarts = 0  # workers started again, since the start of the pool
         self._workers = [self._start() for _ in range(self.config.workers)]
         self._queues: list[deque[tuple[Any, _Batch]]] = [deque() for _ in self._workers]  # oldest first, as answered
@@ -87,12 +90,13 @@ class RewardPool:
         return total
 
     def close(self) -> None:
-        """End all workers; the processes of their graders end with them."""
+        """End all workers, with the processes of their graders. A thread that waits for them gets ActorDied."""
+        self.closed = True
         for worker in self._workers:
             kill(worker)
 
     def _start(self) -> Any:
-        return spawn(RewardWorker, self.specs, self.inputs, role="reward")
+        return spawn(RewardWorker, self.specs, self.inputs, role=self.role)
 
     def _send(self, index: int, batch: _Batch) -> None:
         if not self._queues[index]:
@@ -125,6 +129,8 @@ class RewardPool:
 
     def _replace(self, index: int, reason: str, give_up: bool = False) -> None:
         """Start a worker again and hand it its queue; the batch it was at is given up when that is the second time."""
+        if self.closed:
+            raise ActorDied("the reward workers were stopped")
         self.restarts += 1
         self._silent_restarts += 1
         if self._silent_restarts >= _MAX_RESTARTS:

@@ -118,7 +118,7 @@ class GRPOConfig(OwnSamplesConfig, extra="forbid", frozen=True):
         description="weight syncs that may lie between a token being sampled and being trained on. 0: sampling and "
         "training take turns, as in R1. 1: a batch is sampled while the one before is trained on. More: the batches "
         "after it are begun too, where generators have free slots, and go on with new weights, so that long "
-        "completions hold up nobody. Give objective.correction with it, or preset v3_2: the policy has moved on",
+        "completions keep no slot waiting. Give objective.correction with it, or preset v3_2: the policy has moved on",
     )
     reference_every: int = Field(
         default=400, ge=1, description="steps after which the reference becomes the current policy"

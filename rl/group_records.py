@@ -34,7 +34,7 @@ SCHEMA = pa.schema(
         "domain": pa.string(),
         "language": pa.string(),
         "question": pa.string(),
-        "ground_truth": pa.string(),
+        "ground_truth": pa.string(),  # of sample 0 alone, as the next: that of a program is megabytes of tests
         "problem": pa.string(),  # all of it, as JSON
         "prompt_ids": _TOKENS,
         "token_ids": _TOKENS,
@@ -103,12 +103,12 @@ def _row(step: int, scored: ScoredGroup, sample: int, trained: TrainingSequence 
         "problem_id": problem.id,
         "domain": problem.domain,
         "language": problem.language,
-        "question": problem.question,
-        "ground_truth": problem.ground_truth,
-        "problem": json.dumps(asdict(problem), ensure_ascii=False),
+        "question": _sound(problem.question),
+        "ground_truth": None if sample else _sound(problem.ground_truth),
+        "problem": None if sample else json.dumps(asdict(problem)),
         "prompt_ids": scored.group.prompt_ids,
         "token_ids": completion.token_ids,
-        "text": completion.text,
+        "text": _sound(completion.text),
         "sampling_logprobs": completion.sampling_logprobs,
         "policy_version": completion.policy_versions,
         "finish_reason": completion.finish_reason,
@@ -125,8 +125,13 @@ def _row(step: int, scored: ScoredGroup, sample: int, trained: TrainingSequence 
 
 
 def _of_score(score: Score) -> Mapping[str, Any]:
-    fields = {name: getattr(score, name) for name in ("detail", "timed_out", "unreadable")}
+    fields = {"detail": _sound(score.detail), "timed_out": score.timed_out, "unreadable": score.unreadable}
     return fields | {"verdict": score.verdict.value, "reward": score.value, "parts": list(score.parts.items())}
+
+
+def _sound(text: str) -> str:
+    """Without lone surrogates, which UTF-8 does not have."""
+    return text.encode("utf-8", errors="backslashreplace").decode()
 
 
 def read_groups(file: Path) -> list[ScoredGroup]:

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from rl.group_records import batch_file, recorded_steps
-from training.run_log import METRICS, read_log
+from training.run_log import METRICS, rows_by_step
 
 # Columns of a recorded batch in the order in which they come about, and what to suspect of the first that differs.
 _STAGES: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("group", "problem_id", "prompt_ids"), "the problems drawn: data, seed or template"),
+    (("problem_id", "prompt_ids"), "the problems drawn: data, seed or template"),
     (("token_ids", "finish_reason"), "the tokens sampled: the generator, its weights or its settings"),
     (("sampling_logprobs", "policy_version"), "the generator's numerics, or the weights it held"),
     (("verdict", "reward", "parts"), "the rewards"),
@@ -21,6 +21,7 @@ _STAGES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("old_logprobs",), "the trainer's numerics, or its weights"),
     (("reference_logprobs",), "the reference"),
 )
+_PER_TOKEN = ("prompt_ids", "token_ids", "sampling_logprobs", "policy_version", "old_logprobs", "reference_logprobs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ class Parting:
 
 def first_difference(one: Path, other: Path) -> tuple[Parting | None, int]:
     """The first difference of two folders of stages, and the last step up to which both were compared (0: none)."""
-    rows = [{row["step"]: row for row in read_log(folder / METRICS)} for folder in (one, other)]
+    rows = [rows_by_step(folder / METRICS) for folder in (one, other)]
     batches = set(recorded_steps(one)) & set(recorded_steps(other))
     compared = 0
     for step in sorted(rows[0].keys() & rows[1].keys()):
@@ -51,13 +52,13 @@ def first_difference(one: Path, other: Path) -> tuple[Parting | None, int]:
 
 def _in_groups(step: int, one: Path, other: Path) -> Iterator[Parting]:
     names = [name for columns, _ in _STAGES for name in columns]
-    mine, theirs = (pq.read_table(file, columns=[*names, "sample"]).to_pylist() for file in (one, other))
+    mine, theirs = (pq.read_table(file, columns=[*names, "group", "sample"]).to_pylist() for file in (one, other))
     for columns, suspect in _STAGES:
         for a, b in zip(mine, theirs, strict=False):
             for name in columns:
                 if not _equal(a[name], b[name]):
                     where = f"group {a['group']}, sample {a['sample']}"
-                    at = _place(a[name], b[name])
+                    at = _place(a[name], b[name]) if name in _PER_TOKEN else None
                     if at is not None:
                         yield Parting(
                             step=step, what=name, where=f"{where}, token {at}", one=_at(a[name], at),

@@ -16,7 +16,7 @@ from rl.group_records import batch_file, read_groups
 from rl.rollout_batches import SampledBatch
 from rl.train import Session
 from training.checkpoint import CheckpointStore
-from training.run_log import METRICS, read_log
+from training.run_log import METRICS, rows_by_step
 from training.stage import StageContext, StageError
 
 
@@ -40,7 +40,7 @@ def rerun(config: GRPOConfig, context: StageContext, recorded: Path, last: int) 
     Raises StageError when a batch that is needed was not kept.
     """
     session = RecordedSession(config, context, recorded)
-    rows = {row["step"]: row for row in read_log(recorded / METRICS)}
+    rows = rows_by_step(recorded / METRICS)
     try:
         step = session.resume_before(last)
         for batch in session.needed_batches(step, last):  # all there, before anything is computed
@@ -55,16 +55,17 @@ def rerun(config: GRPOConfig, context: StageContext, recorded: Path, last: int) 
 
 
 def _take_again(session: "RecordedSession", rows: dict[int, Any], step: int, last: int) -> Iterator[StepAgain]:
-    while step < last:
-        session.maybe_refresh_reference(step)
-        batch = session.sample_and_score(step)
-        sequences = session.annotate(batch, session.compare(batch, step), step)
-        for mini_batch in make_mini_batches(sequences, session.config.mini_batches, session.seed("mini-batches", step)):
-            session.update(mini_batch, step)
-            step += 1
-            (again,) = [row for row in read_log(session.context.output / METRICS) if row["step"] == step]
-            yield StepAgain(step=step, recorded=rows.get(step, {}), again=again)
-            if step == last:
+    for first in range(step, last, session.config.mini_batches):
+        session.maybe_refresh_reference(first)
+        batch = session.sample_and_score(first)
+        sequences = session.annotate(batch, session.compare(batch, first), first)
+        shuffle = session.seed("mini-batches", first)
+        # Fewer than usual, or none, where few completions had a signal.
+        for taken, mini_batch in enumerate(make_mini_batches(sequences, session.config.mini_batches, shuffle), first):
+            session.update(mini_batch, taken)
+            again = rows_by_step(session.context.output / METRICS)[taken + 1]
+            yield StepAgain(step=taken + 1, recorded=rows.get(taken + 1, {}), again=again)
+            if taken + 1 == last:
                 return
 
 

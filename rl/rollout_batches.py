@@ -117,6 +117,7 @@ class RolloutBatches:
         groups = batch.scored()
         self.lengths.learn((scored.problem, scored.mean_length) for scored in groups)
         if self.config.max_staleness and number + 1 < self.config.rollouts:
+            self.pool.weights_move = True
             self._running = self._thread.submit(self._complete, number + 1)
         return SampledBatch(
             groups=groups,
@@ -130,7 +131,10 @@ class RolloutBatches:
         """Wait until the generators rest. Raises what went wrong with them or the rewards."""
         if self._running is not None:
             running, self._running = self._running, None
-            running.result()  # its own waits have deadlines
+            try:
+                running.result()  # its own waits have deadlines
+            finally:
+                self.pool.weights_move = False
 
     def _complete(self, number: int) -> None:
         """Sample and score until batch `number` is whole. Under dynamic sampling further questions take the place of
@@ -228,7 +232,7 @@ class RolloutBatches:
             }
 
     def close(self) -> None:
-        """To be called when pool and rewards are closed: a thread that uses them ends by that."""
+        """To be called when pool and rewards are closed: a thread that uses them gets ActorDied."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
 

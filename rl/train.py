@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.actors import ActorDied, PhaseTimeout, kill, start_ray
+from cluster.running import StageStopped
 from rewards.pool import RewardPool
 from rewards.reward import Verdict
 from rl.batch import MissingRoutes, NonFiniteLoss, TrainingSequence, make_mini_batches
@@ -40,7 +41,7 @@ def run(config: GRPOConfig, context: StageContext) -> None:
     try:
         train(session)
     except StageError:
-        with suppress(ActorDied, PhaseTimeout):
+        with suppress(ActorDied, PhaseTimeout, StageStopped):
             session.saving.poll()  # a checkpoint that is whole by now is one to go on from
         raise
     finally:
@@ -86,7 +87,13 @@ class Session(SamplingSession):
         self.watch_metrics: dict[str, float] = {}
         self.tokens = 0
         self.longest = config.rollout.max_new_tokens  # of this rollout batch's completions
+        self._warn_of_staleness()
         self.start_rewards()
+
+    def _warn_of_staleness(self) -> None:
+        if self.config.max_staleness and not self.objective.needs_sampling:
+            sentence = "%s: max_staleness %d without objective.correction or a sequence mask: old tokens count as new"
+            logger.warning(sentence, self.context.name, self.config.max_staleness)
 
     def start_rewards(self) -> None:
         config, context = self.config, self.context
@@ -258,14 +265,18 @@ class Session(SamplingSession):
 
     def end_rollout(self, step: int) -> None:
         """Log and save. `step` counts a whole rollout batch, also when its completions fill fewer mini-batches."""
+        every, last = self.config.trainer.checkpoint_every, step - self.config.mini_batches
+        saves = step // every > last // every and step < self.config.steps
+        if saves and self.config.max_staleness:
+            with self.phase("sample", step):  # what is in flight is part of the checkpoint
+                self.batches.settle()
         seconds = sum(self.seconds.values())
         if self.pending_metrics:  # no completion had a signal, so no step was taken
             self.log.log(step, self.pending_metrics)
         self.log.log_timing(step, self.seconds | {"throughput/tokens_per_s": self.tokens / seconds})
         self.seconds = {}
         self.report(step, tokens_per_s=self.tokens / seconds)
-        every, last = self.config.trainer.checkpoint_every, step - self.config.mini_batches
-        if step // every > last // every and step < self.config.steps:
+        if saves:
             self.saving.begin(step, beside=self._save_beside)
 
     def _save_beside(self, folder: Path) -> None:

@@ -41,7 +41,8 @@ class Watcher:
         self.problems = _held_out(config, stage, context.seed)
         workers = stage.reward_workers.model_copy(update={"workers": 1})
         self.judges = {
-            judge: RewardPool([spec], workers, served) for judge, spec in _judges(config, specs, context).items()
+            judge: RewardPool([spec], workers, served, role="")
+            for judge, spec in _judges(config, specs, context).items()
         }
 
     def is_due(self, rollout: int) -> bool:

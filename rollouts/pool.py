@@ -38,6 +38,8 @@ class GeneratorPool:
     def __init__(self, checkpoint: str, config: GeneratorConfig, shared: Any = None):
         """`shared`: an actor that samples from the weights it trains; then no other process is started."""
         self.checkpoint, self.config, self.shared = checkpoint, config, shared
+        self.closed = False
+        self.weights_move = False  # the trainer is at work, and no longer has what it sent in the last sync
         self._synced: tuple[Transport, int] | None = None
         self._context: float | None = None
         self.replicas = [shared] if shared is not None else [self._start() for _ in range(config.replicas)]
@@ -120,7 +122,7 @@ class GeneratorPool:
                 replica, group = next_item(streams, phase="sampling", deadline_s=self._left(last))
             except ActorDied as error:
                 restarts += 1
-                if restarts > _MAX_RESTARTS or self.shared is not None or not self.replicas:
+                if restarts > _MAX_RESTARTS or self.shared is not None or self.closed:
                     raise
                 logger.warning("%s; starting it again and sampling its share again", error)
                 self._restart(error.key)
@@ -163,6 +165,8 @@ class GeneratorPool:
         return [by_key[request.key] for request in requests]
 
     def close(self) -> None:
+        """End all replicas. A thread that samples with them gets ActorDied."""
+        self.closed = True
         for replica in self.replicas:
             if replica is not self.shared:
                 kill(replica)
@@ -182,6 +186,13 @@ class GeneratorPool:
         return left
 
     def _restart(self, index: int, weights: bool = True) -> None:
+        if self.closed:
+            raise ActorDied("the generators were stopped")
+        if weights and self.weights_move and self._synced is not None and not self._synced[0].repeats:
+            raise ActorDied(
+                "a generator died while rollouts ran ahead of the trainer, which has other weights by now; with "
+                "generator.sync.transport files it would get the same ones again"
+            )
         kill(self.replicas[index])  # it may only have been out of reach: two would share its memory and its cores
         self.replicas[index] = self._start()
         if weights and self._synced is not None:

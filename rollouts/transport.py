@@ -15,6 +15,8 @@ _GRACE_S = 30.0  # for the processes of a broadcast to say themselves why it fai
 class Transport(Protocol):
     """Knows where the current weights are."""
 
+    repeats: bool  # whether it can send those of the last sync again while the trainer goes on
+
     def send(self, replicas: Sequence[Any], version: int, deadline_s: float) -> None:
         """Every replica holds `version` afterwards.
 
@@ -31,6 +33,8 @@ class OtherHost(ValueError):
 
 class _Parcels:
     """What all ways by parcels (rollouts.weight_sync) share. The trainer is a rollouts.weight_sender.WeightSender."""
+
+    repeats = False
 
     def __init__(self, trainer: Any, config: WeightSyncConfig):
         self.trainer, self.config = trainer, config
@@ -144,6 +148,8 @@ def _remoteness(error: Exception) -> int:
 
 class Files:
     """Safetensors in a folder that all sides see. With a trainer, it writes them there first."""
+
+    repeats = True
 
     def __init__(self, folder: Path, trainer: Any = None, config: WeightSyncConfig | None = None):
         self.folder, self.trainer, self.config = folder, trainer, config or WeightSyncConfig()

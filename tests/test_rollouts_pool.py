@@ -1,5 +1,7 @@
 """Generator replicas in real processes: many behave as one, and a killed one changes nothing."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from safetensors.torch import save_file
@@ -70,7 +72,7 @@ def test_the_same_as_one_generator_per_share(expected, tiny_checkpoint, weights)
     by_key = dict(alone)
     for key, completions in expected:
         assert [tokens for tokens, _, _ in completions] == [tokens for tokens, _, _ in by_key[key]]
-        assert {version for _, _, version in completions} == {5}
+        assert {version for _, _, versions in completions for version in versions} == {5}
 
 
 @pytest.mark.slow
@@ -93,6 +95,23 @@ def test_a_replica_killed_while_sampling_is_replaced_and_nothing_changes(pool, e
     assert content([by_key[r.key] for r in requests()]) == expected
     assert pool.replicas[0] is not victim
     assert pool.replicas[1] is other  # the busy one goes on
+
+
+@pytest.mark.slow
+def test_a_replica_that_dies_while_the_trainer_goes_on_gets_no_other_weights(pool, expected, monkeypatch):
+    """From files it gets those of the last sync; a trainer that has moved on is not asked."""
+    from cluster.actors import ActorDied, kill
+
+    pool.weights_move = True
+    kill(pool.replicas[0])
+    assert content(pool.sample(requests(), PARAMS)) == expected
+    kill(pool.replicas[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "_synced", (SimpleNamespace(repeats=False), 5))
+        with pytest.raises(ActorDied, match=r"a generator died while rollouts ran ahead.*sync\.transport files"):
+            pool.sample(requests(), PARAMS)
+    pool.weights_move = False
+    assert content(pool.sample(requests(), PARAMS)) == expected
 
 
 @pytest.mark.slow

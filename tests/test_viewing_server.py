@@ -220,7 +220,7 @@ def test_an_open_address_asks_for_the_token(run):
         response, _ = get(port, f"/?token={access.token}")
         assert (response.status, response.headers["Location"]) == (303, "/")
         cookie = response.headers["Set-Cookie"]
-        assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+        assert "HttpOnly" in cookie and "SameSite=Lax" in cookie
         assert get(port, "/api/runs", Cookie=cookie.partition(";")[0])[0].status == 200
         assert get(port, "/api/runs", Authorization=f"Bearer {access.token}")[0].status == 200
         assert get(port, "/api/runs", Cookie="r1_view_0=x")[0].status == 401

@@ -83,6 +83,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines() if _step(line) is not None]
 
 
+def rows_by_step(path: Path) -> dict[int, dict[str, Any]]:
+    """The quantities of each step, of all its rows: the watch for reward hacking may have one of its own."""
+    rows: dict[int, dict[str, Any]] = {}
+    for row in read_log(path):
+        rows[row["step"]] = rows.get(row["step"], {}) | row
+    return rows
+
+
 def write_stats(folder: Path, counts: Mapping[str, Any]) -> None:
     """Leave the counts of a stage (samples, tokens, steps). They must not depend on how often it was cut off."""
     folder.mkdir(parents=True, exist_ok=True)

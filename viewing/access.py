@@ -40,7 +40,7 @@ class Access:
 
     def cookie(self) -> str:
         """The header that lets a browser in which opened the address with the token."""
-        return f"{self._cookie_name}={self.token}; HttpOnly; SameSite=Strict; Path=/; Max-Age=604800"
+        return f"{self._cookie_name}={self.token}; HttpOnly; SameSite=Lax; Path=/; Max-Age=604800"
 
     def _cookie(self, headers: Mapping[str, str]) -> str:
         try:

@@ -204,6 +204,6 @@ def _number(query: Query, name: str, default: int | None, none: str = "") -> int
     text = _text(query, name)
     if not text or text == none:
         return default if not text else None
-    if not text.isdigit() or len(text) > 15:
+    if not (text.isascii() and text.isdigit()) or len(text) > 15:
         raise BadRequest(f"{name} must be a number, got '{text[:40]}'")
     return int(text)

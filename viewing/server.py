@@ -1,11 +1,12 @@
 """The server behind `r1 view`: the files of the page, and what it asks for as JSON. It writes nothing."""
 
 import json
-import mimetypes
+import math
 from collections.abc import Mapping
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
+from pathlib import Path
 from socket import AF_INET, AF_INET6
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -22,6 +23,7 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
 }
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}  # systems differ in theirs
 _PLOTLY = "plotly.min.js"
 
 
@@ -61,14 +63,17 @@ class _Handler(BaseHTTPRequestHandler):
             status, answer = 200, self._answers.answer(name, query)
         except BadRequest as error:
             status, answer = error.status, {"error": str(error)}
-        body = json.dumps(answer, ensure_ascii=False, allow_nan=False).encode("utf-8", errors="backslashreplace")
+        except Exception as error:  # e.g. a file that is half written: the page says so and asks again
+            status, answer = 500, {"error": f"{type(error).__name__}: {error}"}
+        text = json.dumps(_finite(answer), ensure_ascii=False, allow_nan=False)
+        body = text.encode("utf-8", errors="backslashreplace")
         self._send(status, "application/json", body, {"Cache-Control": "no-store"})
 
     def _send_file(self, name: str) -> None:
         if name not in self._page:  # names are looked up: no path of a request touches the disk
             self._send(404, "text/plain", b"not found")
             return
-        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        kind = _KINDS[Path(name).suffix]
         keep = {"Cache-Control": "max-age=86400" if name == _PLOTLY else "no-cache"}
         self._send(200, f"{kind}; charset=utf-8", self._page[name], keep)
 
@@ -84,6 +89,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Silent: the page asks every few seconds, and addresses may hold the token."""
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither NaN nor infinities: null."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _page_files() -> dict[str, bytes]:

@@ -70,8 +70,15 @@ def _sent(stage: Path, run: str, sink: str) -> Iterator[None]:
     """A process that sends the curves to one service. It ends with this one, whatever happens."""
     log = stage / f".tracking_{sink}.log"
     command = [sys.executable, "-P", "-m", "viewing.sinks", sink, str(stage), run]
-    with log.open("ab") as output:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True)
+    try:
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+            )
+    except OSError as error:  # a full disk, no process left: no reason to stop a stage
+        logger.warning("%s gets no curves of %s: %s", sink, stage, error)
+        yield
+        return
     try:
         yield
     finally:
