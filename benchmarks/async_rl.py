@@ -59,13 +59,14 @@ def measure(folder: Path, settings: tuple[str, ...], steps: int, problems: int, 
     command = [*R1, "run", "recipes/tiny/zero.yaml", f"output={folder}", f"seed={seed}", f"steps={steps}", *settings]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     stage = folder / "zero"
-    timings, metrics = (
+    timings, timeline, metrics = (
         [json.loads(line) for line in (stage / f"{name}.jsonl").read_text().splitlines()]
-        for name in ("timings", "metrics")
+        for name in ("timings", "timeline", "metrics")
     )
     batches = [row for row in metrics if "experience/sampled" in row]
     phases = [{key: value for key, value in row.items() if key.startswith("time/")} for row in timings]
-    seconds = sum(sum(row.values()) for row in phases[1:])
+    begin = min(span["start"] for span in timeline if span["step"] >= batches[1]["step"])
+    seconds = max(span["start"] + span["seconds"] for span in timeline) - begin  # by the clock, waits and all
     scores = folder / "scores.json"
     subprocess.run(
         [*R1, "eval", str(stage), f"--problems={problems}", "--samples=4", "--template=plain", "--layout=answer_tags",

@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
-from cluster.actors import ActorDied, kill, spawn, wait
+from cluster.actors import ActorDied, first_ready, kill, spawn, wait
 from cluster.stalls import report_stall
 from data.problems import Problem
 from rewards.config import RewardSpec, RewardWorkersConfig
@@ -110,7 +108,7 @@ class RewardPool:
         first = {queue[0][0]: index for index, queue in enumerate(self._queues) if queue}
         oldest = min(first.values(), key=lambda index: self._since[index])
         left = max(0.0, self._since[oldest] + self.config.deadline_s - time.monotonic())
-        ready, _ = ray.wait(list(first), num_returns=1, timeout=left if timeout_s is None else min(left, timeout_s))
+        ready, _ = first_ready(list(first), left if timeout_s is None else min(left, timeout_s))
         if not ready:
             late = time.monotonic() >= self._since[oldest] + self.config.deadline_s
             if late:
