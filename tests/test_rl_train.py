@@ -380,7 +380,7 @@ def test_completions_without_routes_stop_the_stage(ray_session, tiny_checkpoint,
     config = ALONE.model_copy(update={"objective": ObjectiveConfig(preset="v3_2")})
     session = Session(config, context_for(tiny_checkpoint, tmp_path))
     compare = session.compare
-    session.compare = lambda groups: [replace(s, routed_experts=None) for s in compare(groups)]  # as another engine may
+    session.compare = lambda *a: [replace(s, routed_experts=None) for s in compare(*a)]  # as another engine may
     try:
         with pytest.raises(StageError, match="rl: 48 of 48 completions came without routed experts"):
             train(session)
@@ -455,8 +455,8 @@ def test_a_loss_that_is_not_finite_stops_the_stage_and_keeps_weights_and_batch(r
 
     session = Session(ALONE, context_for(tiny_checkpoint, tmp_path))
     annotate = session.annotate
-    session.annotate = lambda sequences: [  # as a broken kernel would
-        replace(s, old_logprobs=np.full_like(s.old_logprobs, -np.inf)) for s in annotate(sequences)
+    session.annotate = lambda *a: [  # as a broken kernel would
+        replace(s, old_logprobs=np.full_like(s.old_logprobs, -np.inf)) for s in annotate(*a)
     ]
     try:
         before = wait(session.trainer.weight_checksums.remote(), phase="test", deadline_s=60)
