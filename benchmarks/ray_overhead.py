@@ -98,7 +98,7 @@ def run_here(folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     batches = RolloutBatches(
         config,
-        pool=trainer,  # pyright: ignore[reportArgumentType] it streams
+        pool=InOrder(trainer),  # pyright: ignore[reportArgumentType]
         rewards=InProcess(RewardWorker(config.rewards)),  # pyright: ignore[reportArgumentType]
         problems=ProblemPool(config.problems, "train", seed, config.held_out_sources),
         render=lambda problems: trainer.render_prompts([p.messages for p in problems], config.rollout.template),
@@ -117,6 +117,17 @@ def run_here(folder: Path) -> dict[str, Any]:
         seconds.append(time.monotonic() - started)
         lengths.append(rollout_metrics(batch.groups)["rollout/length_mean"])
     return {"seconds": seconds[1:], "lengths": lengths}
+
+
+class InOrder:
+    """A pool of one generator: it is given requests in the same order, so that the same tokens are computed together."""
+
+    def __init__(self, generator: Any):
+        self.generator, self.weights_move = generator, False
+
+    def stream(self, requests: Sequence[Any], params: Any) -> Iterator[Any]:
+        order = sorted(requests, key=lambda r: (-r.expected_tokens, -len(r.prompt_ids), r.key))
+        yield from self.generator.stream(order, params)
 
 
 class InProcess:
