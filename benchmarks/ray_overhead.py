@@ -120,7 +120,7 @@ def run_here(folder: Path) -> dict[str, Any]:
 
 
 class InOrder:
-    """A pool of one generator: it is given requests in the same order, so that the same tokens are computed together."""
+    """A pool of one generator, which gives it requests in the same order: the same tokens are computed together."""
 
     def __init__(self, generator: Any):
         self.generator, self.weights_move = generator, False
