@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.stall_causes import causes, working_thread
 
-CALL = 'File "/work/cluster/actors.py", line 90 in call'
+CALL = 'File "/srv/r1/cluster/actors.py", line 90 in call'
 
 
 def frame(file: str, function: str) -> str:
@@ -30,7 +30,7 @@ def report(*actors: dict, missing=(), **node) -> dict:
 BARRIER = frame("/venv/torch/distributed/distributed_c10d.py", "barrier")
 GATHER = frame("/venv/torch/distributed/distributed_c10d.py", "all_gather")
 WRAPPER = frame("/venv/torch/distributed/c10d_logger.py", "wrapper")
-LOADING = frame("/work/training/checkpoint.py", "load")
+LOADING = frame("/srv/r1/training/checkpoint.py", "load")
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,6 @@ def test_there_is_always_an_answer():
 
 
 def test_py_spy_s_stacks_are_read_too():
-    stack = ['Thread 7 (idle): "MainThread"', "    wait (threading.py:320)", "    call (/work/cluster/actors.py:90)"]
+    stack = ['Thread 7 (idle): "MainThread"', "    wait (threading.py:320)", "    call (/srv/r1/cluster/actors.py:90)"]
     frames = working_thread([line.strip() for line in stack])
     assert frames is not None and str(frames[0]) == "wait (threading.py:320)"
