@@ -5,7 +5,6 @@ import json
 import os
 import re
 import time
-from pathlib import Path
 
 import pytest
 
@@ -134,9 +133,3 @@ def test_the_largest_actor_is_compared_with_the_limit():
     assert "TransformersGenerator (process 1 on a) holds 2.00 GiB, more than cluster.memory_limit_gib 1.9" in beyond(
         actors, 1.9
     )
-
-
-def test_without_a_stage_there_is_no_report(ray_session, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert current() is None
-    assert not list(Path().rglob("*.json"))
