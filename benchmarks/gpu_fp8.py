@@ -3,10 +3,12 @@
     python benchmarks/gpu_fp8.py                                       # a Hopper GPU; prints tables, writes JSON
     python benchmarks/gpu_fp8.py --device cpu --small --out out.json   # tries the script itself, by the reference
 
-One process, random data, median over rounds of CUDA-event times; the subjects of a table take turns in every round.
-TFLOP/s count the products alone (2 M N K); errors are relative, in the Frobenius norm: against float64, and of a kernel
-against the reference on the same FP8 numbers. Targets: GEMM at 80 % of what DeepGEMM publishes for the shape, wgrad 900
-TFLOP/s, MoE layer 1.3 times BF16, quantisers at 90 % of a copy, memory of a step below BF16.
+One process, random data, median over rounds of CUDA-event times; the subjects of a table take turns in every round,
+each after the caches were flushed. Kernels (quantisers, products) are timed while the device has a queue; experts,
+layers and steps as a program launches them, so that what the host cannot hide counts. TFLOP/s count the products alone
+(2 M N K); errors are relative, in the Frobenius norm: against float64, and of a kernel against the reference on the
+same FP8 numbers. Targets: GEMM at 80 % of what DeepGEMM publishes for the shape, wgrad 900 TFLOP/s, MoE layer 1.3 times
+BF16, quantisers at 90 % of a copy, memory of a step below BF16.
 """
 
 import argparse
@@ -31,7 +33,7 @@ from fp8.config import Fp8Config
 from fp8.convert import convert
 from fp8.experts import grouped_mlp
 from fp8.gemm import backends, matmul_nt
-from fp8.quantize import COLUMNS, ROWS, SQUARE, Quantized, quantize, quantize_both
+from fp8.quantize import COLUMNS, ROWS, SQUARE, Quantized, quantize, quantize_both, quantize_stack
 from fp8.weights import WeightBlocks
 from models.attention import NAME as LAYOUT_ATTENTION
 from models.attention import PackedLayout
@@ -47,6 +49,7 @@ DENSE = {
     (4096, 7168): 1304,
     (7168, 2048): 1025,
 }
+KINDS = ("bfloat16", "fp8", "fp8, weights kept")  # quantised at every use, or once for all uses until they change
 V3 = {
     "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048,
     "num_attention_heads": 128, "num_key_value_heads": 128, "n_shared_experts": 1, "q_lora_rank": 1536,
@@ -85,6 +88,7 @@ class Bench:
         self.small, self.rounds = arguments.small, 2 if arguments.small else arguments.rounds
         self.fp8 = Fp8Config(backend=arguments.backend)
         self.shape = SMALL if self.small else V3
+        self.flushed = torch.empty(0 if self.device.type == "cpu" else 2**28, dtype=torch.int8, device=self.device)
         torch.manual_seed(0)
 
     def machine(self) -> dict[str, Any]:
@@ -98,32 +102,35 @@ class Bench:
     def normal(self, *shape: int, dtype: torch.dtype = torch.bfloat16, size: float = 1.0) -> torch.Tensor:
         return (torch.randn(*shape, device=self.device) * size).to(dtype)
 
-    def seconds(self, work: Callable[[], Any]) -> float:
+    def seconds(self, work: Callable[[], Any], queued: bool) -> float:
         if self.device.type != "cuda":
             started = time.perf_counter()
             work()
             return time.perf_counter() - started
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        self.flushed.zero_()
+        if queued:
+            torch.cuda._sleep(1_000_000)  # cycles, half a millisecond: the host has launched before the device is free
         start.record()
         work()
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3
 
-    def compare(self, subjects: dict[str, Callable[[], Any]]) -> dict[str, Any]:
+    def compare(self, subjects: dict[str, Callable[[], Any]], queued: bool = False) -> dict[str, Any]:
         """Median seconds, spread and peak memory of each; {"error": ...} for one that cannot run."""
         seen: dict[str, Any] = {name: [] for name in subjects}
         for _ in range(3):
             for name, work in subjects.items():
                 if isinstance(seen[name], list):
                     try:
-                        self.seconds(work)
+                        self.seconds(work, queued)
                     except (RuntimeError, ValueError, NotImplementedError) as error:
                         seen[name] = {"error": str(error).splitlines()[0][:200]}
         for _ in range(self.rounds):
             for name, work in subjects.items():
                 if isinstance(seen[name], list):
-                    seen[name].append(self.seconds(work))
+                    seen[name].append(self.seconds(work, queued))
         return {
             name: value if isinstance(value, dict) else self._summary(value, subjects[name])
             for name, value in seen.items()
@@ -148,14 +155,17 @@ def quantisers(bench: Bench) -> Iterator[dict[str, Any]]:
             "rows and columns": (lambda x=x: quantize_both(x), 4),
             "blocks": (lambda x=x: quantize(x, SQUARE), 3),
         }
-        for name, line in bench.compare({name: work for name, (work, _) in subjects.items()}).items():
+        if torchao := _torchao():
+            subjects["torchao rows"] = (lambda x=x: torchao.triton_fp8_blockwise_act_quant_lhs(x), 3)
+            subjects["torchao columns"] = (lambda x=x: torchao.triton_fp8_blockwise_act_quant_transposed_lhs(x), 3)
+        for name, line in bench.compare({name: work for name, (work, _) in subjects.items()}, queued=True).items():
             moved = subjects[name][1] * x.numel()
             yield {"shape": [rows, columns], "subject": name} | line | _rate(line, "gb_per_s", moved / 1e9)
         same = all(
             torch.equal(a.values.cpu().view(torch.uint8), b.values.view(torch.uint8))
             and torch.equal(a.scales.cpu(), b.scales)
             for tile in (ROWS, COLUMNS, SQUARE)
-            for a, b in [(quantize(x, tile), quantize(x.cpu(), tile))]
+            for a, b in [(quantize(x[:1024], tile), quantize(x[:1024].cpu(), tile))]
         )
         yield {"shape": [rows, columns], "subject": "equal to the CPU, bit for bit", "same": same}
 
@@ -166,11 +176,13 @@ def gemms(bench: Bench) -> Iterator[dict[str, Any]]:
         for (n, k), published in shapes.items():
             x, w, g = bench.normal(tokens, k), bench.normal(n, k), bench.normal(tokens, n)
             (x_rows, x_columns), (g_rows, g_columns) = quantize_both(x), quantize_both(g)
-            blocks = quantize(w, SQUARE)
+            stack = quantize_stack(w[None])
+            blocks, blocks_t = stack[0], stack.transposed()[0]
             for line in chain(
                 product(bench, "fprop", (x, w.T), (x_rows, blocks), torch.bfloat16),
-                product(bench, "dgrad", (g, w), (g_rows, blocks.T), torch.bfloat16),
-                product(bench, "wgrad", (g.T, x), (g_columns.T, x_columns.T), torch.float32),
+                product(bench, "dgrad", (g, w), (g_rows, blocks_t), torch.bfloat16),
+                product(bench, "wgrad", (g.T, x), (g_columns.T, x_columns.T), torch.bfloat16),
+                product(bench, "wgrad, float32", (g.T, x), (g_columns.T, x_columns.T), torch.float32),
             ):
                 extra = {"published_tflops": published} if line["product"] == "fprop" and tokens == 4096 else {}
                 yield line | extra
@@ -183,15 +195,21 @@ def product(
     for backend, missing in backends(bench.device.type).items():
         if not missing and (backend != "reference" or bench.device.type == "cpu"):
             subjects[backend] = partial(matmul_nt, *fp8, dtype, backend)
+    if bench.device.type == "cuda":
+        one, each = torch.ones((), device=bench.device), partial(torch.ones, device=bench.device)
+        whole = partial(torch._scaled_mm, fp8[0].values, fp8[1].values.T, out_dtype=torch.bfloat16)
+        row_scales = {"scale_a": each(len(fp8[0].values), 1), "scale_b": each(1, len(fp8[1].values))}
+        subjects["torch, one scale a matrix"] = partial(whole, scale_a=one, scale_b=one)
+        subjects["torch, one scale a row"] = partial(whole, **row_scales)
     truth = exact[0].double() @ exact[1].double()
     reference = matmul_nt(*fp8, torch.float32, "reference").double()
     (m, k), n = exact[0].shape, exact[1].shape[1]
-    for subject, line in bench.compare(subjects).items():
+    for subject, line in bench.compare(subjects, queued=True).items():
         errors = {}
         if "error" not in line:
             got = subjects[subject]().double()
-            errors = {"against_float64": float((got - truth).norm() / truth.norm())}
-            if subject != "bfloat16":
+            errors = {} if "scale" in subject else {"against_float64": float((got - truth).norm() / truth.norm())}
+            if subject in backends(bench.device.type):
                 errors["against_reference"] = float((got - reference).norm() / reference.norm())
         head = {"product": name, "m_n_k": [m, n, k], "subject": subject}
         yield head | line | _rate(line, "tflops", 2 * m * n * k / 1e12) | errors
@@ -212,23 +230,32 @@ def experts(bench: Bench) -> Iterator[dict[str, Any]]:
             kept = WeightBlocks(bench.fp8, keep=True)
 
             def bf16(x=x, gate_up=gate_up, down=down, ends=ends, gradient=gradient):
+                x.grad = gate_up.grad = down.grad = None
                 gate, up = torch._grouped_mm(x, gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
                 h = torch.nn.functional.silu(gate) * up
                 torch._grouped_mm(h, down.transpose(1, 2), offs=ends).backward(gradient)
 
             def fp8(x=x, gate_up=gate_up, down=down, counts=counts, gradient=gradient, kept=kept):
+                x.grad = gate_up.grad = down.grad = None
                 grouped_mlp(x, counts, gate_up, down, kept).backward(gradient)
 
             flops = 3 * 2 * rows * 3 * inner * hidden
+            leaves, gradients = (x, gate_up, down), {}
+            for name, work in (("bf16", bf16), ("fp8", fp8)):
+                work()
+                gradients[name] = [leaf.grad for leaf in leaves]
+                x.grad = gate_up.grad = down.grad = None
+            apart = max(_apart(*pair) for pair in zip(gradients["fp8"], gradients["bf16"], strict=True))
             for subject, line in bench.compare({"bfloat16 grouped_mm": bf16, "fp8": fp8}).items():
                 head = {"experts": count, "rows": rows, "load": kind, "subject": subject}
-                yield head | line | _rate(line, "tflops", flops / 1e12)
+                extra = {"gradients_from_bf16": apart} if subject == "fp8" else {}
+                yield head | line | _rate(line, "tflops", flops / 1e12) | extra
 
 
 def layers(bench: Bench) -> Iterator[dict[str, Any]]:
-    """One MoE layer and one MLA block of the model, forward and backward."""
+    """One MoE layer, with as many experts as one of 32 devices holds, and one MLA block, forward and backward."""
     tokens = 256 if bench.small else 8192
-    config = _config(bench, num_hidden_layers=2, first_k_dense_replace=1, n_routed_experts=8 if bench.small else 32)
+    config = _config(bench, num_hidden_layers=2, first_k_dense_replace=1, n_routed_experts=8)
     layout = PackedLayout.from_lengths([tokens // 4] * 4, bench.device)
     hidden, gradient = bench.normal(1, tokens, config.hidden_size), bench.normal(1, tokens, config.hidden_size)
     rotary = v3.DeepseekV3RotaryEmbedding(config).to(bench.device)(
@@ -247,7 +274,7 @@ def layers(bench: Bench) -> Iterator[dict[str, Any]]:
         "mla": (lambda: v3.DeepseekV3Attention(config, 1), attention),
     }
     for name, (make, work) in makers.items():
-        subjects = {kind: _layer(bench, make, kind) for kind in ("bfloat16", "fp8")}
+        subjects = {kind: _layer(bench, make, kind) for kind in KINDS}
         runs = {kind: (lambda layer=layer, work=work: work(layer)) for kind, layer in subjects.items()}
         for subject, line in bench.compare(runs).items():
             yield {"layer": name, "tokens": tokens, "subject": subject} | line | _rate(line, "tokens_per_s", tokens)
@@ -264,7 +291,7 @@ def training_step(bench: Bench) -> Iterator[dict[str, Any]]:
     )  # fmt: skip
     ids = torch.randint(0, config.vocab_size, (1, tokens), device=bench.device)
     layout = PackedLayout.from_lengths([tokens // 4] * 4, bench.device)
-    for kind in ("bfloat16", "fp8"):  # one after the other: both together would not fit
+    for kind in KINDS:  # one after the other: both together would not fit
         model: Any = _layer(bench, lambda: v3.DeepseekV3ForCausalLM(config), kind)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=bench.device.type == "cuda")
         positions = torch.arange(tokens // 4, device=bench.device).repeat(4)[None]
@@ -284,6 +311,18 @@ def training_step(bench: Bench) -> Iterator[dict[str, Any]]:
         del model, optimizer, step
 
 
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one.double() - other.double()).norm() / other.double().norm())
+
+
+def _torchao() -> Any:
+    try:
+        from torchao.prototype.blockwise_fp8_training import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
 def _config(bench: Bench, **settings: Any) -> DeepseekV3Config:
     routing = {"num_experts_per_tok": 4, "n_group": 1, "topk_group": 1, "max_position_embeddings": 8192}
     config = DeepseekV3Config(**(bench.shape | routing | settings))
@@ -297,8 +336,8 @@ def _layer(bench: Bench, make: Callable[[], torch.nn.Module], kind: str) -> torc
     for parameter in layer.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.02)
-    if kind == "fp8":
-        convert(layer, bench.fp8, keep_blocks=True)
+    if kind != "bfloat16":
+        convert(layer, bench.fp8, keep_blocks=kind == "fp8, weights kept")
     return layer.train()
 
 

@@ -15,13 +15,20 @@ import torch
 import torch.nn.functional as F
 
 from fp8.config import Backend
-from fp8.quantize import ROWS, SQUARE, Quantized
+from fp8.quantize import ROWS, SQUARE, Quantized, Stack
 
-Program = Callable[[Quantized, Quantized, torch.dtype], torch.Tensor]
+Program = Callable[[Quantized, Quantized, torch.Tensor], None]  # fills the last, [M, N]
 
 
-def matmul_nt(a_MK: Quantized, b_NK: Quantized, dtype: torch.dtype, backend: Backend = "auto") -> torch.Tensor:
-    """A B^T in `dtype`, [M, N]. A has 1x128 tiles, B 1x128 or 128x128: the sum runs along the tiles of both.
+def matmul_nt(
+    a_MK: Quantized,
+    b_NK: Quantized,
+    dtype: torch.dtype,
+    backend: Backend = "auto",
+    *,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A B^T in `dtype`, [M, N], in `out` if given. A has 1x128 tiles, B 1x128 or 128x128: the sum runs along both.
 
     Raises ValueError for other tiles or sizes, RuntimeError for a backend that this machine does not have.
     """
@@ -30,14 +37,42 @@ def matmul_nt(a_MK: Quantized, b_NK: Quantized, dtype: torch.dtype, backend: Bac
             f"FP8 product of {tuple(a_MK.values.shape)} in tiles {a_MK.tile} and {tuple(b_NK.values.shape)} in tiles "
             f"{b_NK.tile}: both must have as many columns, the first tiles of 1x128, the second of 1x128 or 128x128"
         )
-    return _PROGRAMS[choose(backend, a_MK.values.device)](a_MK, b_NK, dtype)
+    if out is None:
+        out = torch.empty(len(a_MK.values), len(b_NK.values), dtype=dtype, device=a_MK.values.device)
+    if a_MK.values.numel() and b_NK.values.numel():
+        _PROGRAMS[choose(backend, a_MK.values.device)](a_MK, b_NK, out)
+    else:
+        out.zero_()
+    return out
+
+
+def grouped_matmul_nt(
+    rows_PK: Quantized,
+    spans: list[tuple[int, int]],
+    group_P: torch.Tensor,
+    weights_ENK: Stack,
+    dtype: torch.dtype,
+    backend: Backend = "auto",
+) -> torch.Tensor:
+    """[P, N]: every row times the transpose of the weight of its group.
+
+    spans: first row of each group and the one after its last, all multiples of 128; group_P: the same by row, int32.
+    """
+    out = torch.empty(len(rows_PK.values), weights_ENK.values.shape[1], dtype=dtype, device=rows_PK.values.device)
+    if dtype == torch.bfloat16 and choose(backend, out.device) == "deepgemm":
+        _deepgemm_grouped(rows_PK, group_P, weights_ENK, out)
+    else:
+        for index, (start, end) in enumerate(spans):
+            if end > start:
+                matmul_nt(rows_PK.rows(start, end), weights_ENK[index], dtype, backend, out=out[start:end])
+    return out
 
 
 def choose(backend: Backend, device: torch.device) -> Backend:
-    """`auto` is the reference on a CPU, on a GPU cuBLASLt or else DeepGEMM. Raises RuntimeError with the reason."""
+    """`auto` is the reference on a CPU, on a GPU DeepGEMM or else cuBLASLt. Raises RuntimeError with the reason."""
     missing = backends(device.type)
     if backend == "auto":
-        order: tuple[Backend, ...] = ("reference",) if device.type == "cpu" else ("cublaslt", "deepgemm")
+        order: tuple[Backend, ...] = ("reference",) if device.type == "cpu" else ("deepgemm", "cublaslt")
         possible: list[Backend] = [name for name in order if not missing[name]]
         if not possible:
             reasons = "; ".join(f"{name}: {missing[name]}" for name in order)
@@ -77,30 +112,34 @@ def _why_not_cublaslt() -> str:
     return "" if version >= (12, 9) else f"block-wise scales need CUDA 12.9, torch was built for {torch.version.cuda}"
 
 
-def _reference(a_MK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> torch.Tensor:
+def _reference(a_MK: Quantized, b_NK: Quantized, out: torch.Tensor) -> None:
     """Multiplied out to float32: within 4e-7 of the sum by tiles (tests/test_fp8_gemm.py)."""
-    return (a_MK.dequantize() @ b_NK.dequantize().T).to(dtype)
+    out.copy_(a_MK.dequantize() @ b_NK.dequantize().T)
 
 
-def _cublaslt(a_MK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> torch.Tensor:
-    recipes = {ROWS: F.ScalingType.BlockWise1x128, SQUARE: F.ScalingType.BlockWise128x128}
-    return F.scaled_mm(
+def _cublaslt(a_MK: Quantized, b_NK: Quantized, out: torch.Tensor) -> None:
+    # What torch.nn.functional.scaled_mm calls, which has no `out`.
+    torch.ops.aten._scaled_mm_v2.out(
         _padded_values(a_MK.values),
         _padded_values(b_NK.values).T,
-        scale_a=_column_major(a_MK.scales),
-        scale_recipe_a=recipes[a_MK.tile],
-        scale_b=_padded_column_major(b_NK.scales) if b_NK.tile == SQUARE else _column_major(b_NK.scales),
-        scale_recipe_b=recipes[b_NK.tile],
-        output_dtype=dtype,
-        use_fast_accum=False,
+        [_column_major(a_MK.scales)],
+        [F.ScalingType.BlockWise1x128.value],
+        [],
+        [_padded_column_major(b_NK.scales) if b_NK.tile == SQUARE else _column_major(b_NK.scales)],
+        [(F.ScalingType.BlockWise128x128 if b_NK.tile == SQUARE else F.ScalingType.BlockWise1x128).value],
+        [],
+        None,
+        out.dtype,
+        out=out,
     )
 
 
 def _padded_values(values: torch.Tensor) -> torch.Tensor:
-    """Contiguous, with zeros up to a multiple of 16 columns, which cuBLASLt wants: wgrad sums over any count."""
+    """Rows that are contiguous, of a multiple of 16 columns, which cuBLASLt wants: wgrad sums over any count."""
     if missing := -values.shape[1] % 16:
         return F.pad(values.contiguous().view(torch.uint8), (0, missing)).view(values.dtype)
-    return values.contiguous()
+    in_rows = values.stride(1) == 1 and values.stride(0) % 16 == 0 and values.stride(0) >= values.shape[1]
+    return values if in_rows else values.contiguous()
 
 
 def _column_major(scales_MK: torch.Tensor) -> torch.Tensor:
@@ -114,19 +153,19 @@ def _padded_column_major(scales_NK: torch.Tensor) -> torch.Tensor:
     return padded.contiguous().T
 
 
-def _deepgemm(a_MK: Quantized, b_NK: Quantized, dtype: torch.dtype) -> torch.Tensor:
-    if b_NK.tile == ROWS:  # its kernel for two sets of 1x128 tiles adds to a float32 matrix; never tried
-        return _cublaslt(a_MK, b_NK, dtype)
+def _deepgemm(a_MK: Quantized, b_NK: Quantized, out: torch.Tensor) -> None:
+    if b_NK.tile == ROWS:  # DeepGEMM only adds such products to a float32 matrix, which costs passes over it
+        return _cublaslt(a_MK, b_NK, out)
     import deep_gemm  # pyright: ignore[reportMissingImports]
 
-    out = torch.empty(len(a_MK.values), len(b_NK.values), dtype=dtype, device=a_MK.values.device)
-    deep_gemm.fp8_gemm_nt(
-        (a_MK.values.contiguous(), a_MK.scales.contiguous()),
-        (b_NK.values.contiguous(), b_NK.scales.contiguous()),
-        out,
-        recipe=(1, 128, 128),
-    )
-    return out
+    deep_gemm.fp8_gemm_nt((a_MK.values, a_MK.scales), (b_NK.values.contiguous(), b_NK.scales), out)
+
+
+def _deepgemm_grouped(rows_PK: Quantized, group_P: torch.Tensor, weights_ENK: Stack, out: torch.Tensor) -> None:
+    import deep_gemm  # pyright: ignore[reportMissingImports]
+
+    weights = weights_ENK.values.contiguous(), weights_ENK.scales
+    deep_gemm.m_grouped_fp8_gemm_nt_contiguous((rows_PK.values, rows_PK.scales), weights, out, group_P)
 
 
 _PROGRAMS: dict[str, Program] = {"reference": _reference, "cublaslt": _cublaslt, "deepgemm": _deepgemm}

@@ -58,7 +58,7 @@ class _Fp8Matmul(torch.autograd.Function):
         else:
             x_rows = activation_rows(x_TK, config)
             ctx.save_for_backward(weight_NK)
-        return matmul_nt(x_rows, blocks(weight_NK)[0], x_TK.dtype, config.backend)
+        return matmul_nt(x_rows, blocks(weight_NK)[0][0], x_TK.dtype, config.backend)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -68,8 +68,8 @@ class _Fp8Matmul(torch.autograd.Function):
         grad_x = grad_weight = None
         grad_rows, grad_columns = quantize_both(grad_TN, scales=config.scales)
         if ctx.needs_input_grad[0]:
-            blocks = ctx.blocks(weight_NK)[0]
-            grad_x = matmul_nt(grad_rows, blocks.T, ctx.x_dtype, config.backend)
+            weight_KN = ctx.blocks.transposed(weight_NK)[0][0]
+            grad_x = matmul_nt(grad_rows, weight_KN, ctx.x_dtype, config.backend)
         if ctx.needs_input_grad[1]:
             values, scales = kept
             x_TK = Quantized(values, scales, COLUMNS)

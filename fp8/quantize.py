@@ -71,7 +71,8 @@ def quantize(matrix_RC: torch.Tensor, tile: Tile, *, scales: Scales = "float32",
         from fp8 import kernels
 
         if tile == SQUARE:
-            return kernels.quantize_square(matrix_RC.contiguous(), scales, floor)
+            values, block_scales = kernels.quantize_stack(matrix_RC.contiguous()[None], scales, floor)
+            return Quantized(values[0], block_scales[0], SQUARE)
         wanted = {"want_rows": tile == ROWS, "want_columns": tile == COLUMNS}
         return kernels.quantize_tiles(matrix_RC.contiguous(), scales, floor, **wanted)[tile == COLUMNS]
     blocks = _blocked(matrix_RC.float(), tile)
@@ -81,15 +82,52 @@ def quantize(matrix_RC: torch.Tensor, tile: Tile, *, scales: Scales = "float32",
 
 
 def quantize_both(
-    matrix_RC: torch.Tensor, *, scales: Scales = "float32", floor: float = 0.0
+    matrix_RC: torch.Tensor, *, scales: Scales = "float32", floor: float = 0.0, take: torch.Tensor | None = None
 ) -> tuple[Quantized, Quantized]:
-    """In tiles of 1x128 and of 128x1: what the products of a forward and a backward pass need of one matrix."""
+    """In tiles of 1x128 and of 128x1: what the products of a forward and a backward pass need of one matrix.
+
+    take: int64; instead of the matrix itself, the one whose row i is its row take[i], or zeros where that is -1.
+    """
     if has_kernels(matrix_RC.device):
         from fp8 import kernels
 
-        return kernels.quantize_tiles(matrix_RC.contiguous(), scales, floor)
+        return kernels.quantize_tiles(matrix_RC.contiguous(), scales, floor, take=take)
+    if take is not None:
+        matrix_RC = matrix_RC[take.clamp(min=0)] * (take >= 0)[:, None]
     rows, columns = (quantize(matrix_RC, tile, scales=scales, floor=floor) for tile in (ROWS, COLUMNS))
     return rows, columns
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Matrices [R, C] of one shape, each in blocks of 128x128 from its own corner: what `Quantized` holds, times E."""
+
+    values: torch.Tensor  # [E, R, C]
+    scales: torch.Tensor  # [E, r, c]
+    multiplied_out: torch.Tensor | None = None  # [E, R, C]
+
+    def __getitem__(self, index: int) -> Quantized:
+        out = self.multiplied_out
+        return Quantized(self.values[index], self.scales[index], SQUARE, None if out is None else out[index])
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def transposed(self) -> "Stack":
+        """The transposed matrices; on a GPU a copy, since its GEMMs read along the dimension that they sum over."""
+        if self.values.device.type == "cuda":
+            return Stack(self.values.view(torch.uint8).mT.contiguous().view(self.values.dtype), self.scales.mT)
+        return Stack(self.values.mT, self.scales.mT, None if self.multiplied_out is None else self.multiplied_out.mT)
+
+
+def quantize_stack(matrices_ERC: torch.Tensor, *, scales: Scales = "float32") -> Stack:
+    """Each matrix in blocks of 128x128."""
+    if has_kernels(matrices_ERC.device):
+        from fp8 import kernels
+
+        return Stack(*kernels.quantize_stack(matrices_ERC.contiguous(), scales, 0.0))
+    made = [quantize(matrix, SQUARE, scales=scales) for matrix in matrices_ERC]
+    return Stack(torch.stack([m.values for m in made]), torch.stack([m.scales for m in made]))
 
 
 def _scale(largest: torch.Tensor, scales: Scales, floor: float) -> torch.Tensor:

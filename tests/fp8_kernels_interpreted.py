@@ -4,8 +4,9 @@ import sys
 
 import torch
 
-from fp8.kernels import quantize_square, quantize_tiles
-from fp8.quantize import ACTIVATION_FLOOR, COLUMNS, ROWS, SQUARE, quantize
+from fp8 import swiglu, swiglu_kernels
+from fp8.kernels import quantize_stack, quantize_tiles
+from fp8.quantize import ACTIVATION_FLOOR, COLUMNS, ROWS, SQUARE, Quantized, quantize, quantize_both
 
 SHAPES = [(128, 128), (1, 1), (130, 70), (256, 384), (3, 300), (576, 160), (0, 64)]
 
@@ -34,17 +35,47 @@ def same(one, two) -> bool:
 
 
 failures = []
+
+
+def check(got, expected, what: str) -> None:
+    if not same(got, expected):
+        failures.append(what)
+
+
 for kind, matrix in matrices():
     for dtype in (torch.float32, torch.bfloat16):
         for scales in ("float32", "power_of_two"):
             for floor in (0.0, ACTIVATION_FLOOR):
-                x = matrix.to(dtype)
+                x, what = matrix.to(dtype), f"{kind} {tuple(matrix.shape)} {dtype} {scales} floor {floor}"
                 rows, columns = quantize_tiles(x, scales, floor)
-                pairs = {ROWS: rows, COLUMNS: columns, SQUARE: quantize_square(x, scales, floor)}
-                for tile, got in pairs.items():
-                    if not same(got, quantize(x, tile, scales=scales, floor=floor)):
-                        failures.append(f"{kind} {tuple(x.shape)} {dtype} {scales} floor {floor} tile {tile}")
-                if not columns.T.values.is_contiguous():
-                    failures.append(f"{kind} {tuple(x.shape)}: tiles of 128 rows are not stored transposed")
+                check(rows, quantize(x, ROWS, scales=scales, floor=floor), f"{what}: rows")
+                check(columns, quantize(x, COLUMNS, scales=scales, floor=floor), f"{what}: columns")
+                if columns.T.values.stride(1) != 1:
+                    failures.append(f"{what}: tiles of 128 rows are not stored transposed")
+                pair = torch.stack([x, x.flip(0)])
+                values, of_blocks = quantize_stack(pair, scales, floor)
+                for index in range(2):
+                    expected = quantize(pair[index], SQUARE, scales=scales, floor=floor)
+                    check(Quantized(values[index], of_blocks[index], SQUARE), expected, f"{what}: blocks")
+
+generator = torch.Generator().manual_seed(1)
+x, take = torch.randn(150, 130, generator=generator), torch.randint(-1, 150, (256,), generator=generator)
+for got, expected in zip(quantize_tiles(x, "float32", 0.0, take=take), quantize_both(x, take=take), strict=True):
+    check(got, expected, f"taken rows, tiles {got.tile}")
+
+
+def close(one, two) -> bool:
+    """Up to one step of E4M3 here and there: exp is not the same everywhere."""
+    return float((one.dequantize() - two.dequantize()).norm()) < 2e-3 * float(two.dequantize().norm())
+
+
+gate_up, grad = torch.randn(256, 512, generator=generator), torch.randn(256, 256, generator=generator) * 1e-6
+expected_h, expected_kept = swiglu.forward(gate_up, "float32")
+h, kept = swiglu_kernels.forward(gate_up, "float32", ACTIVATION_FLOOR)
+check(kept, expected_kept, "what SwiGLU keeps")
+h_columns, grads = swiglu_kernels.backward(kept, grad, "float32", ACTIVATION_FLOOR)
+expected_columns, (expected_grads,) = swiglu.backward(kept, grad, "float32")
+pairs = [(h, expected_h), (h_columns, expected_columns), *zip(grads, expected_grads, strict=True)]
+failures += [f"SwiGLU, output {place}" for place, pair in enumerate(pairs) if not close(*pair)]
 print("\n".join(failures))
 sys.exit(bool(failures))
