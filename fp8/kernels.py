@@ -6,6 +6,8 @@ tiles of 128 rows are written transposed. Programs hold a block as four parts, o
 transposed.
 """
 
+# pyright: reportArgumentType=false
+
 import torch
 import triton
 import triton.language as tl

@@ -73,8 +73,10 @@ def quantize(matrix_RC: torch.Tensor, tile: Tile, *, scales: Scales = "float32",
         if tile == SQUARE:
             values, block_scales = kernels.quantize_stack(matrix_RC.contiguous()[None], scales, floor)
             return Quantized(values[0], block_scales[0], SQUARE)
-        wanted = {"want_rows": tile == ROWS, "want_columns": tile == COLUMNS}
-        return kernels.quantize_tiles(matrix_RC.contiguous(), scales, floor, **wanted)[tile == COLUMNS]
+        rows, columns = kernels.quantize_tiles(
+            matrix_RC.contiguous(), scales, floor, want_rows=tile == ROWS, want_columns=tile == COLUMNS
+        )
+        return rows if tile == ROWS else columns
     blocks = _blocked(matrix_RC.float(), tile)
     scale = _scale(blocks.abs().amax(dim=(1, 3)), scales, floor)
     scaled = (blocks / scale[:, None, :, None]).clamp(-LARGEST, LARGEST)

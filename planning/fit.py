@@ -168,7 +168,7 @@ def _of_trainer(config: Any, machine: Machine) -> Iterator[Family]:
     flatter, pipeline = list[Change](), mesh.pipeline
     while pipeline % 2 == 0:
         pipeline //= 2
-        data = mesh.ranks // pipeline
+        data = mesh.ranks // pipeline  # a pipeline has no context
         flatter.append(_set(("trainer.mesh", {"data": data, "expert": mesh.expert, "pipeline": pipeline})))
     yield flatter
     yield [_set(("trainer.row_tokens", n)) for n in _halves(trainer.row_tokens, _SHORTEST)]

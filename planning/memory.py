@@ -59,23 +59,23 @@ def resident(
     """
     mesh = trainer.mesh
     held = heaviest_rank(model, mesh, not trainer.drop_mtp)
-    own = (held.dense + held.routed) / mesh.data
+    own = (held.dense + held.routed) / mesh.shards
     learning = _learning(model, trainer, held, mtp)
     parts = {"weights": 4 * own}
     parts["moments"] = (4 if optimizer.moments == "bfloat16" else 8) * learning
     if reference:
         bare = heaviest_rank(model, mesh, False)
         whole = trainer.lora is None
-        parts["reference"] = 4 * (bare.dense + bare.routed) / mesh.data if whole else 4 * learning
+        parts["reference"] = 4 * (bare.dense + bare.routed) / mesh.shards if whole else 4 * learning
     return parts
 
 
 def _learning(model: Architecture, trainer: TrainerConfig, held: Held, mtp: bool) -> float:
     """Parameters with a gradient on one rank."""
     if trainer.lora is not None:
-        return adapter_parameters(model, trainer) / trainer.mesh.data
+        return adapter_parameters(model, trainer) / trainer.mesh.shards
     without = heaviest_rank(model, trainer.mesh, mtp and not trainer.drop_mtp)
-    return min(without.dense + without.routed, held.dense + held.routed) / trainer.mesh.data
+    return min(without.dense + without.routed, held.dense + held.routed) / trainer.mesh.shards
 
 
 def training_memory(
@@ -140,6 +140,9 @@ def activation_bytes(model: Architecture, trainer: TrainerConfig, tokens: float,
         kept, again = model.kept, 0
     if (ranks := trainer.mesh.pipeline) > 1:  # passes of a row through one of 2P chunks that wait for their backward
         return size * tokens * (kept / (2 * ranks) * (2 * ranks + 1) + again)
+    if (ranks := trainer.mesh.context) > 1:  # keys and values are of the whole row (training.context)
+        seen = model.heads * (model.qk_dim + model.v_dim) * (1 if trainer.recompute == "blocks" else model.layers)
+        return size * tokens * ((kept + again) / ranks + seen + model.width)
     return size * tokens * (kept + again)
 
 

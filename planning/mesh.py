@@ -21,7 +21,7 @@ class Held:
 def heaviest_rank(model: Architecture, mesh: MeshConfig, mtp: bool) -> Held:
     """Of the ranks of a pipeline the one that holds most. Rank 0 has embedding, head and MTP layer."""
     held = [_held(model, mesh.pipeline, rank, mtp) for rank in range(mesh.pipeline)]
-    return max(held, key=lambda one: one.dense / mesh.data + one.routed / mesh.data)
+    return max(held, key=lambda one: one.dense + one.routed)
 
 
 def chunk_sizes(layers: int, ranks: int) -> list[int]:

@@ -81,8 +81,9 @@ class SFTConfig(TrainingConfig, extra="forbid", frozen=True):
             raise ValueError(f"indexer: warmup trains indexers alone, and {moved[0]} moves routers; set it to 0")
         if self.indexer != "frozen" and self.trainer.lora is not None:
             raise ValueError(f"indexer: {self.indexer} trains indexers, which trainer.lora leaves at rest; drop one")
-        if self.indexer != "frozen" and self.trainer.mesh.pipeline > 1:
-            raise ValueError(f"indexer: {self.indexer} is not there in a pipeline; set trainer.mesh.pipeline to 1")
+        for key in ("pipeline", "context"):
+            if self.indexer != "frozen" and getattr(self.trainer.mesh, key) > 1:
+                raise ValueError(f"indexer: {self.indexer} needs whole rows and layers; set trainer.mesh.{key} to 1")
         if self.indexer != "frozen" and self.trainer.recompute == "norms_and_up_projections":
             raise ValueError(
                 f"indexer: {self.indexer} computes a loss inside attention, which trainer.recompute "

@@ -201,8 +201,9 @@ class RewardModelConfig(TrainingConfig, extra="forbid", frozen=True, allow_inf_n
     def _is_trained_as_a_whole(self) -> Self:
         if self.optimizer.ema_decay > 0:
             raise ValueError("optimizer.ema_decay: a reward model keeps no average of its weights; leave it out")
-        if self.trainer.mesh.pipeline > 1:
-            raise ValueError("trainer.mesh: a reward model is not trained in a pipeline; set pipeline to 1")
+        for key in ("pipeline", "context"):
+            if getattr(self.trainer.mesh, key) > 1:
+                raise ValueError(f"trainer.mesh: a reward model needs whole rows and layers; set {key} to 1")
         if self.trainer.lora is not None:
             raise ValueError("trainer.lora: a reward model learns with all its weights; leave lora out")
         return self

@@ -64,9 +64,12 @@ def supervised(checkpoint: str, mesh: dict, precision: str = "float32", mtp: boo
     )  # fmt: skip
 
 
-def gradients(checkpoint: str, mesh: dict, precision: str = "float32", mtp: bool = True) -> dict[str, Any]:
-    """Losses and every gradient of one batch, in one piece."""
+def gradients(
+    checkpoint: str, mesh: dict, precision: str = "float32", mtp: bool = True, recompute: str = "none"
+) -> dict[str, Any]:
+    """Losses and every gradient of one batch, in one piece; without MTP also without the balance loss."""
     trainer = supervised(checkpoint, mesh, precision, mtp)
+    set_recompute(trainer.policy, recompute)
 
     def lesson(row: Row, predict: Predict) -> tuple[torch.Tensor, Found]:
         predictions = predict(None, mtp="joint" if trainer.train_mtp else "off")
@@ -76,15 +79,15 @@ def gradients(checkpoint: str, mesh: dict, precision: str = "float32", mtp: bool
         found = {"nll": predictions.loss.item(), "mtp": predictions.mtp_nll.item()}
         return predictions.loss + 0.3 * predictions.mtp_nll, found
 
-    balance = Balance(0.1, 100) if trainer.router_names else None
+    balance = Balance(0.1, 100) if trainer.router_names and mtp else None
     losses = trainer.ranks.add_up(total(trainer.learn(trainer.even(rows(trainer, 0), EMPTY), lesson, balance)))
     found = {n: whole(p.grad) for n, p in trainer.policy.named_parameters() if p.grad is not None}
     return {"losses": losses, "gradients": found}
 
 
-def steps(checkpoint: str, mesh: dict, precision: str = "float32") -> dict[str, Any]:
+def steps(checkpoint: str, mesh: dict, precision: str = "float32", mtp: bool = True) -> dict[str, Any]:
     """Metrics of three steps, and what the weights are after them."""
-    trainer = supervised(checkpoint, mesh, precision)
+    trainer = supervised(checkpoint, mesh, precision, mtp)
     metrics = [trainer.step(rows(trainer, seed), 1e-3, 0.1, 0.01) for seed in range(3)]
     biases = {name: router.e_score_correction_bias for name, router in routers(trainer.model)}
     weights = {name: whole(tensor) for name, tensor in trainer.policy.state_dict().items()}

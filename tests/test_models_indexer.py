@@ -267,7 +267,7 @@ def test_what_cannot_be_taught_is_refused(llama_checkpoint):
         trainer(llama_checkpoint, "warmup")
     with pytest.raises(ValidationError, match="warmup trains indexers alone, and bias_speed moves routers"):
         SFTConfig(indexer="warmup", bias_speed=0.001)
-    with pytest.raises(ValidationError, match=r"joint is not there in a pipeline; set trainer\.mesh\.pipeline to 1"):
+    with pytest.raises(ValidationError, match=r"joint needs whole rows and layers; set trainer\.mesh\.pipeline to 1"):
         SFTConfig.model_validate({"indexer": "joint", "trainer": {"mesh": {"pipeline": 2}}})
     with pytest.raises(ValidationError, match="norms_and_up_projections would keep"):
         SFTConfig(indexer="joint", trainer=TrainerConfig(recompute="norms_and_up_projections"))

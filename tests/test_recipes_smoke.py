@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.config import load
 
+pytestmark = [pytest.mark.slow, pytest.mark.chain]
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes/tiny/smoke.yaml"
 R1 = [sys.executable, "-m", "pipeline.cli", "run", str(RECIPE)]
@@ -37,7 +38,6 @@ def finished(tmp_path_factory) -> Path:
     return output
 
 
-@pytest.mark.slow
 def test_the_chain_leaves_every_artifact_and_a_report(finished):
     assert set(content_hashes(finished)) == set(STAGES)
     scores = json.loads((finished / "evaluate" / "results.json").read_text())["checkpoints"]
@@ -45,7 +45,6 @@ def test_the_chain_leaves_every_artifact_and_a_report(finished):
     assert "<html" in (finished / "report.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_a_second_run_makes_nothing(finished):
     before = content_hashes(finished)
     stamps = {stage: (finished / stage / "manifest.json").stat().st_mtime_ns for stage in STAGES}
@@ -55,8 +54,6 @@ def test_a_second_run_makes_nothing(finished):
     assert {stage: (finished / stage / "manifest.json").stat().st_mtime_ns for stage in STAGES} == stamps
 
 
-@pytest.mark.slow
-@pytest.mark.chain
 def test_a_chain_killed_several_times_ends_bit_identical(finished, tmp_path):
     """A stage of each kind is made again, under kills; what follows from them is kept if they come out the same."""
     rng, output = random.Random(5), tmp_path / "run"

@@ -5,8 +5,9 @@
     wait(trainer.annotate.each(PerRank(shares)), ...)              every rank with its own share; the list of answers
     trainer.next_parcel.options(num_returns=2).remote()            rank 0's two answers; the others take part unseen
 
-With a single rank there is no process group, and calls are those of the one actor. The ranks of a pipeline have the
-same rows and give the same answers; the first of each, one for every data rank, come first and speak for the others.
+With a single rank there is no process group, and calls are those of the one actor. The ranks of a pipeline, or of a
+context, have the same rows and give the same answers; the first of each, one for every data rank, come first and speak
+for the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -77,8 +78,8 @@ class _GroupMethod:
 class TrainerGroup:
     """A handle to all ranks: methods of the trainer are its attributes."""
 
-    def __init__(self, ranks: Sequence[Handle], pipeline: int = 1):
-        self._ranks, self._data = ranks, len(ranks) // pipeline
+    def __init__(self, ranks: Sequence[Handle], data: int = 1):
+        self._ranks, self._data = ranks, data
 
     def __getattr__(self, method: str) -> _GroupMethod:
         if method.startswith("_"):
@@ -131,7 +132,7 @@ def spawn_trainer(target: str, settings: TrainerConfig, *args: Any, **kwargs: An
     address = ranks[0].listen.remote()
     for rank in ranks:
         rank.build.remote(address, target, args, kwargs)
-    return TrainerGroup(ranks, settings.mesh.pipeline)
+    return TrainerGroup(ranks, settings.mesh.data)
 
 
 def _gpus_per_rank(device: str, ranks: int) -> int:

@@ -29,9 +29,22 @@ class MeshConfig(BaseModel, extra="forbid", frozen=True):
         "best while the gathered weights of a layer and the activations of a row fit in memory",
     )
 
+    context: int = Field(
+        default=1,
+        ge=1,
+        description="ranks that a row's tokens are spread over; each has a part of its activations, and gathers keys "
+        "and values for attention. Weights are sharded over these too. For rows too long for one device; there "
+        "are context * data ranks. 1: whole rows",
+    )
+
+    @property
+    def shards(self) -> int:
+        """Ranks that a weight is sharded over."""
+        return self.context * self.data
+
     @property
     def ranks(self) -> int:
-        return self.pipeline * self.data
+        return self.pipeline * self.shards
 
     @model_validator(mode="after")
     def _experts_borrow_data_ranks(self) -> Self:
@@ -42,8 +55,18 @@ class MeshConfig(BaseModel, extra="forbid", frozen=True):
             )
         return self
 
+    @model_validator(mode="after")
+    def _context_without_pipeline(self) -> Self:
+        if self.context > 1 and self.pipeline > 1:
+            raise ValueError("mesh: context and pipeline do not go together yet; set one of them to 1")
+        return self
+
     def check_model(self, config: Any) -> None:
         """`config`: of a transformers model. Raises ValueError for a model that cannot be laid out over this mesh."""
+        if self.context > 1 and config.model_type == "deepseek_v4":
+            raise ValueError(
+                "mesh: deepseek_v4's attention compresses tokens, which needs whole rows; set context to 1"
+            )
         if self.pipeline > 1 and config.model_type == "deepseek_v4":
             raise ValueError(
                 "mesh: a pipeline hands one state per token from layer to layer, and deepseek_v4's layers have several "
@@ -67,13 +90,13 @@ class MeshConfig(BaseModel, extra="forbid", frozen=True):
             raise ValueError(
                 f"mesh: expert {self.expert} does not divide the model's {experts} experts; set it to a divisor of both"
             )
-        rest = self.data // self.expert
+        rest = self.shards // self.expert
         sizes = {"hidden_size": config.hidden_size, "2 * moe_intermediate_size": 2 * config.moe_intermediate_size}
         for name, size in sizes.items():
             if size % rest:
                 raise ValueError(
-                    f"mesh: every expert is cut over data / expert = {rest} ranks along the model's {name} ({size}), "
-                    f"which {rest} does not divide; choose data and expert so that it does"
+                    f"mesh: every expert is cut over context * data / expert = {rest} ranks along the model's {name} "
+                    f"({size}), which {rest} does not divide; choose data and expert so that it does"
                 )
 
 

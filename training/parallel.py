@@ -1,11 +1,13 @@
 """The ranks of one policy: process groups, sharded weights (FSDP2), and what they tell each other.
 
 Every data rank runs its own rows through all layers. Weights, gradients and optimizer state are sharded over these; a
-layer is gathered when its turn comes and given back after it. With a pipeline (training.pipeline) several ranks stand
-in place of each: they share its rows, and each has layers of its own. Losses carry the denominators of the whole batch,
-so gradients are *summed* over ranks, never averaged. With expert parallel the experts of a layer stay where they are
-and tokens travel (models.experts); these ranks are the data ranks, as in torchtitan. Dense and expert weights then live
-on different meshes, and yet no two ranks hold the same piece of a weight: training.gradients rests on that.
+layer is gathered when its turn comes and given back after it. With context parallel (training.context) several ranks
+have the tokens of its rows, and weights are sharded over all of them. With a pipeline (training.pipeline) several
+ranks stand in place of each: they share its rows, and each has layers of its own. Losses carry the denominators of the
+whole batch, so gradients are *summed* over ranks, never averaged. With expert parallel the experts of a layer stay
+where they are and tokens travel (models.experts); these ranks are the data ranks, as in torchtitan. Dense and expert
+weights then live on different meshes, and yet no two ranks hold the same piece of a weight: training.gradients rests on
+that.
 """
 
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from models.indexer import awake
+from training.context import ContextGroup
 from training.mesh import MeshConfig
 from training.policy import Policy
 from training.process_group import deadline, join
@@ -36,7 +39,9 @@ class Ranks:
     rank: int = 0
     size: int = 1
     rounds: bool = False  # whether weights are gathered and multiplied in bfloat16
-    data: DeviceMesh | None = None  # those with the same layers and other rows; None: weights are not sharded
+    shards: DeviceMesh | None = None  # those with the same layers, over which weights are sharded; None: they are not
+    data: DeviceMesh | None = None  # of these, those with other rows
+    context: ContextGroup | None = None  # of these, those with the same rows; None: rows are whole
     expert: DeviceMesh | None = None  # those that hold different experts; None: experts are sharded as all weights are
     expert_data: DeviceMesh | None = None  # those that hold pieces of the same experts
     pipeline: DeviceMesh | None = None  # those with the same rows and other layers; None: all layers are here
@@ -54,24 +59,27 @@ class Ranks:
             raise ValueError(
                 f"a mesh of {mesh.ranks} ranks in a group of {found}: start ranks with training.group.spawn_trainer"
             )
-        places = _make_mesh(device, pipeline=mesh.pipeline, data=mesh.data)
+        places = _make_mesh(device, pipeline=mesh.pipeline, context=mesh.context, data=mesh.data)
+        shards = places["data"] if mesh.context == 1 else _make_mesh(device, shards=mesh.shards)["shards"]
         ranks = cls(
             dist.get_rank(),
             found,
             rounds,
-            data=places["data"] if mesh.data > 1 or rounds else None,
+            shards=shards if mesh.shards > 1 or rounds else None,
+            data=places["data"] if mesh.data > 1 else None,
+            context=_context(places["context"]) if mesh.context > 1 else None,
             pipeline=places["pipeline"] if mesh.pipeline > 1 else None,
         )
         if mesh.expert == 1:
             return ranks
-        rest = mesh.data // mesh.expert
+        rest = mesh.shards // mesh.expert
         places = _make_mesh(device, pipeline=mesh.pipeline, expert_data=rest, expert=mesh.expert)
         return replace(ranks, expert=places["expert"], expert_data=places["expert_data"])
 
     @property
     def in_pieces(self) -> bool:
         """Whether this process lacks some of the weights, or has them in the form that FSDP2 gives them."""
-        return self.data is not None or self.pipeline is not None
+        return self.shards is not None or self.pipeline is not None
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all ranks that have rows of their own, in their order, on every rank. Anything that can be
@@ -79,8 +87,16 @@ class Ranks:
         return _gather(value, self.data)
 
     def along_pipeline(self, value: Value) -> list[Value]:
-        """The values of the ranks that this one shares its rows with, in the order of the pipeline, on each of them."""
+        """The values of the ranks that hold the other layers of its rows, in the order of the pipeline, on each."""
         return _gather(value, self.pipeline)
+
+    def along_context(self, value: Value) -> list[Value]:
+        """The values of the ranks that have the other tokens of its rows, in their order, on each of them."""
+        if self.context is None:
+            return [value]
+        values: list[Any] = [None] * self.context.size
+        dist.all_gather_object(values, value, group=self.context.group)
+        return values
 
     def add_up(self, values: dict[str, float]) -> dict[str, float]:
         """Sums over `gather`; the ranks have the same keys."""
@@ -116,6 +132,10 @@ def _gather(value: Value, mesh: DeviceMesh | None) -> list[Value]:
     return values
 
 
+def _context(mesh: DeviceMesh) -> ContextGroup:
+    return ContextGroup(mesh.get_group(), mesh.get_local_rank(), mesh.size())
+
+
 def _make_mesh(device: torch.device, **sizes: int) -> DeviceMesh:
     """All ranks in a mesh of these dimensions. Their groups wait as long as that of all ranks does."""
     mesh = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
@@ -129,7 +149,7 @@ def shard(policy: Policy, ranks: Ranks) -> None:
 
     With rounding: float32 pieces, gathered and multiplied in bfloat16, gradients summed in float32.
     """
-    if ranks.data is None:
+    if ranks.shards is None:
         return
     rounding = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     policies: dict[str, Any] = {"mp_policy": rounding} if ranks.rounds else {}
@@ -138,10 +158,10 @@ def shard(policy: Policy, ranks: Ranks) -> None:
             _split_experts(experts, ranks.expert)
             fully_shard(experts, mesh=ranks.expert_data, shard_placement_fn=lambda p: Shard(1), **policies)
         for indexer in awake(block):  # apart: its loss reaches it beside the outputs of its layer
-            fully_shard(indexer, mesh=ranks.data, **policies)
-        fully_shard(block, mesh=ranks.data, **policies)
+            fully_shard(indexer, mesh=ranks.shards, **policies)
+        fully_shard(block, mesh=ranks.shards, **policies)
     # The root's weights are given back after forward, too: an optimizer step would leave gathered ones behind.
-    fully_shard(policy, mesh=ranks.data, reshard_after_forward=True, **policies)
+    fully_shard(policy, mesh=ranks.shards, reshard_after_forward=True, **policies)
     if ranks.pipeline is not None:  # training.pipeline gives them back
         cast(FSDPModule, policy).set_reshard_after_forward(False)
     for module in policy.modules():

@@ -11,12 +11,14 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
 from models.attention import PackedLayout
 from models.mtp import MTPModule, mtp_hidden
 from models.routing import routers
+from training.context import ContextGroup, ContextPart, SharedGradient
 from training.head_chunks import SupportTensors
 from training.logprobs import HeadLoss, LossOf, summed_nll, token_logprobs, token_loss
 
@@ -93,9 +95,9 @@ class Predictions(NamedTuple):
 class Policy(nn.Module):
     """A causal LM and, where there is one, its MTP module."""
 
-    def __init__(self, model: PreTrainedModel, mtp: MTPModule | None = None):
+    def __init__(self, model: PreTrainedModel, mtp: MTPModule | None = None, context: ContextGroup | None = None):
         super().__init__()
-        self.model, self.mtp = model, mtp
+        self.model, self.mtp, self.context = model, mtp, context
 
     def blocks(self) -> Iterator[nn.Module]:
         """The decoder layers in order, then that of the MTP module."""
@@ -131,7 +133,10 @@ class Policy(nn.Module):
     ) -> Predictions:
         """What `forward` returns, from the final hidden states, [1, T, D]."""
         deeper = None if mtp == "off" or self.mtp is None else self._mtp_nll(row, hidden, alone=mtp == "alone")
-        predicting = hidden[0, row.predicting], self.model.lm_head.weight, row.targets
+        head = self.model.lm_head.weight
+        if self.context is not None:
+            head = SharedGradient.apply(head, self.context.size)
+        predicting = hidden[0, row.predicting], head, row.targets
         if head_loss is not None:
             return Predictions(loss=head_loss(*predicting[:2]), mtp_nll=deeper)
         if temperature is None:
@@ -142,11 +147,17 @@ class Policy(nn.Module):
         return Predictions(logprobs, entropies, loss, deeper)
 
     def hidden_states(self, row: RowTensors) -> torch.Tensor:
-        """The final hidden states, [1, T, D]."""
-        output = self.model.model(
-            input_ids=row.input_ids, position_ids=row.position_ids, use_cache=False, layout=row.layout
-        )
-        return output.last_hidden_state
+        """The final hidden states, [1, T, D]; with context parallel from the tokens of all ranks."""
+        ids, positions, layout = row.input_ids, row.position_ids, row.layout
+        if self.context is not None:
+            lengths = torch.diff(row.ends, prepend=row.ends.new_tensor([-1])).tolist()
+            layout = self.context.part(lengths, ids.device)
+            padding = (0, self.context.missing(ids.shape[1]))
+            ids, positions = (F.pad(tensor, padding)[:, layout.here_N] for tensor in (ids, positions))
+        states = self.model.model(
+            input_ids=ids, position_ids=positions, use_cache=False, layout=layout
+        ).last_hidden_state
+        return layout.whole(states)[:, : row.input_ids.shape[1]] if isinstance(layout, ContextPart) else states
 
     def _mtp_nll(self, row: RowTensors, hidden: torch.Tensor, alone: bool) -> torch.Tensor:
         """The token two ahead of position i is a target when i + 1 predicts one in the same sequence."""

@@ -84,6 +84,8 @@ class Trainer:
             check_rounding(self.model.config)
         mtp_module = None if drop_mtp else load_mtp_module(checkpoint, self.model.config)
         self.train_mtp = mtp and mtp_module is not None and lora is None
+        if mesh.context > 1 and self.train_mtp:
+            raise ValueError("mesh: context parallel trains the main model alone; set mtp_weight: 0")
         if mtp_module is not None:
             mtp_module.requires_grad_(self.train_mtp)
         self.outline = {name: weight.to("meta") for name, weight in stored_weights(self.model)}  # of the whole model
@@ -105,15 +107,15 @@ class Trainer:
     def _held_here(self, model: PreTrainedModel, mtp: MTPModule | None = None) -> Policy:
         """The layers of this rank; the others are taken out of `model`."""
         if (pipeline := self.ranks.pipeline) is None:
-            return Policy(model, mtp)
+            return Policy(model, mtp, self.ranks.context)
         return PolicyPart(model, mtp, pipeline.get_local_rank(), pipeline.size())
 
     def _shard(self, policy: Policy) -> Policy:
         if self.fp8 is not None:
-            audit = convert(policy, self.fp8, device=self.device, keep_blocks=self.ranks.data is None)
+            audit = convert(policy, self.fp8, device=self.device, keep_blocks=self.ranks.shards is None)
             self.audit = self.audit or audit  # the policy's comes first, and copies have no more
         shard(policy, self.ranks)  # moves a layer at a time to the device
-        return policy.to(self.device) if self.ranks.data is None else policy
+        return policy.to(self.device) if self.ranks.shards is None else policy
 
     def frozen_copy(self) -> Policy:
         """The model of the checkpoint that training started from, sharded as the policy is, without gradient."""
@@ -158,8 +160,8 @@ class Trainer:
         """After a step: metrics of the load of all experts in it, and then the selection biases move by it."""
         if not self.router_names:
             return {}
-        if self.ranks.data is not None:
-            self.load.sum_over_ranks(self.ranks.data.get_group())
+        if self.ranks.shards is not None:
+            self.load.sum_over_ranks(self.ranks.shards.get_group())
         loads = [load for part in self.ranks.along_pipeline(self.load.loads()) for load in part.items()]
         self.load.update_bias(speed)
         return load_metrics(dict(loads)) | {"moe/bias_speed": speed}
