@@ -8,6 +8,7 @@ may be deleted), and whatever starts with ".".
 import hashlib
 import json
 import os
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ MANIFEST = "manifest.json"
 PLAN = "plan.json"
 LOGS = ("timings.jsonl", "timeline.jsonl", MEMORY, STALLS, "groups", EVENTS, "timings")  # of the clock, or to look at
 NOT_PAYLOAD = (MANIFEST, PLAN, *LOGS, "checkpoints")
+SET_ASIDE = re.compile(r"^[._]|\.old-\d+$")  # folders of a run: hidden ones, and artifacts that were made again
 SMALL_FILE = 1 << 20  # bytes; up to here a quick check reads the whole file
 
 

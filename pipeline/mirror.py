@@ -18,7 +18,16 @@ from typing import IO, Any
 
 from cluster.running import MEMORY
 from data.durable import write_bytes
-from pipeline.artifact import MANIFEST, PLAN, ArtifactError, Manifest, content_hash, read_manifest, sync_payload
+from pipeline.artifact import (
+    MANIFEST,
+    PLAN,
+    SET_ASIDE,
+    ArtifactError,
+    Manifest,
+    content_hash,
+    read_manifest,
+    sync_payload,
+)
 from pipeline.errors import RecipeError
 from pipeline.lock import hold
 from training.run_log import TIMELINE, TIMINGS
@@ -36,7 +45,8 @@ def push(run: Path, url: str) -> list[str]:
     store = _Store(url)
     if not (run / _PIPELINE).is_file():
         raise RecipeError(f"{run} is not a run folder: it has no {_PIPELINE}")
-    copied = [folder.parent.name for folder in sorted(run.glob(f"*/{MANIFEST}")) if push_artifact(folder.parent, url)]
+    made = (manifest.parent for manifest in sorted(run.glob(f"*/{MANIFEST}")))
+    copied = [folder.name for folder in made if not SET_ASIDE.search(folder.name) and push_artifact(folder, url)]
     store.write(_PIPELINE, (run / _PIPELINE).read_bytes())
     return copied
 

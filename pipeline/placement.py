@@ -12,29 +12,43 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.config import ClusterConfig
 from cluster.running import RunningStage
+from pipeline.errors import RecipeError
 
 if TYPE_CHECKING:
     from cluster.placement import RoleBundles
 
 _TRACE = 0.01  # of a core: an actor takes all of it, so a bundle holds one actor; Ray refuses bundles of nothing
-_RANK_GPU, _GENERATOR_GPU = (
-    0.9,
-    0.05,
-)  # parts of a GPU where roles share it: two ranks never fit on one, and both roles do
+_RANK_GPU, _GENERATOR_GPU = 0.9, 0.05  # of a GPU where roles share it: two ranks never fit on one, and both roles do
 
 
 def placed(stage: RunningStage, config: Any) -> AbstractContextManager[None]:
-    """The bundles of a stage with these settings, where it asks for any. `config`: the stage's own."""
-    if stage.config.placement == "colocated" and "RAY_ADDRESS" not in os.environ:
-        return nullcontext()
+    """The bundles of a stage with these settings, where it asks for any. `config`: the stage's own.
+
+    Raises RecipeError for roles that would be at work on one GPU at the same time.
+    """
     from cluster.actors import count_gpus, count_nodes, start_ray
     from cluster.placement import reserved
 
+    if getattr(config, "max_staleness", 0):
+        start_ray()
+        check_turns(config, stage.config, gpus=count_gpus() > 0)
+    if stage.config.placement == "colocated" and "RAY_ADDRESS" not in os.environ:
+        return nullcontext()
     start_ray()
     if stage.config.placement == "colocated" and count_nodes() == 1:
         return nullcontext()
     roles = list(bundles(config, stage.config, gpus=count_gpus() > 0))
     return reserved(stage, roles) if roles else nullcontext()
+
+
+def check_turns(config: Any, cluster: ClusterConfig, gpus: bool) -> None:
+    """Colocated roles take turns on a GPU; rollouts that run ahead of the trainer do not wait for theirs."""
+    both = gpus and "cpu" not in (config.trainer.device, config.generator.device)
+    if both and config.max_staleness and cluster.placement == "colocated":
+        raise RecipeError(
+            f"max_staleness {config.max_staleness} samples while the trainer trains, and cluster.placement colocated "
+            "puts both on the same GPUs; set cluster.placement: disaggregated, or max_staleness: 0"
+        )
 
 
 def bundles(config: Any, cluster: ClusterConfig, gpus: bool) -> Iterator["RoleBundles"]:

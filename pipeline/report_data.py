@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
+from pipeline.artifact import SET_ASIDE
 from pipeline.eval_compare import asked
 
 REPORT = "report.html"
@@ -32,7 +32,6 @@ STAGE_ORDER = (
     "evaluate",
 )
 CHECKPOINT_ORDER = ("base", "zero", "dev1", "dev2", "dev3", "r1", "student_base", "student", "student_rl")
-_SET_ASIDE = re.compile(r"^[._]|\.old-\d+$")  # hidden folders, and artifacts that were made again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +103,7 @@ def read_run(run_folder: Path) -> RunFiles:
 
 
 def _stage_folders(run_folder: Path) -> dict[str, Path]:
-    return {path.name: path for path in run_folder.iterdir() if path.is_dir() and not _SET_ASIDE.search(path.name)}
+    return {path.name: path for path in run_folder.iterdir() if path.is_dir() and not SET_ASIDE.search(path.name)}
 
 
 def artifacts_digest(stages: Iterable[StageFiles]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import uuid
 
 import pytest
@@ -75,6 +76,12 @@ def test_a_manifest_cannot_write_outside_the_artifact(tmp_path):
     with pytest.raises(ArtifactError, match="is damaged"):
         pull(f"file://{store}", tmp_path / "elsewhere")
     assert not (tmp_path / "owned").exists()
+
+
+def test_what_was_set_aside_stays_where_it_is(tmp_path):
+    folder = make(tmp_path)
+    shutil.copytree(folder / "zero", folder / "zero.old-1")
+    assert push(folder, f"file://{tmp_path}/store") == ALL
 
 
 def test_another_artifact_of_that_name_is_never_overwritten(tmp_path):

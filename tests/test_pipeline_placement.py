@@ -3,7 +3,8 @@
 import pytest
 
 from cluster.config import ClusterConfig
-from pipeline.placement import bundles
+from pipeline.errors import RecipeError
+from pipeline.placement import bundles, check_turns
 from rl.config import GRPOConfig
 from sft.config import SFTConfig
 
@@ -64,3 +65,12 @@ def test_where_roles_share_devices_each_gpu_holds_one_rank_and_generators_are_sp
     assert roles["generator"] == (2, {"CPU": 0.01, "GPU": 0.05}, "SPREAD")
     (generator,) = [r for r in bundles(config, ClusterConfig(), True) if r.role == "generator"]
     assert generator.shown_all_gpus
+
+
+def test_rollouts_that_run_ahead_do_not_share_a_gpu_with_the_trainer():
+    ahead = grpo(max_staleness=1)
+    with pytest.raises(RecipeError, match="same GPUs; set cluster.placement: disaggregated"):
+        check_turns(ahead, ClusterConfig(), gpus=True)
+    check_turns(ahead, ClusterConfig(), gpus=False)
+    check_turns(ahead, ClusterConfig(placement="disaggregated"), gpus=True)
+    check_turns(grpo(), ClusterConfig(), gpus=True)
