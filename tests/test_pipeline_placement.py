@@ -69,7 +69,7 @@ def test_where_roles_share_devices_each_gpu_holds_one_rank_and_generators_are_sp
 
 def test_rollouts_that_run_ahead_do_not_share_a_gpu_with_the_trainer():
     ahead = grpo(max_staleness=1)
-    with pytest.raises(RecipeError, match="same GPUs; set cluster.placement: disaggregated"):
+    with pytest.raises(RecipeError, match=r"same GPUs; set cluster\.placement: disaggregated"):
         check_turns(ahead, ClusterConfig(), gpus=True)
     check_turns(ahead, ClusterConfig(), gpus=False)
     check_turns(ahead, ClusterConfig(placement="disaggregated"), gpus=True)
