@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
-from itertools import dropwhile
 from typing import Any
 
 # Read by Ray when it is imported or started; whoever sets them otherwise has their way.
@@ -16,8 +15,19 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread that outlives 
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves training on a shared machine
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayTaskError
 
+from cluster.failures import (
+    DIED,
+    STORE_FULL,
+    ActorDied,
+    PeerLost,
+    PhaseTimeout,
+    StartFailed,  # noqa: F401, for those who wait
+    StoreFull,  # noqa: F401
+    death,
+    store_full,
+)
 from cluster.gauges import watch_memory
 from cluster.processes import register
 from cluster.running import StageStopped, current
@@ -25,27 +35,6 @@ from cluster.stalls import report_stall, spawned
 
 _SLICE_S = 1.0  # of a wait, after which it is asked whether the stage must stop
 _ECHO_S = 5.0  # within which a death is known after its first consequence
-
-
-class PhaseTimeout(Exception):
-    """A phase did not end within its deadline."""
-
-    retry = True  # the same command may succeed another time
-
-
-class ActorDied(Exception):
-    """A process of the run was killed or crashed while a phase waited for it."""
-
-    retry = True
-    key: Any = None  # which one, where the call that raised it was given keys
-
-
-class PeerLost(ActorDied):
-    """A process cannot go on because another one, with which it works, is gone."""
-
-
-class StartFailed(Exception):
-    """The constructor of an actor raised: it would raise again, so nothing is gained by starting another one."""
 
 
 def start_ray() -> None:
@@ -107,7 +96,10 @@ class _Method:
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         streaming = self.settings.get("num_returns") == "streaming"
         method = self.actor.iterate if streaming else self.actor.call
-        return method.options(**self.settings).remote(self.name, *args, **kwargs)
+        try:
+            return method.options(**self.settings).remote(self.name, *args, **kwargs)
+        except STORE_FULL as error:  # large arguments go through it
+            raise store_full(error, f"calling {self.settings['name']}") from None
 
 
 class Handle:
@@ -150,6 +142,7 @@ def spawn(
     options = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": environment}}
     options |= {"max_restarts": restarts, "max_task_retries": restarts}
     if (stage := current()) is not None and role in stage.places:
+        stage.places[role].wait_until_there(stage)
         options |= stage.places[role].options(place)
     name = target.rpartition(":")[2] if isinstance(target, str) else target.__name__
     host = ray.remote(type(name, (_Host,), {}))  # the process shows the name of what it hosts
@@ -168,19 +161,19 @@ class Joint:
 
 
 def wait(refs: Any, *, phase: str, deadline_s: float) -> Any:
-    """The values of one ref, a list of refs or a Joint. Raises PhaseTimeout, ActorDied or StartFailed, naming the
-    phase; errors raised inside a method of an actor come back as themselves. Before PhaseTimeout, in a stage, a report
-    is written on what every process is doing, and the sentence names it."""
+    """The values of one ref, a list of refs or a Joint. Raises PhaseTimeout, ActorDied, StartFailed or StoreFull,
+    naming the phase; errors raised inside a method of an actor come back as themselves. Before PhaseTimeout, in a
+    stage, a report is written on what every process is doing, and the sentence names it."""
     if isinstance(refs, Joint):
         return _wait_for_all(refs, phase, deadline_s)
     try:
         return _get(refs, deadline_s)
     except GetTimeoutError:
         raise _late(refs if isinstance(refs, list) else [refs], phase, deadline_s) from None
-    except RayActorError as error:
-        if error.actor_init_failed:
-            raise StartFailed(f"{phase}: a worker process cannot start: {_raised(error)}") from error
-        raise ActorDied(f"{phase}: a worker process died ({_reason(error)})") from None
+    except STORE_FULL as error:
+        raise store_full(error, phase) from None
+    except DIED as error:
+        raise death(error, phase) from error
     except RayTaskError as error:
         if isinstance(error.cause, PeerLost):
             raise PeerLost(f"{phase}: {error.cause}") from None
@@ -256,20 +249,6 @@ def _raise_if_died(refs: Sequence[Any], phase: str) -> None:
                 raise
 
 
-def _raised(error: RayActorError) -> str:
-    """The exception at the end of the traceback that Ray hands on as text, in one line."""
-    lines = str(error).splitlines()
-    last_frame = max((number for number, line in enumerate(lines) if line.startswith('  File "')), default=0)
-    said = dropwhile(lambda line: line.startswith(" "), lines[last_frame + 1 :])  # after the frame's source line
-    return " ".join(" ".join(said).split())
-
-
-def _reason(error: RayActorError) -> str:
-    """First and last line of Ray's account: what happened, and why when it is known."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if len(lines) < 2 else f"{lines[0]} {lines[-1]}"
-
-
 def node_address() -> str:
     """Of the machine that runs this process, as other nodes reach it."""
     return ray.util.get_node_ip_address()
@@ -286,7 +265,10 @@ def count_nodes() -> int:
 
 def share(value: Any) -> Any:
     """Put a value where every actor can read it without a copy per call."""
-    return ray.put(value)
+    try:
+        return ray.put(value)
+    except STORE_FULL as error:
+        raise store_full(error) from None
 
 
 def kill(actor: Any, restart: bool = False) -> None:

@@ -42,6 +42,14 @@ class Places:
     role: RoleBundles
     order: Sequence[int]  # numbers of the bundles, those of a node in a row: neighbouring ranks are on one node
 
+    def wait_until_there(self, stage: RunningStage) -> None:
+        """A node that has left takes bundles along, and Ray finds others for them. Raises StageStopped if it finds
+        none within the deadline."""
+        end = time.monotonic() + stage.config.placement_deadline_s
+        while not self.group.wait(1):  # Ray counts whole seconds, and comes back at once from a group that is there
+            if stage.stop or time.monotonic() >= end:
+                raise StageStopped(stage.stop or _not_there([self.role], stage.config.placement_deadline_s))
+
     def options(self, index: int | None) -> dict[str, Any]:
         """Ray's options for the actor in place `index`; None takes any that is free."""
         bundle = -1 if index is None else self.order[index]

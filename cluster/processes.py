@@ -73,7 +73,7 @@ def look(stacks: bool, run_folder: str) -> dict[str, Any]:
         sizes = memory(family[process.pid], on_gpus)
         actors.append(card | _state(process, busy) | sizes | {"stack": stack, "children": below})
     disks = {name: _disk(folder) for name, folder in _folders(run_folder).items()}
-    return _node(psutil) | {"disks": disks, "object_store": _object_store(), "actors": actors}
+    return _node(psutil) | {"disks": disks, "object_store": _own_object_store(), "actors": actors}
 
 
 def memory(family: Sequence[Any], on_gpus: Mapping[int, float]) -> dict[str, Any]:
@@ -241,15 +241,19 @@ def _disk(folder: str) -> dict[str, Any]:
     return {"path": folder, "free_gib": round(usage.free / _GIB, 2), "total_gib": round(usage.total / _GIB, 2)}
 
 
-def _object_store() -> dict[str, float]:
-    """Sizes in MiB, {} where this version of Ray does not tell: there is no public way to ask."""
+def _own_object_store() -> dict[str, float]:
+    here = ray.get_runtime_context().get_node_id()
+    return object_store(next(node for node in ray.nodes() if node["NodeID"] == here))
+
+
+def object_store(node: Mapping[str, Any]) -> dict[str, float]:
+    """Sizes in MiB, {} where this version of Ray does not tell: there is no public way to ask. `node`: as in
+    ray.nodes()."""
     with suppress(Exception):
         from ray.core.generated import node_manager_pb2, node_manager_pb2_grpc
 
         from ray._private.grpc_utils import init_grpc_channel  # isort: skip
 
-        here = ray.get_runtime_context().get_node_id()
-        node = next(node for node in ray.nodes() if node["NodeID"] == here)
         channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
         request = getattr(node_manager_pb2, "GetNodeStatsRequest")(include_memory_info=False)  # noqa: B009, it has no types
         stub = node_manager_pb2_grpc.NodeManagerServiceStub(channel)

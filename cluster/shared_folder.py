@@ -8,6 +8,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.failures import node_name
+
 _DEADLINE_S = 120.0  # a node of a cloud may first have to start a process and unpack the job's files
 
 
@@ -27,7 +29,7 @@ def unseen(folder: Path, inputs: Sequence[Path] = ()) -> list[str]:
         asked = {_read_on(node["NodeID"]).remote(str(written), [str(p) for p in inputs]): node for node in others}
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_DEADLINE_S)
         return [
-            f"node {node['NodeManagerAddress']} ({node['NodeID'][:8]}) {said}"
+            f"{node_name(node)} {said}"
             for ref, node in asked.items()
             if (said := _said(ref, ref in answered, folder, word))
         ]

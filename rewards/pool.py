@@ -52,6 +52,7 @@ class RewardPool:
         self._since = [0.0] * len(self._workers)  # when a worker with a queue was last heard of, monotonic seconds
         self._silent_restarts = 0
         self._done: dict[str, list[Score]] = {}
+        self._counts: dict[str, Counter[str]] = {}  # by reward
 
     def submit(self, key: str, problem: Problem, completions: Sequence[str], progress: float = 1.0) -> None:
         """Score completions of one problem; the scores come under `key`, unique among what is not collected yet.
@@ -80,12 +81,9 @@ class RewardPool:
     def take_counts(self) -> dict[str, Counter[str]]:
         """Judgements since the last call: reward name -> how many pass, fail, error, hit a time limit (timeout), and
         could not be read (unreadable)."""
-        total: dict[str, Counter[str]] = {}
-        answers = [worker.take_counts.remote() for worker in self._workers]
-        for counts in wait(answers, phase="counting rewards", deadline_s=self.config.deadline_s):
-            for name, verdicts in counts.items():
-                total.setdefault(name, Counter()).update(verdicts)
-        return total
+        taken = self._counts
+        self._counts = {name: Counter(dict.fromkeys(counts, 0)) for name, counts in taken.items()}
+        return taken
 
     def close(self) -> None:
         """End all workers, with the processes of their graders. A thread that waits for them gets ActorDied."""
@@ -100,7 +98,7 @@ class RewardPool:
         if not self._queues[index]:
             self._since[index] = time.monotonic()
         problems = [batch.problem] * len(batch.completions)
-        ref = self._workers[index].score.remote(problems, batch.completions, batch.progress)
+        ref = self._workers[index].score_and_count.remote(problems, batch.completions, batch.progress)
         self._queues[index].append((ref, batch))
 
     def _wait_for_one(self, timeout_s: float | None = None) -> bool:
@@ -116,12 +114,14 @@ class RewardPool:
             return late
         index = first[ready[0]]
         try:
-            scores = wait(ready[0], phase="scoring", deadline_s=self.config.deadline_s)
+            scores, counts = wait(ready[0], phase="scoring", deadline_s=self.config.deadline_s)
         except ActorDied as error:
             self._replace(index, str(error))
             return True
         _, batch = self._queues[index].popleft()
         self._done[batch.key] = scores
+        for name, verdicts in counts.items():
+            self._counts.setdefault(name, Counter()).update(verdicts)
         self._since[index], self._silent_restarts = time.monotonic(), 0
         return True
 

@@ -20,6 +20,10 @@ class RewardWorker:
         """One Score per pair; `progress` is the share of the stage's steps already taken, in [0, 1]."""
         return self._reward.score_batch(problems, completions, progress)
 
+    def score_and_count(self, *args: Any) -> tuple[list[Score], dict[str, dict[str, int]]]:
+        """`score`, with the counts of this batch: those of a worker that dies later are not lost with it."""
+        return self.score(*args), self.take_counts()
+
     def take_counts(self) -> dict[str, dict[str, int]]:
         """Judgements since the last call: reward name -> {"pass": n, "fail": n, "error": n, "timeout": n of them,
         "unreadable": n of them}."""

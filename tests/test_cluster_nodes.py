@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,13 +48,29 @@ class Cluster:
         port = self.address.partition(":")[2]
         head = f"--head --port={port} --dashboard-port={self.dashboard} --num-cpus=1"
         self._start(head.split())
-        worker = f"--address={self.address} --num-cpus=4"
-        self._start(worker.split())
-        self._start(worker.split(), hide=True)
+        self.add_worker()
+        self.add_worker(hide=True)
+
+    def add_worker(self, hide: bool = False) -> None:
+        self._start(f"--address={self.address} --num-cpus=4".split(), hide)
+
+    def remove(self, node: int) -> None:
+        """As a machine that loses its power: nothing on it has time to say so."""
+        for process in _all_of(self.processes[node]):
+            process.kill()
+
+    def actors(self, node: int) -> Iterator[dict]:
+        """The cards of living actors on the node (cluster.processes), by their number in the order of `_start`."""
+        for path in (self.temp / str(node)).glob("session_*/r1/*/*.json"):
+            with suppress(OSError, ValueError):
+                card = json.loads(path.read_text())
+                if psutil.pid_exists(card["pid"]):
+                    yield card
 
     def _start(self, arguments: list[str], hide: bool = False, attempts: int = 3) -> None:
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         command = [*ray, "--node-ip-address=127.0.0.1", "--object-store-memory=100000000", "--num-gpus=0", *arguments]
+        command.append(f"--dashboard-agent-listen-port={_free_port()}")  # else one port for all, and jobs need it
         # As on machines of their own: nodes that share a folder replace each other's copy of a job's files.
         command.append(f"--temp-dir={self.temp}/{len(self.processes)}")
         if hide:
@@ -77,8 +94,7 @@ class Cluster:
 
     def stop(self) -> None:
         """End the three and all that they have started, and nothing else."""
-        started = [psutil.Process(process.pid) for process in self.processes if process.poll() is None]
-        started += [child for process in started for child in process.children(recursive=True)]
+        started = [each for process in self.processes if process.poll() is None for each in _all_of(process)]
         for process in started:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
@@ -87,6 +103,11 @@ class Cluster:
                 process.kill()
         psutil.wait_procs(started, timeout=10)
         shutil.rmtree(self.temp, ignore_errors=True)
+
+
+def _all_of(process: subprocess.Popen) -> list[psutil.Process]:
+    started = psutil.Process(process.pid)
+    return [started, *started.children(recursive=True)]
 
 
 def _free_port() -> int:
@@ -145,6 +166,24 @@ def test_a_folder_or_an_input_that_a_node_does_not_see_is_named_with_the_node(se
     assert len(seen["unseen"]["input"]) == 2 and seen["unseen"]["input"][0].endswith("has no /no/such/model")
 
 
+@pytest.mark.parametrize("call", ["answered", "under way"])
+def test_what_is_lost_with_a_node_names_process_and_node(lost, call):
+    """Also an answer that was there, and had not been fetched."""
+    sentence = r"asking: a worker process died \(Worker on node [\d.]+ \(\w{8}\), which has left the cluster: \w.*\)"
+    assert re.fullmatch(sentence, lost[call])
+
+
+@pytest.fixture(scope="module")
+def lost(cluster) -> dict:
+    """What the driver in lost_node_program.py saw, and another node in place of the lost one."""
+    folder = cluster.shared / "lost"
+    folder.mkdir()
+    done = cluster.run(sys.executable, str(ROOT / "tests" / "lost_node_program.py"), str(folder))
+    assert done.returncode == 0, done.stderr[-4000:]
+    cluster.add_worker()
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 # --- ray job submit --working-dir . -- r1 run ... ---
 
 STAGE = "zero.steps=4 zero.mini_batches=2 zero.questions_per_step=2 zero.group_size=2 zero.reference_every=4 "
@@ -154,7 +193,7 @@ STAGE += "zero.trainer.checkpoint_every=2 zero.rollout.max_new_tokens=16"
 def submit(cluster: Cluster, *overrides: str) -> tuple[JobSubmissionClient, str]:
     """The job of the README's last example, for one small stage."""
     r1 = Path(sys.executable).with_name("r1")
-    command = f"{r1} run recipes/tiny/smoke.yaml --only zero {STAGE} {' '.join(overrides)}"
+    command = f"{r1} run recipes/tiny/smoke.yaml --only zero {' '.join([STAGE, *overrides])}"
     end = time.monotonic() + 90
     while True:
         try:
@@ -195,3 +234,118 @@ def test_a_job_whose_output_is_in_its_own_upload_is_refused(cluster):
     status, logs = ended(*submit(cluster))
     assert status == JobStatus.FAILED
     assert "lies in the files that `ray job submit` has unpacked, which Ray removes" in logs
+
+
+# --- a node that leaves while a stage runs ---
+
+# Bundles that fill the three nodes in one way only: the trainer has a worker node to itself, generators and a reward
+# worker have the other one, and a second reward worker the head.
+PLACES = "cluster.placement=disaggregated cluster.placement_deadline_s=15 cluster.cpus_per_trainer=4 "
+PLACES += "cluster.cpus_per_generator=1.5 cluster.cpus_per_reward_worker=1 "
+PLACES += "zero.sample_in_trainer=false zero.generator.replicas=2 zero.reward_workers.workers=2"
+STEPS = 16
+
+
+class Run:
+    """The small stage with a node for each role."""
+
+    def __init__(self, cluster: Cluster, name: str):
+        self.cluster, self.folder = cluster, cluster.shared / "runs" / name
+        self.start()
+
+    def start(self) -> None:
+        overrides = (PLACES, f"zero.steps={STEPS}", f"output={self.folder}")
+        self.client, self.job = submit(self.cluster, *overrides)
+        self.until = time.monotonic() + 240
+
+    def end(self) -> tuple[JobStatus, str]:
+        return ended(self.client, self.job)
+
+    def rows(self) -> list[dict]:
+        log = self.folder / "zero" / "metrics.jsonl"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    def left(self) -> list[bytes]:
+        return [(self.folder / "zero" / name).read_bytes() for name in ("metrics.jsonl", "samples.jsonl")]
+
+    def wait_for_node_of(self, actor: str) -> int:
+        """The number of the worker node that hosts it."""
+        while True:
+            for node in range(1, len(self.cluster.processes)):
+                if any(card["name"] == actor for card in self.cluster.actors(node)):
+                    return node
+            self._goes_on()
+
+    def wait_for_step(self, step: int) -> None:
+        while len(self.rows()) < step:
+            self._goes_on()
+        assert len(self.rows()) < STEPS, "too late to prove anything"
+
+    def _goes_on(self) -> None:
+        over = self.client.get_job_status(self.job).is_terminal() or time.monotonic() > self.until
+        assert not over, self.client.get_job_logs(self.job)
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster) -> Run:
+    run = Run(cluster, "undisturbed")
+    status, logs = run.end()
+    assert status == JobStatus.SUCCEEDED, logs
+    return run
+
+
+def assert_nothing_is_lost(run: Run, undisturbed: Run) -> None:
+    assert run.left() == undisturbed.left()
+    assert [row["step"] for row in run.rows()] == list(range(1, STEPS + 1))
+    batches = [row for row in run.rows() if "experience/sampled" in row]
+    assert len(batches) == STEPS / 2
+    for batch in batches:
+        parts = [batch[f"experience/{name}"] for name in ("trained", "unscorable", "dropped")]
+        assert sum(parts) == batch["experience/sampled"] == 8
+
+
+def test_what_a_lost_node_hosted_is_started_on_another_one(cluster, undisturbed):
+    run = Run(cluster, "moved")
+    node = run.wait_for_node_of("TransformersGenerator")
+    cluster.add_worker()
+    run.wait_for_step(2)
+    assert {card["name"] for card in cluster.actors(node)} == {"TransformersGenerator", "RewardWorker"}
+    cluster.remove(node)
+    status, logs = run.end()
+    assert status == JobStatus.SUCCEEDED and "zero: resumes" not in logs, logs
+    sentence = r"TransformersGenerator on node [\d.]+ \(\w{8}\), which has left the cluster: .*; starting"
+    assert re.search(sentence, logs), logs
+    assert_nothing_is_lost(run, undisturbed)
+
+
+def test_a_node_that_nothing_can_replace_stops_the_stage_which_resumes_when_there_is_another(cluster, undisturbed):
+    run = Run(cluster, "stopped")
+    node = run.wait_for_node_of("TransformersGenerator")
+    run.wait_for_step(4)
+    cluster.remove(node)
+    status, logs = run.end()
+    assert status == JobStatus.FAILED, logs
+    assert "the cluster did not give the bundles that the stage asks for within 15 s" in logs, logs
+    assert "it has 2 nodes" in logs and "run the same command again to resume it" in logs, logs
+    cluster.add_worker()
+    run.start()
+    status, logs = run.end()
+    assert status == JobStatus.SUCCEEDED and "zero: resumes" in logs, logs
+    assert_nothing_is_lost(run, undisturbed)
+
+
+def test_the_node_of_the_trainer_stops_the_stage_which_resumes_elsewhere(cluster, undisturbed):
+    run = Run(cluster, "resumed")
+    node = run.wait_for_node_of("PolicyTrainer")
+    run.wait_for_step(4)
+    cluster.remove(node)
+    status, logs = run.end()
+    assert status == JobStatus.FAILED, logs
+    sentence = r"PolicyTrainer on node [\d.]+ \(\w{8}\), which has left the cluster: .*run the same command again"
+    assert re.search(sentence, " ".join(logs.split())), logs
+    cluster.add_worker()
+    run.start()
+    status, logs = run.end()
+    assert status == JobStatus.SUCCEEDED and "zero: resumes" in logs, logs
+    assert_nothing_is_lost(run, undisturbed)

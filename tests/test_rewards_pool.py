@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.actors import ActorDied
+from cluster.actors import ActorDied, kill
 from cluster.config import ClusterConfig
 from cluster.running import running
 from data.problems import Problem
@@ -63,6 +63,17 @@ def test_a_worker_that_dies_costs_no_group(make_pool, tmp_path):
         pool.submit(key, PROBLEM, [text])
     assert verdicts(pool.collect()) == {key: [Verdict.PASS] for key in "abc"}
     assert pool.restarts == 1
+
+
+def test_what_a_worker_has_judged_is_counted_when_it_dies_afterwards(make_pool):
+    pool = make_pool()
+    pool.submit("a", PROBLEM, ["x", "y"])
+    pool.collect()
+    kill(pool._workers[0])
+    assert pool.take_counts()["obedient"]["pass"] == 2
+    pool.submit("b", PROBLEM, ["x"])
+    assert verdicts(pool.collect()) == {"b": [Verdict.PASS]}
+    assert pool.take_counts()["obedient"]["pass"] == 1
 
 
 def test_a_group_that_kills_its_workers_is_unscorable_and_alone(make_pool):
