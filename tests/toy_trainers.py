@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ class Toy:
         number = torch.tensor(float(value))
         dist.all_reduce(number)
         return number.item()
+
+    def nap(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def process(self) -> int:
         return os.getpid()
