@@ -69,13 +69,13 @@ def _account(error: Exception) -> str:
     if node and not node["Alive"]:
         return f"{who}, which has left the cluster: {node['DeathReasonMessage'].rstrip('.') or 'Ray does not say why'}"
     if isinstance(error, ObjectLostError):
-        return f"{who}, and what it had answered is lost with it"
+        return f"{who}, and what it had answered is lost with it" if actor in spawned else "a shared object is lost"
     return f"{who}: {_reason(error)}"
 
 
 def _full_memory(error: OutOfMemoryError) -> str:
     """Ray's account is a page long, and its first line has where and how full."""
-    said = str(error).splitlines()[0]
+    said = (str(error).splitlines() or [""])[0]
     found = re.search(r"\(IP: (.+), ID: (\w{8})\w*\) was (.+ limit)", said)
     return f"of node {found[1]} ({found[2]}) is nearly full: {found[3]}" if found else f"is nearly full: {said}"
 

@@ -7,7 +7,7 @@ a linear layer have this form. Which programs a machine has is asked once, told 
 silently: a named one that cannot run is an error.
 """
 
-import importlib.util
+import importlib
 from collections.abc import Callable
 from functools import cache
 
@@ -92,7 +92,7 @@ def backends(device: str) -> dict[Backend, str]:
     return {
         "reference": "",
         "cublaslt": hopper or _why_not_cublaslt(),
-        "deepgemm": hopper or ("" if importlib.util.find_spec("deep_gemm") else "the package deep_gemm is missing"),
+        "deepgemm": hopper or _why_not_deepgemm(),
     }
 
 
@@ -110,6 +110,14 @@ def _why_not_cublaslt() -> str:
         return f"torch {torch.__version__} has no torch.nn.functional.scaled_mm (2.10 has)"
     version = tuple(int(part) for part in (torch.version.cuda or "0.0").split("."))
     return "" if version >= (12, 9) else f"block-wise scales need CUDA 12.9, torch was built for {torch.version.cuda}"
+
+
+def _why_not_deepgemm() -> str:
+    try:
+        importlib.import_module("deep_gemm")
+    except Exception as error:  # it loads its kernels, and looks for CUDA's compiler
+        return f"the package deep_gemm cannot be imported ({type(error).__name__}: {error})"
+    return ""
 
 
 def _reference(a_MK: Quantized, b_NK: Quantized, out: torch.Tensor) -> None:
@@ -154,7 +162,8 @@ def _padded_column_major(scales_NK: torch.Tensor) -> torch.Tensor:
 
 
 def _deepgemm(a_MK: Quantized, b_NK: Quantized, out: torch.Tensor) -> None:
-    if b_NK.tile == ROWS:  # DeepGEMM only adds such products to a float32 matrix, which costs passes over it
+    # DeepGEMM only adds products of two sets of 1x128 tiles to a float32 matrix, which costs passes over it.
+    if b_NK.tile == ROWS or out.dtype != torch.bfloat16 or a_MK.values.shape[1] % 16:
         return _cublaslt(a_MK, b_NK, out)
     import deep_gemm  # pyright: ignore[reportMissingImports]
 

@@ -95,7 +95,7 @@ def quantize_both(
 
         return kernels.quantize_tiles(matrix_RC.contiguous(), scales, floor, take=take)
     if take is not None:
-        matrix_RC = matrix_RC[take.clamp(min=0)] * (take >= 0)[:, None]
+        matrix_RC = torch.where((take >= 0)[:, None], matrix_RC[take.clamp(min=0)], 0)
     rows, columns = (quantize(matrix_RC, tile, scales=scales, floor=floor) for tile in (ROWS, COLUMNS))
     return rows, columns
 

@@ -12,8 +12,9 @@ from fp8.quantize import Stack, quantize_stack
 class WeightBlocks:
     """The quantised matrices of one module.
 
-    keep: hold them, and their transposes, from one use to the next until the tensor is written to: two bytes per weight
-    on a GPU. Not for weights that FSDP gathers: it hides from a tensor's version that its numbers have changed.
+    keep: hold them, and their transposes, from one use to the next until the tensor is written to (not through `.data`,
+    which its version does not tell): two bytes per weight on a GPU. Not for weights that FSDP gathers: it hides from a
+    tensor's version that its numbers have changed.
     """
 
     def __init__(self, config: Fp8Config, *, keep: bool = False):

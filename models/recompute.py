@@ -28,6 +28,7 @@ _KEPT = {  # matrix products, and attention, whose forward pass costs as much as
     _aten._scaled_dot_product_flash_attention.default,
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._efficient_attention_forward.default,
 }  # fmt: skip
 
 

@@ -161,14 +161,14 @@ def _of_trainer(config: Any, machine: Machine) -> Iterator[Family]:
     yield [_set(("trainer.precision", "bfloat16"))] if trainer.precision == "float32" and machine.cuda else []
     yield [_set(("optimizer.moments", "bfloat16"))] if config.optimizer.moments == "float32" else []
     wider, data = list[Change](), mesh.data
-    while machine.cuda and data * mesh.pipeline * 2 <= machine.devices:
+    while machine.cuda and data * mesh.pipeline * mesh.context * 2 <= machine.devices:
         data *= 2
         wider.append(_set(("trainer.mesh.data", data)))
     yield wider
     flatter, pipeline = list[Change](), mesh.pipeline
     while pipeline % 2 == 0:
         pipeline //= 2
-        data = mesh.ranks // pipeline  # a pipeline has no context
+        data = mesh.ranks // pipeline  # where there is a pipeline, there is no context
         flatter.append(_set(("trainer.mesh", {"data": data, "expert": mesh.expert, "pipeline": pipeline})))
     yield flatter
     yield [_set(("trainer.row_tokens", n)) for n in _halves(trainer.row_tokens, _SHORTEST)]

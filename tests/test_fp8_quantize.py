@@ -14,6 +14,7 @@ from fp8.quantize import (
     dequantize_blocks,
     quantize,
     quantize_blocks,
+    quantize_both,
     requantize_blocks,
 )
 
@@ -170,3 +171,11 @@ def test_weights_read_and_written_again_are_the_same(seed, stretch):
         again, scale_again = requantize_blocks(weight, scale)
         assert torch.equal(scale_again, scale)
         assert torch.equal(again.float(), values.float())  # as numbers: minus zero may lose its sign
+
+
+def test_rows_that_are_not_there_are_zeros_whatever_the_first_row_holds():
+    matrix = torch.randn(3, 200)
+    matrix[0] = torch.inf
+    rows, columns = quantize_both(matrix, take=torch.tensor([1, -1, 2, -1]))
+    for found in (rows.dequantize(), columns.dequantize()):
+        assert torch.isfinite(found).all() and not found[[1, 3]].any() and found[[0, 2]].any()

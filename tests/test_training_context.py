@@ -123,8 +123,10 @@ def test_what_needs_whole_rows_is_refused(tmp_path):
         MeshConfig(context=2, pipeline=2)
     with pytest.raises(ValueError, match="balance_weight needs the whole"):
         GRPOConfig(trainer={"mesh": {"context": 2}}, balance_weight=1e-4)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="mtp_weight needs the whole"):
+        SFTConfig(trainer={"mesh": {"context": 2}})  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"joint needs whole rows.*mesh\.context to 1"):
-        SFTConfig(trainer={"mesh": {"context": 2}}, indexer="joint")  # pyright: ignore[reportArgumentType]
+        SFTConfig(trainer={"mesh": {"context": 2}}, mtp_weight=0, indexer="joint")  # pyright: ignore[reportArgumentType]
     from transformers import AutoConfig
 
     with pytest.raises(ValueError, match="deepseek_v4's attention compresses tokens"):

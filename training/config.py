@@ -189,7 +189,8 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
     @model_validator(mode="after")
     def _losses_know_whole_rows(self) -> Self:
         for key in ("mtp_weight", "balance_weight"):
-            if self.trainer.mesh.context > 1 and key in self.model_fields_set and getattr(self, key, 0):
+            wanted = getattr(self, key, 0) and not (key == "mtp_weight" and self.trainer.drop_mtp)
+            if self.trainer.mesh.context > 1 and wanted:
                 raise ValueError(f"trainer.mesh.context spreads a row, of which {key} needs the whole; set {key}: 0")
         return self
 

@@ -12,7 +12,7 @@ class MeshConfig(BaseModel, extra="forbid", frozen=True):
         default=1,
         ge=1,
         description="ranks that share the rows of a step; weights, gradients and optimizer state are sharded over them "
-        "(FSDP2). 1: one process, which is what a small model needs",
+        "(FSDP2), and over those of `context`. 1: one process, which is what a small model needs",
     )
     expert: int = Field(
         default=1,

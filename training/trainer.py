@@ -279,7 +279,7 @@ class Trainer:
         self.state_writer.begin(Path(folder), self._state() | self.optimizer.state())
 
     def is_saving(self) -> bool:
-        here = any(self.ranks.along_pipeline(self.state_writer.writes()))
+        here = any(self.ranks.along_context(any(self.ranks.along_pipeline(self.state_writer.writes()))))
         return any(self.ranks.gather(here))
 
     def finish_save(self) -> None:
