@@ -82,7 +82,8 @@ class Sender(WeightSender):
     def __init__(self, checkpoint: str):
         import torch
 
-        from models.checkpoint import hub_views, load_model
+        from models.checkpoint import load_model
+        from models.weight_names import hub_views
 
         self.device, self.views = torch.device("cpu"), hub_views(load_model(checkpoint))
 

@@ -12,12 +12,12 @@ from data.chat import THINK_CLOSE, THINK_OPEN
 from data.journal import Journal, read_journal
 from distill.trace_filter import proxy_tokens
 from distill.traces_config import TeacherConfig
+from rewards.endpoint import ChatEndpoint, Reply
 from rewards.pool import RewardPool
 from rewards.reward import Score, Verdict
 from rollouts.judge import stop_judges
 from rollouts.records import SamplingParams
 from sft.filters import fingerprint
-from sft.judge_endpoint import ChatEndpoint, Reply
 from sft.sampling import Prompt, Sampled
 from training.stage import StageError
 

@@ -13,9 +13,9 @@ from distill.suites import suite_sources
 from distill.trace_rows import SampledBatch, TraceRow
 from distill.traces_config import TracesConfig
 from models.checkpoint import context_length, load_tokenizer
+from rewards.endpoint import ChatEndpoint
 from rewards.pool import RewardPool
 from rollouts.judge import start_judges
-from sft.judge_endpoint import ChatEndpoint
 from sft.sampling import Chunk, Prompt, Sampled, Sampler, open_policy, scored_chunks
 from training.stage import StageContext, StageError
 

@@ -6,10 +6,10 @@ from pydantic import BaseModel, Field, FilePath, model_validator
 
 from data.config import OPERATIONAL
 from rewards.config import RewardSpec
+from rewards.endpoint_config import ServerConfig
 from rollouts.config import JudgeServiceConfig, RolloutConfig
 from sft.config import CurationConfig
 from sft.filters import FilterConfig
-from sft.preference_config import ServerConfig
 
 _OF_SAMPLING = (
     *("problems", "prompts", "samples_per_prompt", "rollout", "generator", "reward_workers", "rewards", "judges"),

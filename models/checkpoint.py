@@ -1,14 +1,16 @@
 """Hugging Face checkpoints of causal LMs in and out, with the MTP layer that transformers leaves behind."""
 
+import copy
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from torch import nn
@@ -21,12 +23,13 @@ from models.attention import NAME as LAYOUT_ATTENTION
 from models.attention import attend_to_all
 from models.experts import NAME as EXPERTS
 from models.fp8_checkpoint import TensorFiles, fp8_tensors, is_fp8, quantization_config, read_into
+from models.late_weights import is_late, leave
 from models.mtp import MTPModule, check_mtp, load_mtp, mtp_layers, mtp_state_dict
 from models.routing import is_selection_bias
+from models.weight_names import hub_views
 
 WEIGHTS = "model.safetensors"
 _FORMAT = {"format": "pt"}
-_EXPERT_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 @contextmanager
@@ -60,11 +63,14 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     indexed: bool = False,
+    late: bool = False,
 ) -> PreTrainedModel:
     """The causal LM at `path` (folder or hub name), in `dtype`, with our own attention unless told otherwise.
 
     Checkpoints in DeepSeek's FP8 format are multiplied out. Raises ValueError for an architecture that our attention
     does not compute, and for checkpoints that are quantised otherwise. indexed: see check_architecture.
+    late: leave weights where they are until models.late_weights.fill asks for them, if the files are safetensors with
+    the names that are known here; else, as always, all are read at once.
     """
     config = AutoConfig.from_pretrained(path)
     if attention == LAYOUT_ATTENTION:
@@ -72,25 +78,44 @@ def load_model(
     of_v4 = config.model_type == v4_names.MODEL_TYPE and attention == LAYOUT_ATTENTION
     implementation = v4_attention.NAME if of_v4 else attention
     with quiet_transformers():
-        if is_fp8(config):
+        model = _load_late(path, config, dtype, implementation) if late else None
+        if model is None and is_fp8(config):
             model = _load_fp8(path, config, dtype, implementation)
-        else:
+        elif model is None:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=implementation)
     if model._can_set_experts_implementation():  # dense models refuse
         model.set_experts_implementation(EXPERTS)
     if attention == LAYOUT_ATTENTION:
         attend_to_all(model)
         v4_attention.use_layouts(model)
-    return cast(PreTrainedModel, nn.Module.to(model, device))
+    return model if is_late(model) else cast(PreTrainedModel, nn.Module.to(model, device))
+
+
+def _load_late(path: Path | str, config: Any, dtype: torch.dtype, attention: str) -> PreTrainedModel | None:
+    folder = _folder(path)
+    model = _described(folder, config, dtype, attention, on_meta=True)
+    return model if leave(model, TensorFiles(folder)) else None
 
 
 def _load_fp8(path: Path | str, config: Any, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    folder = Path(path) if Path(path).is_dir() else Path(snapshot_download(str(path)))
-    del config.quantization_config  # what is made here is not quantised
-    with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-    model.tie_weights()
+    folder = _folder(path)
+    model = _described(folder, config, dtype, attention)
     read_into(hub_views(model), TensorFiles(folder))
+    return model
+
+
+def _folder(path: Path | str) -> Path:
+    return Path(path) if Path(path).is_dir() else Path(snapshot_download(str(path)))
+
+
+def _described(folder: Path, config: Any, dtype: torch.dtype, attention: str, on_meta: bool = False) -> PreTrainedModel:
+    """The model that config.json describes, without its weights; of these, `on_meta` has no memory either."""
+    plain = copy.deepcopy(config)
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config  # what is made here is not quantised
+    with no_init_weights(), init_empty_weights(include_buffers=False) if on_meta else nullcontext():
+        model = AutoModelForCausalLM.from_config(plain, dtype=dtype, attn_implementation=attention)
+    model.tie_weights()
     if (folder / "generation_config.json").exists():  # where completions end
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval()
@@ -224,32 +249,3 @@ def write_description(
     if generation and generation.to_diff_dict() != GenerationConfig.from_model_config(model.config).to_diff_dict():
         generation.to_json_file(folder / "generation_config.json")
     tokenizer.save_pretrained(folder)
-
-
-def stored_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """The model's own tensors, by their checkpoint names, experts fused; an output head that is the embedding is left
-    out."""
-    of_v4 = model.config.model_type == v4_names.MODEL_TYPE
-    for name, tensor in model.state_dict().items():
-        if not (model.config.tie_word_embeddings and name == "lm_head.weight"):
-            yield v4_names.released_name(name) if of_v4 else name, tensor
-
-
-def hub_pieces(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """One of `stored_weights` as it is stored: fused experts one by one. Views of it."""
-    stem, _, leaf = name.rpartition(".")
-    parts = (v4_names.EXPERT_PARTS if stem.endswith(".ffn.experts") else _EXPERT_PARTS).get(leaf)
-    if parts is None:
-        yield name, tensor
-        return
-    for index, expert in enumerate(tensor):
-        for part, piece in zip(parts, expert.chunk(len(parts)), strict=True):
-            yield f"{stem}.{index}.{part}.weight", piece
-
-
-def hub_views(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The model's own weights under their checkpoint names: writing to one changes the model. Nothing is copied.
-
-    Fused experts appear one by one; a tied output head does not appear.
-    """
-    return {name: piece for stored in stored_weights(model) for name, piece in hub_pieces(*stored)}

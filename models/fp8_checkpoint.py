@@ -78,7 +78,7 @@ class TensorFiles:
 
 @torch.no_grad()
 def read_into(views: Mapping[str, torch.Tensor], files: TensorFiles) -> None:
-    """Copy the weights of `files` into `views` (models.checkpoint.hub_views); one tensor at a time is in memory twice.
+    """Copy weights of `files` into `views` (models.weight_names.hub_views); one tensor at a time is in memory twice.
 
     Raises KeyError or ValueError when one is missing or has another shape.
     """

@@ -163,7 +163,8 @@ def _asked_judge(spec: RewardSpec) -> str | None:
         ((reward, options),) = check_rewards([spec])
     except ValueError:
         return None
-    return getattr(options, "input", None) if hasattr(reward, "connect") else None
+    asks_input = hasattr(reward, "connect") and getattr(options, "endpoint", None) is None
+    return getattr(options, "input", None) if asks_input else None
 
 
 def _listed_rewards(config: Any) -> list[tuple[KeyPath, RewardSpec]]:

@@ -192,19 +192,30 @@ def sampling_memory(sampling: Sampling, slots: float, *, split: bool) -> Memory:
     """Of a generator's device, or what sampling adds to the trainer's (rollouts.kv_cache), with `slots` running."""
     model, generator = sampling.model, sampling.generator
     per_token = cache_bytes_per_token(model, generator, in_trainer=sampling.in_trainer, split=split)
-    embedded = sampling.in_trainer or generator.engine == "transformers"
     # The embedded cache is one block, as long as the longest; vLLM's has pages, as many as are used.
-    length = sampling.prompt + (sampling.lengths.longest if embedded else sampling.lengths.mean)
-    rows = min(slots, 1 << 12)
-    working = 4 * rows * 4 * model.vocab if embedded else 2 * _PREFILL_TOKENS * 4 * model.width + 4 * rows * model.vocab
+    length = sampling.prompt + (sampling.lengths.longest if _is_embedded(sampling) else sampling.lengths.mean)
+    working = _working_bytes(sampling, slots)
     weights = {} if sampling.in_trainer else {"generator weights": generator_weights(model, generator)}
     return Memory(weights | {"cache": per_token * slots * length, "sampling": working})
+
+
+def _is_embedded(sampling: Sampling) -> bool:
+    return sampling.in_trainer or sampling.generator.engine == "transformers"
+
+
+def _working_bytes(sampling: Sampling, slots: float) -> float:
+    """Beside weights and cache: logits, and the states of prompts that are read."""
+    model, rows = sampling.model, min(slots, 1 << 12)
+    if _is_embedded(sampling):
+        return 4 * rows * 4 * model.vocab
+    return 2 * _PREFILL_TOKENS * 4 * model.width + 4 * rows * model.vocab
 
 
 def slots_that_fit(sampling: Sampling, room: float, *, split: bool) -> float:
     """Completions that can run at a time in a replica whose devices have `room` bytes left beside the weights."""
     wanted = min(sampling.generator.max_slots, replica_completions(sampling))
-    if sampling.in_trainer or sampling.generator.engine == "transformers":
+    if _is_embedded(sampling):
         return wanted  # it is allocated whole, or fails
+    room -= _working_bytes(sampling, wanted)
     per_token = cache_bytes_per_token(sampling.model, sampling.generator, in_trainer=False, split=split)
     return min(wanted, max(0.0, room) / (per_token * (sampling.prompt + sampling.lengths.mean)))

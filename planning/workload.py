@@ -122,8 +122,12 @@ def workload(request: Request, assumed: Assumptions) -> Workload:
 
 
 def prompt_tokens(model: Architecture, assumed: Assumptions) -> float:
-    """The assumed ones, and no more than a sixteenth of the context: tiny models have tiny prompts."""
-    return min(assumed.prompt_tokens, model.context / 16) if model.context else assumed.prompt_tokens
+    """As many as `--assume` says; where it says nothing, no more than a sixteenth of the context: tiny models have tiny
+    prompts."""
+    if not model.context:
+        return assumed.prompt_tokens
+    told = "prompt_tokens" in assumed.model_fields_set
+    return min(assumed.prompt_tokens, model.context / (2 if told else 16))
 
 
 def completion_lengths(request: Request, model: Architecture, longest: int, assumed: Assumptions) -> Lengths:

@@ -7,28 +7,25 @@ in another shuffled order. A completion that no vote could be read for is unscor
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from data.chat import parse_completion
 from data.config import JudgeStyle
 from data.judging import judging_messages, rubric_of
 from data.preferences import Turns
 from data.problems import Problem
 from rewards.grm import read_vote, scaled, shuffled_orders
-from rewards.judges import Judge, JudgeFailed, RemoteJudge, seed_of
+from rewards.judged import Judged, JudgedOptions, Part, judged_part
+from rewards.judges import JudgeFailed, seed_of
 from rewards.reward import Score
 
-Part = Literal["final", "whole"]
 
-
-class GenerativeOptions(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+class GenerativeOptions(JudgedOptions, extra="forbid", frozen=True, allow_inf_nan=False):
     """Options of the generative reward."""
 
-    input: str = Field(default="grm", description="the stage's input that judges")
+    input: str = Field(default="grm", description="the stage's input that judges, where there is no `endpoint`")
     style: JudgeStyle = Field(default="full", description="how the judge is asked; that which it was trained with")
     votes: int = Field(default=4, ge=1, description="judgements per completion; the paper gains up to 32, 4 is cheap")
     together: int = Field(
@@ -41,9 +38,6 @@ class GenerativeOptions(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fa
         default="final", description="what is judged: the final part alone, as R1's helpful reward, or the whole text"
     )
     pass_from: float = Field(default=0.5, ge=0, le=1, description="value from which the verdict is a pass; the middle")
-    deadline_s: float = Field(
-        default=600.0, gt=0, description="seconds for one batch of judgements; then its completions are unscorable"
-    )
 
 
 @dataclass(slots=True)
@@ -55,8 +49,8 @@ class _Tally:
     faults: Counter[str] = field(default_factory=Counter)
 
 
-class Generative:
-    """The mean score of a judge. Needs `connect` before it scores."""
+class Generative(Judged):
+    """The mean score of a judge."""
 
     name = "generative"
     judges = frozenset({"answer"})
@@ -64,11 +58,7 @@ class Generative:
 
     def __init__(self, options: GenerativeOptions | None = None):
         self.options = options or GenerativeOptions()
-        self._judge: Judge | None = None
-
-    def connect(self, inputs: Mapping[str, Any]) -> None:
-        """Take the judge from what the stage hands to its rewards. Raises ValueError when it is not among it."""
-        self._judge = judge_from(inputs, self.options.input, self.options.deadline_s, self.name)
+        super().__init__(self.options)
 
     def __call__(self, problem: Problem, completion: str) -> Score:
         return self.score_batch([problem], [completion])[0]
@@ -94,12 +84,10 @@ class Generative:
 
     def _vote(self, problem: Problem, texts: Sequence[str]) -> list[_Tally]:
         """One tally per text. Every vote shuffles the texts and shows them in lots of `together`."""
-        if self._judge is None:
-            raise JudgeFailed(f"the reward {self.name} was given no judge: call connect first")
         seed, options = seed_of(problem.id, *texts), self.options
         orders = shuffled_orders(len(texts), options.votes, seed, problem.id)
         lots = [lot for order in orders for lot in cut_evenly(order, options.together)]
-        answers = self._judge.answers([self._prompt(problem, [texts[i] for i in lot]) for lot in lots], seed)
+        answers = self.ask([self._prompt(problem, [texts[i] for i in lot]) for lot in lots], seed)
         tallies = [_Tally() for _ in texts]
         for lot, answer in zip(lots, answers, strict=True):
             vote = read_vote(range(len(lot)), answer)
@@ -125,28 +113,6 @@ class Generative:
 
 
 _NOTHING = Score.failed(detail="there is no final part to judge")
-
-
-def judged_part(completion: str, part: Part) -> str:
-    """What of a completion is shown to a judge."""
-    if part == "whole":
-        return completion
-    parsed = parse_completion(completion)
-    return parsed.final if parsed.answer is None else parsed.answer
-
-
-def judge_from(inputs: Mapping[str, Any], role: str, deadline_s: float, reward: str) -> Judge:
-    """The judge a stage hands on: the handle of its actor, or an object that answers itself.
-
-    Raises ValueError when the role is empty.
-    """
-    if role not in inputs:
-        raise ValueError(
-            f"the reward {reward} needs the stage's input '{role}', e.g. inputs: {{{role}: grm_rl}}; r1 reward takes "
-            f"--input {role}=CHECKPOINT."
-        )
-    given = inputs[role]
-    return RemoteJudge(given, deadline_s) if hasattr(getattr(given, "answers", None), "remote") else given
 
 
 def cut_evenly(order: Sequence[int], most: int) -> list[tuple[int, ...]]:

@@ -5,16 +5,16 @@ predictions into DeepSeek-V3 for judgment" (DeepSeek-R1, arXiv:2501.12948v2, B.3
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from data.judging import quote, transcript
 from data.preferences import Turns
 from data.problems import Problem
-from rewards.generative import judge_from, judged_part
-from rewards.judges import Answer, Judge, JudgeFailed, seed_of
+from rewards.judged import Judged, JudgedOptions, judged_part
+from rewards.judges import Answer, JudgeFailed, seed_of
 from rewards.own_words import own_lines
 from rewards.reward import Score
 
@@ -41,17 +41,13 @@ End with one line, and write nothing after it: "Verdict: correct" or "Verdict: i
 _MARKS = " \t*_#`$.。"
 
 
-class ReferenceJudgeOptions(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+class ReferenceJudgeOptions(JudgedOptions, extra="forbid", frozen=True, allow_inf_nan=False):
     """Options of the reference-given judge."""
 
-    input: str = Field(default="judge", description="the stage's input that judges")
     votes: int = Field(default=1, ge=1, description="judgements per answer, the majority counts; odd ones have no ties")
-    deadline_s: float = Field(
-        default=600.0, gt=0, description="seconds for one batch of judgements; then its answers are unscorable"
-    )
 
 
-class ReferenceJudge:
+class ReferenceJudge(Judged):
     """1 for an answer that most judgements call correct, 0 for the others; an error without a majority."""
 
     name = "reference_judge"
@@ -60,11 +56,7 @@ class ReferenceJudge:
 
     def __init__(self, options: ReferenceJudgeOptions | None = None):
         self.options = options or ReferenceJudgeOptions()
-        self._judge: Judge | None = None
-
-    def connect(self, inputs: Mapping[str, Any]) -> None:
-        """Take the judge from what the stage hands to its rewards. Raises ValueError when it is not among it."""
-        self._judge = judge_from(inputs, self.options.input, self.options.deadline_s, self.name)
+        super().__init__(self.options)
 
     def __call__(self, problem: Problem, completion: str) -> Score:
         return self.score_batch([problem], [completion])[0]
@@ -75,9 +67,7 @@ class ReferenceJudge:
         prompts = [reference_messages(problems[row], answers[row]) for row in asked for _ in range(self.options.votes)]
         seed = seed_of(*(f"{problems[row].id}\0{answers[row]}" for row in asked))
         try:
-            if self._judge is None:
-                raise JudgeFailed(f"the reward {self.name} was given no judge: call connect first")
-            said = self._judge.answers(prompts, seed) if prompts else []
+            said = self.ask(prompts, seed)
         except JudgeFailed as error:
             return [Score.error(str(error))] * len(answers)
         votes, scores = self.options.votes, [Score.failed(detail="there is no final answer")] * len(answers)

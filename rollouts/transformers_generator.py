@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 
 from data.chat import opened_by
 from models.attention import PackedLayout
-from models.checkpoint import hub_views, load_model, load_tokenizer, resolve_device
+from models.checkpoint import load_model, load_tokenizer, resolve_device
 from models.routing_replay import RoutingReplay
+from models.weight_names import hub_views
 from rollouts.buckets import Named, checksum
 from rollouts.kv_cache import Decode, KVCache, Prefill
 from rollouts.records import Completion, FinishReason, Group, Request, SamplingParams, Support

@@ -14,12 +14,12 @@ from cluster.actors import start_ray
 from data.chat import render_prompt
 from data.problems import Problem
 from models.checkpoint import load_tokenizer
+from rewards.endpoint import Endpoint
 from rewards.rule_judge import RuleJudgeConfig, judge_pair, judge_safety
 from rewards.verdicts import Conversation, label_question, pair_question
 from rollouts.config import GeneratorConfig, RolloutConfig
 from rollouts.pool import GeneratorPool
 from rollouts.records import Request
-from sft.judge_endpoint import Endpoint
 from sft.preference_config import JudgeConfig
 from training.stage import StageError
 

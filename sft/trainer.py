@@ -6,9 +6,7 @@ With `indexer` other than frozen the indexers of DeepSeek-V3.2 learn too, or alo
 from dataclasses import replace
 
 import torch
-from transformers import PreTrainedModel
 
-from models.checkpoint import load_model
 from models.indexer import Lessons, Stage, TaughtLayout, wake
 from sft.batch import EMPTY, Row
 from sft.config import IndexerStage
@@ -23,10 +21,8 @@ class SupervisedTrainer(Trainer):
     def __init__(self, *args, indexer: IndexerStage = "frozen", **kwargs):
         self.stage: Stage | None = None if indexer == "frozen" else indexer
         self.lessons: Lessons | None = None  # of the last pass
+        self.indexed = self.stage is not None
         super().__init__(*args, **kwargs)
-
-    def _load_model(self) -> PreTrainedModel:
-        return load_model(self.checkpoint, indexed=self.stage is not None)
 
     def _shard(self, policy: Policy) -> Policy:
         if self.stage:

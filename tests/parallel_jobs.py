@@ -1,11 +1,14 @@
 """What the ranks of tests/test_training_parallel.py do. Every rank draws the same data and takes its share."""
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from data.packing import deal
 from fp8.config import Fp8Config
@@ -282,3 +285,37 @@ def one_row(checkpoint: str, mesh: dict) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def loading(checkpoint: str, mesh: dict) -> dict[str, int]:
+    """Bytes of weights while the policy is sharded: the most that were here unsharded, and what they are made of."""
+    import models.late_weights as late
+    import training.parallel as parallel
+
+    most, filled = 0, []
+    read = late.read_into
+
+    def counted(model: Any, part: Any) -> None:
+        nonlocal most
+        late.fill(model, part)
+        here = [p for p in model.parameters() if not p.is_meta and not isinstance(p, DTensor)]
+        most = max(most, sum(p.nbytes for p in here))
+
+    def noted(views: dict[str, torch.Tensor], files: Any) -> None:
+        filled.extend(views)
+        read(views, files)
+
+    with mock.patch.object(parallel, "fill", counted), mock.patch.object(late, "read_into", noted):
+        trainer = supervised(checkpoint, mesh, mtp=False)
+    whole_bytes = {name: 4 * weight.numel() for name, weight in trainer.outline.items()}
+    by_layer: Counter[str] = Counter()
+    for name, size in whole_bytes.items():
+        by_layer[".".join(name.split(".")[:3]) if ".layers." in name else "outside"] += size
+    outside = by_layer.pop("outside")
+    return {
+        "unsharded": most,
+        "largest_layer": max(by_layer.values()),
+        "outside_layers": outside,
+        "whole": sum(whole_bytes.values()),
+        "layers_read": len({name.split(".")[2] for name in filled if ".layers." in name}),
+    }

@@ -24,11 +24,11 @@ from distill.fingerprints import hash_words
 from distill.held_out_index import HeldOutIndex
 from distill.suites import suite_sources
 from distill.traces_config import NearDuplicatesConfig, TeacherConfig, TracesConfig
+from rewards.endpoint import Reply
 from rollouts.config import GeneratorConfig, RolloutConfig
 from sft.conversations import read_conversations
 from sft.filters import FilterConfig
 from sft.held_out import HeldOut
-from sft.judge_endpoint import Reply
 from tests.test_sft_sampling_stages import KNOWN, TRUTH, problems_file, taught
 from training.stage import StageContext, StageError
 

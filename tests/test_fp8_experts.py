@@ -15,7 +15,7 @@ from fp8.config import Fp8Config
 from fp8.convert import convert, quantised_names
 from fp8.experts import grouped_mlp
 from fp8.weights import WeightBlocks
-from models.checkpoint import hub_views
+from models.weight_names import hub_views
 from rollouts.buckets import on_wire
 
 CONFIG = Fp8Config(backend="reference")

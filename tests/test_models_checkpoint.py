@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.attention import PackedLayout
-from models.checkpoint import hub_state_dict, hub_views, load_model, load_tokenizer, save_model
+from models.checkpoint import hub_state_dict, load_model, load_tokenizer, save_model
+from models.weight_names import hub_views
 
 IDS = torch.randint(8, 300, (1, 30), generator=torch.Generator().manual_seed(0))
 

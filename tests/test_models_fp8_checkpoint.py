@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3ForCausalLM
 
-from models.checkpoint import hub_state_dict, hub_views, load_model, load_mtp_module, load_tokenizer, save_model
+from models.checkpoint import hub_state_dict, load_model, load_mtp_module, load_tokenizer, save_model
 from models.mtp import MTPModule, mtp_state_dict
+from models.weight_names import hub_views
 
 KINDS = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -9,17 +9,10 @@ from fp8.config import Fp8Config
 from fp8.convert import convert
 from models.architectures import check_rounding
 from models.attention import PackedLayout
-from models.checkpoint import (
-    hub_pieces,
-    hub_views,
-    load_model,
-    load_tokenizer,
-    save_model,
-    stored_weights,
-    write_sharded,
-)
+from models.checkpoint import load_model, load_tokenizer, save_model, write_sharded
 from models.routing import SequenceBalance, is_selection_bias, routers
 from models.v4_attention import Tokens, attend
+from models.weight_names import hub_pieces, hub_views, stored_weights
 from rollouts.buckets import pack_weights
 from tests.architectures import CONFIGS, reference
 

@@ -67,6 +67,11 @@ def test_the_recipe_as_written_does_not_fit_and_what_would_is_said(as_written):
     assert next(stage for stage in fixed.stages if stage.name == "cold_start_data").fits
 
 
+def test_the_recipe_for_h200_fits():
+    made = planned(DEEPSEEK.with_name("h200.yaml"), cluster="64x8xH200")
+    assert [stage.name for stage in made.stages if not stage.fits] == []
+
+
 def test_a_data_set_has_the_rows_of_the_stage_that_makes_it(as_written):
     data = next(stage for stage in as_written.stages if stage.name == "rejection_sampling")
     sft = next(stage for stage in as_written.stages if stage.name == "curated_sft")

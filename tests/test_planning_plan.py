@@ -125,6 +125,14 @@ def test_sampling_in_the_trainer_syncs_nothing_and_needs_one_process():
     assert inside.moments["sampling"].parts["cache"] == 256 * (96 + 32) * TINY.expanded_cache * 4
 
 
+def test_prompts_are_as_long_as_was_said_or_else_as_small_models_have_them():
+    def read(**told) -> float:
+        return plan_stage(grpo(), NODE, Assumptions(**told)).tokens["read"]
+
+    assert read() == read(prompt_tokens=round(grpo().models["policy"].context / 16))
+    assert read(prompt_tokens=100) > read(prompt_tokens=50)
+
+
 def test_completions_grow_from_the_step_that_the_recipe_says():
     plan = plan_stage(grpo(max_new_tokens_from={16: 192}), LocalMachine(CALIBRATION), ASSUMED)
     assert plan.tokens["sampled"] == 16 * 64 * 24 + 16 * 64 * 48

@@ -4,14 +4,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.errors import StageError
 from rewards.combine import build_reward
 from rewards.config import RewardSpec
 from rewards.generative import Generative, GenerativeOptions, cut_evenly
 from rewards.judges import Answer
 from rewards.pool import RewardPool
 from rewards.reference_judge import ReferenceJudge, ReferenceJudgeOptions, read_ruling, reference_messages
-from rewards.reward import Verdict
+from rewards.reward import Score, Verdict
 from rewards.testing import make_problem
+from tests.chat_server import Server, said
 from tests.toy_judges import ByLength, Down, NoRoom, Quotes, Says
 
 PROBLEM = make_problem(question="Say something.", checker="instruction", domain="general")
@@ -162,8 +164,12 @@ def test_a_judge_in_an_actor_scores_for_reward_workers(ray_session):
 
 
 def ruled(judge, *completions, **options):
+    return ruled_by({"judge": judge}, *completions, **options)
+
+
+def ruled_by(inputs, *completions, **options):
     reward = ReferenceJudge(ReferenceJudgeOptions(**options))
-    reward.connect({"judge": judge})
+    reward.connect(inputs)
     return reward.score_batch([make_problem("Paris", question="Capital?")] * len(completions), completions)
 
 
@@ -224,3 +230,80 @@ def test_its_verdict_is_that_of_the_whole():
     reward = build_reward(specs, {"judge": Says("Verdict: correct")})
     both = reward(make_problem("Paris", question="Capital?"), "Paris")
     assert both.verdict is Verdict.PASS and both.parts == {"reference_judge": 1.0, "format": 0.0}
+
+
+# --- a server that judges ---
+
+
+def asked_server(server, *completions, **options) -> list[Score]:
+    """A reference judge behind a server, connected to nothing that a stage has."""
+    endpoint = {"url": server.url, "model": "m"} | options.pop("endpoint", {})
+    return ruled_by({}, *completions, endpoint=endpoint, **options)
+
+
+def test_a_server_judges_without_a_checkpoint():
+    server = Server(
+        lambda number, body: said("Verdict: correct" if "> Paris" in text_of(body) else "Verdict: incorrect")
+    )
+    scores = asked_server(server, "Paris!", "Rome")
+    assert len(server.asked) == 2 and [s.value for s in scores] == [1.0, 1.0]  # the reference is Paris in both
+    _, _, body = server.asked[0]
+    assert body["model"] == "m" and body["temperature"] == 0.0 and isinstance(body["seed"], int)
+
+
+def test_votes_of_a_server_have_seeds_of_their_own():
+    server = Server(lambda number, body: said("Verdict: correct"))
+    asked_server(server, "Paris", votes=3, endpoint={"temperature": 1.0})
+    assert len({body["seed"] for _, _, body in server.asked}) == 3
+
+
+def test_a_busy_server_is_asked_again(monkeypatch):
+    monkeypatch.setattr("rewards.server_judge._PAUSE_S", 0.01)
+    server = Server(lambda number, body: (503, "busy") if number < 3 else said("Verdict: incorrect"))
+    (score,) = asked_server(server, "Rome")
+    assert score.verdict is Verdict.FAIL and len(server.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        ((500, "boom"), "status 500: boom"),
+        ((401, "who are you"), "does endpoint.api_key_env name its key"),
+        ((200, [1.5, "late"]), "within 0.3 s"),
+    ],
+)
+def test_a_server_that_fails_leaves_answers_unscorable(reply, why, monkeypatch):
+    monkeypatch.setattr("rewards.server_judge._PAUSE_S", 0.01)
+    (score,) = asked_server(Server(lambda number, body: reply), "Rome", deadline_s=0.3 if "0.3" in why else 60)
+    assert score.verdict is Verdict.ERROR and why in score.detail
+
+
+def test_what_a_server_refuses_is_unscorable_alone():
+    server = Server(lambda number, body: (400, "too long") if "> Rome" in text_of(body) else said("Verdict: correct"))
+    scores = asked_server(server, "Paris", "Rome")
+    assert [s.verdict for s in scores] == [Verdict.PASS, Verdict.ERROR]
+
+
+def test_a_server_scores_for_the_generative_reward_in_a_worker(ray_session):
+    server = Server(lambda number, body: said("Scores: [7]"))
+    options = {"endpoint": {"url": server.url, "model": "m"}, "votes": 1, "together": 1}
+    pool = RewardPool([RewardSpec(use="rewards.generative:Generative", options=options)])
+    try:
+        pool.submit("g", PROBLEM, ["aaaa"])
+        assert [s.value for s in pool.collect()["g"]] == pytest.approx([6 / 9])
+    finally:
+        pool.close()
+
+
+def test_a_server_without_an_address_is_refused():
+    with pytest.raises(ValueError, match="endpoint needs url and model"):
+        GenerativeOptions(endpoint={"url": "http://127.0.0.1:1/v1"})
+
+
+def test_a_key_that_is_not_set_is_said_before_anything_is_scored():
+    with pytest.raises(StageError, match=r"NO_SUCH_KEY .* is not set"):
+        asked_server(Server(lambda number, body: said("")), "x", endpoint={"api_key_env": "NO_SUCH_KEY"})
+
+
+def text_of(body) -> str:
+    return body["messages"][0]["content"]

@@ -7,7 +7,8 @@ import pytest
 from safetensors.torch import save_file
 
 from data.packing import deal
-from models.checkpoint import hub_views, load_model
+from models.checkpoint import load_model
+from models.weight_names import hub_views
 from rollouts.config import GeneratorConfig
 from rollouts.records import Request, SamplingParams
 from rollouts.transformers_generator import TransformersGenerator

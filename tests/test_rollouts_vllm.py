@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from models.checkpoint import hub_views, load_model
+from models.checkpoint import load_model
+from models.weight_names import hub_views
 from rollouts import vllm_cpu
 from rollouts.records import Request, SamplingParams
 from tests.vllm_engines import SMALL, vllm_engine

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.checkpoint import hub_state_dict, hub_views, load_model
+from models.checkpoint import hub_state_dict, load_model
+from models.weight_names import hub_views
 from rollouts.buckets import CorruptWeights, checksum, pack_weights
 from rollouts.records import Request, SamplingParams
 from rollouts.transformers_generator import TransformersGenerator

@@ -3,9 +3,7 @@
 import itertools
 import json
 import threading
-import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -17,15 +15,17 @@ from data.config import OPERATIONAL
 from data.families import problem as family_problem
 from data.instructions import instruction_problem
 from data.preferences import PreferencePair
+from rewards.endpoint import Endpoint
+from rewards.endpoint_config import EndpointConfig
 from rewards.verdicts import Conversation
 from rollouts.config import GeneratorConfig, RolloutConfig
 from rollouts.records import Completion, Group
 from sft import judging
-from sft.judge_endpoint import Endpoint
 from sft.judges import Answer, CheckpointJudge, EndpointJudge, RuleJudge
 from sft.judging import Judgement, Question, judge_all
-from sft.preference_config import EndpointConfig, JudgeConfig
+from sft.preference_config import JudgeConfig
 from sft.preference_stats import balanced, judging_stats
+from tests.chat_server import Server, said
 from training.stage import StageError
 
 PROBLEM = instruction_problem(0, "train", "en", 0)
@@ -210,36 +210,6 @@ def test_a_bias_for_a_place_cancels_out_however_many_verdicts_each_order_has(wor
     assert Judgement(values=values, swapped=swapped).mean == pytest.approx(worth)
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, reply):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.reply, self.asked = reply, []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.path, self.headers.get("Authorization"), body))
-        status, answer, *headers = self.server.reply(len(self.server.asked), body)
-        self.send_response(status)
-        for name, value in headers:
-            self.send_header(name, value)
-        self.end_headers()
-        for piece in answer if isinstance(answer, list) else [answer]:
-            time.sleep(piece) if isinstance(piece, float) else self.wfile.write(piece.encode())
-
-    def log_message(self, *_): ...
-
-
-def said(text, finish="stop"):
-    message = {"role": "assistant", "content": text}
-    return 200, json.dumps({"choices": [{"message": message, "finish_reason": finish}]})
-
-
 def endpoint(server, **keys):
     return Endpoint(EndpointConfig(url=server.url, model="judge", **keys))
 
@@ -317,7 +287,7 @@ def test_an_error_under_status_200_is_no_answer(error):
 @pytest.mark.parametrize(("retry_after", "seconds"), [("7", 7), ("0", 1), ("Thu, 26 Nov 2020 08:00:00 GMT", 1)])
 def test_a_busy_server_is_asked_again_when_it_says(monkeypatch, retry_after, seconds):
     slept = []
-    monkeypatch.setattr("sft.judge_endpoint.time.sleep", slept.append)
+    monkeypatch.setattr("rewards.endpoint.time.sleep", slept.append)
     busy = 429, "slow down", ("Retry-After", retry_after)
     server = Server(lambda number, body: busy if number == 1 else said("[[A>B]]"))
     assert endpoint(server).complete([]) == ("[[A>B]]", False)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from models.checkpoint import hub_views, load_model
+from models.checkpoint import load_model
+from models.weight_names import hub_views
 from rollouts.transformers_generator import TransformersGenerator
 from rollouts.vllm_generator import VLLMGenerator
 from rollouts.weight_sender import WeightSender

@@ -23,6 +23,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from models.indexer import awake
+from models.late_weights import fill
 from training.context import ContextGroup
 from training.mesh import MeshConfig
 from training.policy import Policy
@@ -147,19 +148,22 @@ def _make_mesh(device: torch.device, **sizes: int) -> DeviceMesh:
 def shard(policy: Policy, ranks: Ranks) -> None:
     """Leave every rank its piece of each weight, in place. A no-op for a single process that does not round.
 
-    With rounding: float32 pieces, gathered and multiplied in bfloat16, gradients summed in float32.
+    With rounding: float32 pieces, gathered and multiplied in bfloat16, gradients summed in float32. Weights that have
+    not been read yet (models.late_weights) are, a layer at a time: a rank has one whole layer at most.
     """
     if ranks.shards is None:
-        return
+        return fill(policy.model, policy.model)
     rounding = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     policies: dict[str, Any] = {"mp_policy": rounding} if ranks.rounds else {}
     for block in policy.blocks():
+        fill(policy.model, block)
         if ranks.expert is not None and (experts := routed_experts(block)) is not None:
             _split_experts(experts, ranks.expert)
             fully_shard(experts, mesh=ranks.expert_data, shard_placement_fn=lambda p: Shard(1), **policies)
         for indexer in awake(block):  # apart: its loss reaches it beside the outputs of its layer
             fully_shard(indexer, mesh=ranks.shards, **policies)
         fully_shard(block, mesh=ranks.shards, **policies)
+    fill(policy.model, policy.model)
     # The root's weights are given back after forward, too: an optimizer step would leave gathered ones behind.
     fully_shard(policy, mesh=ranks.shards, reshard_after_forward=True, **policies)
     if ranks.pipeline is not None:  # training.pipeline gives them back

@@ -5,16 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
-class StageError(Exception):
-    """A stage cannot go on. The message is one sentence for the user: what, where, how to mend it.
-
-    retry: whether the same command may succeed another time, as what follows from config and data alone does not.
-    """
-
-    def __init__(self, message: str, *, retry: bool = False) -> None:
-        super().__init__(message)
-        self.retry = retry
+from data.errors import StageError as StageError  # its users run stages
 
 
 def _silent(event: dict[str, Any]) -> None:

@@ -18,19 +18,18 @@ from fp8.config import Fp8Config
 from fp8.convert import LayerPrecision, convert
 from models.architectures import check_rounding
 from models.checkpoint import (
-    hub_pieces,
     load_model,
     load_mtp_module,
     load_tokenizer,
     resolve_device,
     save_model,
-    stored_weights,
     write_description,
     write_sharded,
 )
 from models.mtp import MTPModule, mtp_state_dict
 from models.recompute import Recompute, set_recompute
 from models.routing import LoadCounter, SequenceBalance, load_metrics, routers
+from models.weight_names import hub_pieces, stored_weights
 from training.config import LoRAConfig, OptimizerConfig, check_sharded
 from training.layers import PolicyPart, rank_of_weight
 from training.logprobs import LossOf
@@ -54,6 +53,8 @@ class Trainer:
     the rows, and what it returns is about all of them.
     """
 
+    indexed = False  # whether indexers are trained (models.indexer)
+
     def __init__(
         self,
         checkpoint: str,
@@ -75,6 +76,7 @@ class Trainer:
         self.device = resolve_device(device)
         self.ranks = Ranks.of(mesh, self.device, precision)
         self.checkpoint = checkpoint
+        self.late = self.ranks.in_pieces and lora is None  # weights are read a layer at a time; adapters need them all
         self.fp8 = fp8 if precision == "fp8" else None
         self.audit: list[LayerPrecision] = []  # what every layer computes in, where some compute in FP8
         self.tokenizer = load_tokenizer(checkpoint)
@@ -102,7 +104,7 @@ class Trainer:
         self.state_writer = StateWriter()
 
     def _load_model(self) -> PreTrainedModel:
-        return load_model(self.checkpoint)
+        return load_model(self.checkpoint, indexed=self.indexed, late=self.late)
 
     def _held_here(self, model: PreTrainedModel, mtp: MTPModule | None = None) -> Policy:
         """The layers of this rank; the others are taken out of `model`."""

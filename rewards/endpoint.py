@@ -15,8 +15,8 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnec
 from typing import Any
 from urllib.parse import urlsplit
 
-from sft.preference_config import EndpointConfig, ServerConfig
-from training.stage import StageError
+from data.errors import StageError
+from rewards.endpoint_config import EndpointConfig, ServerConfig
 
 _LONGEST_ANSWER = 4 << 20  # bytes
 _PIECE = 1 << 16
