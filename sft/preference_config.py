@@ -84,6 +84,12 @@ class PreferenceDataConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan
         description="add a good and a bad written answer to each prompt's responses. For the tiny chain's own prompts "
         "only, whose policies hardly ever refuse or err on purpose",
     )
+    borrowed_responses: int = Field(
+        default=0,
+        ge=0,
+        description="responses to other prompts that are judged with a prompt's own, so that a reward model has to "
+        "read the prompt (sft.borrowed); 0 as in the paper",
+    )
     layout: Layout | None = Field(
         default="summary",
         description="responses must keep this layout to be judged; null: all are, as chat models' are",

@@ -26,6 +26,7 @@ from data.write import DataCard, count_by, write_dataset
 from models.checkpoint import context_length, load_tokenizer
 from rewards.config import RewardSpec
 from rewards.reward import Verdict
+from sft.borrowed import borrowed
 from sft.judges import open_judge
 from sft.judging import Judged, Question, judge_all
 from sft.preference_config import PreferenceDataConfig
@@ -149,8 +150,10 @@ def _all_responses(
     for number, (label, policy) in enumerate(policies.items()):
         for problem, text in _sampled(problems, label, policy, number, config, context, reasons):
             texts[problem.id][text] += 1
+    sampled = {key: tuple(said) for key, said in texts.items()}
     for problem in problems:
         said = texts[problem.id]
+        said.update(borrowed(problem, problems, sampled, config.borrowed_responses, context.seed))
         if config.written_answers:
             said.update(_judged_part(text, config) for text in _written(problem, context.seed))
         yield Responses(key=problem.id, problem=problem, texts=tuple(said), usable=said.total())

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -13,8 +14,10 @@ from data.schemas import SourceError
 from pipeline.config import load
 from pipeline.errors import RecipeError
 from rewards.reward import Verdict
+from rewards.testing import make_problem
 from rewards.utility import is_safe, utility
 from sft import preference_data
+from sft.borrowed import borrowed
 from sft.preference_config import JudgeConfig, PreferenceDataConfig
 from sft.preference_data import run
 from sft.sampling import Sampled
@@ -103,6 +106,28 @@ def test_several_policies_and_pairs_of_one_prompt(stage):
     _, card = stage(config(pairs_per_prompt=3, prompts=10), policies=("dev2", "dev3"))
     assert stage.sampled == ["dev2", "dev3"]
     assert card["judging"]["counts"]["judged"] > 10
+
+
+def test_borrowed_responses_are_those_of_other_prompts_that_look_alike(stage):
+    _, plain = stage(config(pairs_per_prompt=100), name="plain")
+    folder, card = stage(config(pairs_per_prompt=100, borrowed_responses=2), name="borrowed")
+    # A good and a bad answer make one pair, two more make six.
+    assert plain["judging"]["counts"]["judged"] == 40
+    assert 5 * 40 < card["judging"]["counts"]["judged"] <= 6 * 40
+    pairs = list(read_pairs(PreferenceSource(path=str(folder))))
+    own = {p.problem.id: {good_answer(p.problem, random.Random(f"dev3:{p.problem.id}"))} for p in pairs}
+    rejected_others = [p for p in pairs if p.chosen in own[p.problem.id] and p.rejected in set().union(*own.values())]
+    assert len(rejected_others) > 10  # good answers, to something else
+
+
+def test_the_most_similar_of_the_prompts_lend():
+    questions = ["Repeat tree two times.", "Repeat hill two times.", "List fruits.", "列出两种水果。"]
+    problems = [replace(make_problem(question=question), id=question) for question in questions]
+    texts = {p.id: (p.question.upper(),) for p in problems}
+    assert borrowed(problems[0], problems, texts, 2, seed=0) == ["REPEAT HILL TWO TIMES.", "LIST FRUITS."]
+    assert borrowed(problems[0], problems, texts | {problems[1].id: ()}, 1, seed=0) == ["LIST FRUITS."]
+    texts[problems[0].id] = texts[problems[1].id]  # what it has itself is not borrowed
+    assert borrowed(problems[0], problems, texts, 9, seed=0) == ["LIST FRUITS.", "列出两种水果。"]
 
 
 def test_safety_labels_are_of_whole_responses(stage, monkeypatch):
