@@ -8,8 +8,9 @@ silently: a named one that cannot run is an error.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +38,13 @@ def matmul_nt(
             f"FP8 product of {tuple(a_MK.values.shape)} in tiles {a_MK.tile} and {tuple(b_NK.values.shape)} in tiles "
             f"{b_NK.tile}: both must have as many columns, the first tiles of 1x128, the second of 1x128 or 128x128"
         )
-    if out is None:
-        out = torch.empty(len(a_MK.values), len(b_NK.values), dtype=dtype, device=a_MK.values.device)
-    if a_MK.values.numel() and b_NK.values.numel():
-        _PROGRAMS[choose(backend, a_MK.values.device)](a_MK, b_NK, out)
-    else:
-        out.zero_()
-    return out
+    if out is not None:
+        _fill(out, a_MK, b_NK, backend)
+        return out
+    is_square = b_NK.tile == SQUARE
+    return _product(
+        a_MK.values, a_MK.scales, b_NK.values, b_NK.scales, b_NK.multiplied_out, is_square, dtype, str(backend)
+    )
 
 
 def grouped_matmul_nt(
@@ -58,14 +59,52 @@ def grouped_matmul_nt(
 
     spans: first row of each group and the one after its last, all multiples of 128; group_P: the same by row, int32.
     """
-    out = torch.empty(len(rows_PK.values), weights_ENK.values.shape[1], dtype=dtype, device=rows_PK.values.device)
-    if dtype == torch.bfloat16 and choose(backend, out.device) == "deepgemm":
-        _deepgemm_grouped(rows_PK, group_P, weights_ENK, out)
-    else:
-        for index, (start, end) in enumerate(spans):
-            if end > start:
-                matmul_nt(rows_PK.rows(start, end), weights_ENK[index], dtype, backend, out=out[start:end])
+    bounds = [bound for span in spans for bound in span]
+    weights = weights_ENK.values, weights_ENK.scales, weights_ENK.multiplied_out
+    return _grouped_product(rows_PK.values, rows_PK.scales, bounds, group_P, *weights, dtype, str(backend))
+
+
+# Products are operators, so that models.recompute can keep their results. Operators take tensors alone.
+
+
+@torch.library.custom_op("r1::fp8_product", mutates_args=())
+def _product(
+    a: torch.Tensor, a_scales: torch.Tensor,
+    b: torch.Tensor, b_scales: torch.Tensor, b_multiplied_out: torch.Tensor | None, b_is_square: bool,
+    dtype: torch.dtype, backend: str,
+) -> torch.Tensor:  # fmt: skip
+    out = torch.empty(len(a), len(b), dtype=dtype, device=a.device)
+    other = Quantized(b, b_scales, SQUARE if b_is_square else ROWS, b_multiplied_out)
+    _fill(out, Quantized(a, a_scales, ROWS), other, cast(Backend, backend))
     return out
+
+
+@torch.library.custom_op("r1::fp8_grouped_product", mutates_args=())
+def _grouped_product(
+    rows: torch.Tensor, row_scales: torch.Tensor, bounds: Sequence[int], group_P: torch.Tensor,
+    weights: torch.Tensor, weight_scales: torch.Tensor, weights_multiplied_out: torch.Tensor | None,
+    dtype: torch.dtype, backend: str,
+) -> torch.Tensor:  # fmt: skip
+    """bounds: the spans one after the other."""
+    rows_PK, stack = Quantized(rows, row_scales, ROWS), Stack(weights, weight_scales, weights_multiplied_out)
+    out, chosen = torch.empty(len(rows), weights.shape[1], dtype=dtype, device=rows.device), cast(Backend, backend)
+    if dtype == torch.bfloat16 and choose(chosen, out.device) == "deepgemm":
+        _deepgemm_grouped(rows_PK, group_P, stack, out)
+        return out
+    for index, (start, end) in enumerate(zip(bounds[::2], bounds[1::2], strict=True)):
+        if end > start:
+            _fill(out[start:end], rows_PK.rows(start, end), stack[index], chosen)
+    return out
+
+
+OPERATORS = (torch.ops.r1.fp8_product.default, torch.ops.r1.fp8_grouped_product.default)
+
+
+def _fill(out: torch.Tensor, a_MK: Quantized, b_NK: Quantized, backend: Backend) -> None:
+    if a_MK.values.numel() and b_NK.values.numel():
+        _PROGRAMS[choose(backend, a_MK.values.device)](a_MK, b_NK, out)
+    else:
+        out.zero_()
 
 
 def choose(backend: Backend, device: torch.device) -> Backend:

@@ -18,12 +18,14 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from fp8.gemm import OPERATORS as FP8_PRODUCTS
+
 Recompute = Literal["none", "norms_and_up_projections", "blocks"]
 _UP_PROJECTIONS = ("q_b_proj", "kv_b_proj")
 
 _aten = torch.ops.aten
 _KEPT = {  # matrix products, and attention, whose forward pass costs as much as they do
-    _aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten._grouped_mm.default, _aten._scaled_mm_v2.default,
+    _aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten._grouped_mm.default, *FP8_PRODUCTS,
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     _aten._scaled_dot_product_flash_attention.default,
     _aten._scaled_dot_product_efficient_attention.default,
