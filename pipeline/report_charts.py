@@ -12,6 +12,7 @@ import plotly.io
 from pipeline.report_data import StageFiles
 from pipeline.report_html import Html, details, fill, join, number, row, table, text
 from pipeline.report_style import ACCENT, COLOURS, INK, MUTED, RULE
+from viewing.bands import Band
 
 FONT = {"family": "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif", "size": 12, "color": INK}
 WINDOW_SHARE = 0.05  # the bold line averages this share of the steps around each step
@@ -169,6 +170,8 @@ def _curves(stages: Sequence[StageFiles], key: str) -> go.Figure:
         steps, values = [p[0] for p in pairs], [p[1] for p in pairs]
         smooth = moving_average(values, max(1, round(WINDOW_SHARE * len(values))))
         line = {"color": _colour(i)}
+        if band := stage.expected.get(key):
+            _shade(figure, band, _colour(i))
         figure.add_scatter(x=steps, y=values, mode="lines", line=line | {"width": 1}, opacity=0.25, hoverinfo="skip")
         figure.add_scatter(
             x=steps,
@@ -181,6 +184,19 @@ def _curves(stages: Sequence[StageFiles], key: str) -> go.Figure:
     figure.update_yaxes(nticks=5, gridcolor=RULE, exponentformat="e")
     figure.update_xaxes(nticks=5, showgrid=False, ticks="outside", tickcolor=RULE)
     return figure
+
+
+def _shade(figure: go.Figure, band: Band, colour: str) -> None:
+    figure.add_scatter(
+        x=[*band.steps, *reversed(band.steps)],
+        y=[*band.high, *reversed(band.low)],
+        mode="lines",
+        fill="toself",
+        fillcolor=colour,
+        line={"width": 0},
+        opacity=0.12,
+        hoverinfo="skip",
+    )
 
 
 def moving_average(values: Sequence[float], window: int) -> list[float]:

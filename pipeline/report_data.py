@@ -3,12 +3,15 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from pipeline.artifact import SET_ASIDE
+from pipeline.curves import references_of
 from pipeline.eval_compare import asked
+from viewing.bands import Band
+from viewing.runs import Run
 
 REPORT = "report.html"
 DIGEST_META = "r1-artifacts"  # name of the meta tag that says which artifacts a report shows
@@ -43,6 +46,7 @@ class StageFiles:
     metrics: list[dict[str, Any]] = field(default_factory=list)  # one record per step
     samples: list[dict[str, Any]] = field(default_factory=list)
     data_card: Mapping[str, Any] | None = None
+    expected: Mapping[str, Band] = field(default_factory=dict)  # of a logged quantity, where its recipe has one
 
     @property
     def parents(self) -> Mapping[str, Mapping[str, str]]:
@@ -93,9 +97,11 @@ def read_run(run_folder: Path) -> RunFiles:
     order = [name for name in STAGE_ORDER if name in found] + sorted(found.keys() - set(STAGE_ORDER))
     evaluations = [found[name] for name in order if (found[name] / "results.json").is_file()]
     results, completions = reader.evaluations(evaluations)
+    references = references_of(Run(run_folder.name, run_folder))
+    expected = {name: reference.bands for name, (reference, _) in references.items() if reference}
     return RunFiles(
         name=run_folder.resolve().name,
-        stages=[reader.stage(found[name]) for name in order],
+        stages=[replace(reader.stage(found[name]), expected=expected.get(name, {})) for name in order],
         results=results,
         completions=completions,
         unreadable=reader.unreadable,

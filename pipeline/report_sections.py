@@ -33,8 +33,8 @@ def curves(run: RunFiles) -> Html:
         return section("curves", "Learning curves", missing("Training logs (metrics.jsonl)"))
     caption = fill(
         '<p class="muted">{}</p>',
-        "Against the step. Faint: every step; bold: mean over the neighbouring tenth of the steps. A chart appears for "
-        "every quantity that was logged.",
+        "Against the step. Faint: every step; bold: mean over the neighbouring tenth of the steps; shaded: where the "
+        "recipe expects the curve, if it has expected ones. A chart appears for every quantity that was logged.",
     )
     return section("curves", "Learning curves", caption, learning_curves(run.stages, run.label))
 

@@ -1,9 +1,14 @@
 """Recomputed activations: the same gradients to the bit, counted once, with less kept."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 
+from fp8 import gemm
+from fp8.config import Fp8Config
+from fp8.convert import convert
 from models.attention import PackedLayout
 from models.checkpoint import load_model
 from models.recompute import set_recompute
@@ -77,6 +82,21 @@ def bytes_of_saved_tensors(model) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         hidden_states(model).sum()
     return sum(storages.values())
+
+
+def test_fp8_products_are_kept_but_for_up_projections(tiny_checkpoint):
+    counts = {}
+    for policy in ("none", *POLICIES):
+        model = load_model(tiny_checkpoint).train()
+        convert(model, Fp8Config())
+        set_recompute(model, policy)
+        product = mock.Mock(wraps=gemm._reference)
+        with mock.patch.dict(gemm._PROGRAMS, reference=product):
+            (hidden_states(model) ** 2).sum().backward()
+        counts[policy] = product.call_count
+    up_projections = 2 * 3  # q_b_proj and kv_b_proj of three layers
+    assert counts["norms_and_up_projections"] == counts["none"] + up_projections
+    assert counts["blocks"] > counts["norms_and_up_projections"]
 
 
 def test_blocks_keep_the_least(tiny_checkpoint):

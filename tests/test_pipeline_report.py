@@ -11,13 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.report import write_report
+from pipeline.report import render, write_report
 from pipeline.report_charts import moving_average
 from pipeline.report_data import is_current, read_run
 from pipeline.report_html import fill, text
 from pipeline.report_lineage import Node, lineage_svg
 from pipeline.report_sections import chosen_problems, parent_stages
 from tests.report_fixture import CHECKPOINTS, make_run, results
+from viewing.bands import Band
+from viewing.reference_curves import Reference
 
 ATTACK = '</script></pre><script>alert(1)</script><img src="https://evil.example/x" onerror=alert(2)>\x00\u202e{0}&amp;'
 
@@ -167,6 +169,17 @@ def test_curves_samples_cards_and_lineage_are_there(finished):
     for words in ("step 1", "step 30", "wrong answer", "2,410", "checkpoint ", "reasoning_rl (dev2)", "learning_rate"):
         assert words in parsed.visible
     assert "not made yet" not in parsed.visible
+
+
+def test_expected_curves_are_shaded(finished, tmp_path):
+    run, recipe = tmp_path / "run", tmp_path / "recipe" / "pipeline.yaml"
+    shutil.copytree(finished, run)
+    (run / "pipeline.json").write_text(json.dumps({"recipe": str(recipe)}))
+    assert '"fill":"toself"' not in render(read_run(run))
+    band = Band([1, 15, 30], low=[0.125, 0.25, 0.375], high=[0.5, 0.625, 0.75], window=1)
+    Reference(config={}, runs=[], bands={"reward/mean": band}).write(recipe.parent / "curves" / "zero.json")
+    page = render(read_run(run))
+    assert page.count('"fill":"toself"') == 1 and '"y":[0.5,0.625,0.75,0.375,0.25,0.125]' in page
 
 
 def test_model_output_cannot_become_markup(attacked):
