@@ -64,7 +64,7 @@ def grouped_matmul_nt(
     return _grouped_product(rows_PK.values, rows_PK.scales, bounds, group_P, *weights, dtype, str(backend))
 
 
-# Products are operators, so that models.recompute can keep their results. Operators take tensors alone.
+# Products are operators, so that models.recompute can keep their results. They take tensors in place of our classes.
 
 
 @torch.library.custom_op("r1::fp8_product", mutates_args=())

@@ -24,12 +24,13 @@ from models.attention import attend_to_all
 from models.experts import NAME as EXPERTS
 from models.fp8_checkpoint import TensorFiles, fp8_tensors, is_fp8, quantization_config, read_into
 from models.late_weights import is_late, leave
-from models.mtp import MTPModule, check_mtp, load_mtp, mtp_layers, mtp_state_dict
+from models.mtp import MTPModule, check_mtp, mtp_layers, mtp_state_dict, mtp_views
 from models.routing import is_selection_bias
 from models.weight_names import hub_views
 
 WEIGHTS = "model.safetensors"
 _FORMAT = {"format": "pt"}
+_LOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a repository on a hub
 
 
 @contextmanager
@@ -77,9 +78,10 @@ def load_model(
         check_architecture(config, indexed)
     of_v4 = config.model_type == v4_names.MODEL_TYPE and attention == LAYOUT_ATTENTION
     implementation = v4_attention.NAME if of_v4 else attention
+    in_fp8 = is_fp8(config)
     with quiet_transformers():
         model = _load_late(path, config, dtype, implementation) if late else None
-        if model is None and is_fp8(config):
+        if model is None and in_fp8:
             model = _load_fp8(path, config, dtype, implementation)
         elif model is None:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=implementation)
@@ -105,7 +107,7 @@ def _load_fp8(path: Path | str, config: Any, dtype: torch.dtype, attention: str)
 
 
 def _folder(path: Path | str) -> Path:
-    return Path(path) if Path(path).is_dir() else Path(snapshot_download(str(path)))
+    return Path(path) if Path(path).is_dir() else Path(snapshot_download(str(path), allow_patterns=_LOADED))
 
 
 def _described(folder: Path, config: Any, dtype: torch.dtype, attention: str, on_meta: bool = False) -> PreTrainedModel:
@@ -121,8 +123,8 @@ def _described(folder: Path, config: Any, dtype: torch.dtype, attention: str, on
     return model.eval()
 
 
-def load_mtp_module(path: Path | str, config) -> MTPModule | None:
-    """The MTP layer of a DeepSeek checkpoint folder, or None when it has none.
+def load_mtp_module(path: Path | str, config, on_meta: bool = False) -> MTPModule | None:
+    """The MTP layer of a DeepSeek checkpoint folder, or None when it has none. on_meta: without its weights.
 
     Raises ValueError for MTP layers that cannot be computed here, KeyError when a tensor is missing.
     """
@@ -131,8 +133,13 @@ def load_mtp_module(path: Path | str, config) -> MTPModule | None:
         return None
     check_mtp(config)
     files = TensorFiles(folder)
-    tensors = {name: files.weight(name) for name in files.names(f"model.layers.{config.num_hidden_layers}.")}
-    return load_mtp(config, tensors) if tensors else None
+    if not files.names(f"model.layers.{config.num_hidden_layers}."):
+        return None
+    with init_empty_weights(include_buffers=False) if on_meta else nullcontext():
+        mtp = MTPModule(config)
+    if not on_meta:
+        read_into(mtp_views(config, mtp), files)
+    return mtp
 
 
 def hub_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:

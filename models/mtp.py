@@ -14,6 +14,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Decod
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32DecoderLayer
 
 from models.attention import PackedLayout, attend_to_all, no_mask
+from models.weight_names import hub_pieces
 
 _BLOCKS = {"deepseek_v3": DeepseekV3DecoderLayer, "deepseek_v32": DeepseekV32DecoderLayer}
 
@@ -99,41 +100,20 @@ def mtp_state_dict(
         f"{prefix}embed_tokens.weight": whole(model.model.embed_tokens.weight),
         f"{prefix}shared_head.head.weight": whole(model.lm_head.weight),
     }
-    for name, tensor in mtp.state_dict().items():
-        tensor = whole(tensor)
-        name = name.replace("norm.weight", "shared_head.norm.weight") if name == "norm.weight" else name
-        name = name.removeprefix("block.")
-        if name.endswith("experts.gate_up_proj"):
-            for index, expert in enumerate(tensor):
-                gate, up = expert.chunk(2, dim=0)
-                stem = f"{prefix}{name.removesuffix('gate_up_proj')}{index}"
-                tensors |= {f"{stem}.gate_proj.weight": gate, f"{stem}.up_proj.weight": up}
-        elif name.endswith("experts.down_proj"):
-            for index, expert in enumerate(tensor):
-                tensors[f"{prefix}{name.removesuffix('down_proj')}{index}.down_proj.weight"] = expert
-        else:
-            tensors[prefix + name] = tensor
+    for name, tensor in mtp_stored(model.config, mtp).items():
+        tensors |= hub_pieces(name, whole(tensor))
     return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
 
 
-def load_mtp(config, tensors: dict[str, torch.Tensor]) -> MTPModule:
-    """The inverse of `mtp_state_dict`. Raises KeyError when a tensor is missing."""
+def mtp_views(config, mtp: MTPModule) -> dict[str, torch.Tensor]:
+    """The MTP module's own weights by the names of the released checkpoints: writing to one changes the module."""
+    return dict(piece for weight in mtp_stored(config, mtp).items() for piece in hub_pieces(*weight))
+
+
+def mtp_stored(config, mtp: MTPModule) -> dict[str, torch.Tensor]:
+    """The same, experts fused, perhaps sharded."""
     prefix = f"model.layers.{config.num_hidden_layers}."
-    mtp = MTPModule(config)
-    state = {}
-    for name, like in mtp.state_dict().items():
-        stored = "shared_head.norm.weight" if name == "norm.weight" else name.removeprefix("block.")
-        stem = prefix + stored.rpartition(".")[0]
-        if stored.endswith("experts.gate_up_proj"):
-            parts = [
-                torch.cat([tensors[f"{stem}.{e}.gate_proj.weight"], tensors[f"{stem}.{e}.up_proj.weight"]])
-                for e in range(config.n_routed_experts)
-            ]
-            state[name] = torch.stack(parts)
-        elif stored.endswith("experts.down_proj"):
-            state[name] = torch.stack([tensors[f"{stem}.{e}.down_proj.weight"] for e in range(config.n_routed_experts)])
-        else:
-            state[name] = tensors[prefix + stored]
-        state[name] = state[name].to(like.dtype)
-    mtp.load_state_dict(state)
-    return mtp
+    return {
+        f"{prefix}shared_head.norm.weight" if name == "norm.weight" else prefix + name.removeprefix("block."): tensor
+        for name, tensor in mtp.state_dict().items()
+    }

@@ -12,7 +12,7 @@ import plotly.io
 from pipeline.report_data import StageFiles
 from pipeline.report_html import Html, details, fill, join, number, row, table, text
 from pipeline.report_style import ACCENT, COLOURS, INK, MUTED, RULE
-from viewing.bands import Band
+from viewing.bands import Band, trailing_mean
 
 FONT = {"family": "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif", "size": 12, "color": INK}
 WINDOW_SHARE = 0.05  # the bold line averages this share of the steps around each step
@@ -171,6 +171,7 @@ def _curves(stages: Sequence[StageFiles], key: str) -> go.Figure:
         smooth = moving_average(values, max(1, round(WINDOW_SHARE * len(values))))
         line = {"color": _colour(i)}
         if band := stage.expected.get(key):
+            smooth = trailing_mean(values, band.window)  # what the band is about
             _shade(figure, band, _colour(i))
         figure.add_scatter(x=steps, y=values, mode="lines", line=line | {"width": 1}, opacity=0.25, hoverinfo="skip")
         figure.add_scatter(

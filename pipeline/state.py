@@ -28,6 +28,8 @@ from pipeline.artifact import (
 )
 from pipeline.config import Pipeline, Stage
 from pipeline.errors import RecipeError
+from rewards.combine import check_rewards
+from rewards.config import RewardSpec
 
 
 class State(StrEnum):
@@ -193,6 +195,11 @@ def _changed_keys(old: Any, new: Any, config: Any, prefix: str = "") -> Iterator
 
 
 def _part(config: Any, key: Any) -> Any:
+    if isinstance(config, RewardSpec) and key == "options":  # read by the reward itself, into a model of its own
+        try:
+            return check_rewards([config])[0][1]
+        except ValueError:
+            return None
     if isinstance(config, BaseModel):
         return getattr(config, key, None)
     try:

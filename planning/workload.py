@@ -122,8 +122,8 @@ def workload(request: Request, assumed: Assumptions) -> Workload:
 
 
 def prompt_tokens(model: Architecture, assumed: Assumptions) -> float:
-    """As many as `--assume` says; where it says nothing, no more than a sixteenth of the context: tiny models have tiny
-    prompts."""
+    """As many as `--assume` says, up to half of the context; where it says nothing, a sixteenth of it at most, since
+    tiny models have tiny prompts."""
     if not model.context:
         return assumed.prompt_tokens
     told = "prompt_tokens" in assumed.model_fields_set

@@ -50,15 +50,18 @@ class ChatEndpoint:
         if self._key:
             self._headers["Authorization"] = f"Bearer {self._key}"
 
-    def ask(self, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> Reply:
+    def ask(
+        self, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any], end: float = float("inf")
+    ) -> Reply:
         """The answer to a conversation; `options` are further keys of the request. Safe for several threads.
+        end: of the time (time.monotonic) for it, where the server's own deadline is later.
 
         A busy server that says when to come back (Retry-After) is asked again then, if that is before the deadline.
 
         Raises TimeoutError when it is not there by the deadline, ConnectionError when the server is away, overloaded or
         broken, ValueError when it refuses the question, StageError when no question can succeed.
         """
-        end = time.monotonic() + self.server.deadline_s
+        end = min(end, time.monotonic() + self.server.deadline_s)
         body = {"model": self.server.model, "messages": [*map(dict, messages)], **options}
         while True:
             response, content = self._post(json.dumps(body), end)
@@ -148,7 +151,10 @@ def _key(name: str | None, who: str) -> str:
         return ""
     key = os.environ.get(name, "").strip()  # a file's last line break comes along easily
     if not key:
-        raise StageError(f"{who}: the environment variable {name} (endpoint.api_key_env) is not set; export the key")
+        raise StageError(
+            f"{who}: the environment variable {name} (endpoint.api_key_env) is not set where this process runs; export "
+            "the key there (on a cluster, where `ray start` is called)"
+        )
     if not _HEADER_TEXT.fullmatch(key):
         raise StageError(
             f"{who}: the environment variable {name} (endpoint.api_key_env) holds a line break or another character "

@@ -55,6 +55,8 @@ def read_vote(order: Sequence[int], answer: Answer | None) -> Vote:
     """A judge's answer about responses shown in `order`; None: it had no room for them."""
     if answer is None:
         return Vote(order=tuple(order), text="", scores=None, fault="no_room")
+    if answer.fault:
+        return Vote(order=tuple(order), text="", scores=None, fault=answer.fault)
     shown = read_scores(answer.text, len(order), answer.truncated)
     if isinstance(shown, Unreadable):
         return Vote(order=tuple(order), text=answer.text, scores=None, fault=shown.reason)

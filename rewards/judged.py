@@ -1,11 +1,12 @@
 """What the rewards that ask a judge have in common: who judges, and what of a completion is shown to it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
 from data.chat import parse_completion
+from data.config import OPERATIONAL
 from data.preferences import Turns
 from rewards.endpoint_config import EndpointConfig
 from rewards.judges import Answer, Judge, JudgeFailed, RemoteJudge
@@ -23,8 +24,11 @@ class JudgedOptions(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False)
         description="a server that judges in place of an input: {url: http://127.0.0.1:8000/v1, model: NAME}. Votes "
         "differ only at a temperature above 0, and a resumed stage gets the same scores only if the server gives them",
     )
-    deadline_s: float = Field(
-        default=600.0, gt=0, description="seconds for one batch of judgements; then what it judges is unscorable"
+    deadline_s: Annotated[float, OPERATIONAL] = Field(
+        default=300.0,
+        gt=0,
+        description="seconds for one batch of judgements; then what it judges is unscorable. Less than "
+        "reward_workers.deadline_s, after which the worker is ended",
     )
 
     @model_validator(mode="after")
@@ -40,15 +44,15 @@ class Judged:
     name: ClassVar[str]
 
     def __init__(self, options: JudgedOptions):
-        self._where = options
+        self._settings = options
         self._judge: Judge | None = None
 
     def connect(self, inputs: Mapping[str, Any]) -> None:
         """Take the judge from what the stage hands to its rewards: the handle of an actor, or an object that answers
         itself. Raises ValueError when it is not among it, StageError when the key of an endpoint is not set."""
-        role, deadline_s = self._where.input, self._where.deadline_s
-        if self._where.endpoint is not None:
-            self._judge = ServerJudge(self._where.endpoint, deadline_s)
+        role, deadline_s = self._settings.input, self._settings.deadline_s
+        if self._settings.endpoint is not None:
+            self._judge = ServerJudge(self._settings.endpoint, deadline_s)
             return
         if role not in inputs:
             raise ValueError(

@@ -17,8 +17,9 @@ class JudgeFailed(Exception):
 class Answer:
     """What a judge wrote."""
 
-    text: str
+    text: str = ""
     truncated: bool = False  # the length limit ended it
+    fault: str = ""  # why there is no text: what a server said
 
 
 class Judge(Protocol):

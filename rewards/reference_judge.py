@@ -72,7 +72,7 @@ class ReferenceJudge(Judged):
             return [Score.error(str(error))] * len(answers)
         votes, scores = self.options.votes, [Score.failed(detail="there is no final answer")] * len(answers)
         for place, row in enumerate(asked):
-            scores[row] = _majority([read_ruling(answer) for answer in said[place * votes : (place + 1) * votes]])
+            scores[row] = _majority(said[place * votes : (place + 1) * votes])
         return scores
 
 
@@ -107,10 +107,11 @@ def _ruling(line: str) -> Ruling | None:
     return rulings.get(said.strip(_MARKS).casefold())
 
 
-def _majority(rulings: Sequence[Ruling | None]) -> Score:
-    counts = Counter(rulings)
+def _majority(answers: Sequence[Answer | None]) -> Score:
+    counts = Counter(map(read_ruling, answers))
     correct, incorrect = counts["correct"], counts["incorrect"]
     detail = f"{correct} correct, {incorrect} incorrect, {counts[None]} unreadable"
     if correct == incorrect:
-        return Score.error(f"the judgements have no majority: {detail}")
+        faults = {answer.fault: None for answer in answers if answer is not None and answer.fault}
+        return Score.error("; ".join([f"the judgements have no majority: {detail}", *faults]))
     return Score.passed(detail=detail) if correct > incorrect else Score.failed(detail=detail)

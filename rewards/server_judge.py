@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotAllInTime
+from itertools import count
 
 from data.errors import StageError
 from data.preferences import Turns
@@ -16,37 +16,35 @@ _PAUSE_S = 1.0  # before the second try; twice as long before each further one
 
 
 class ServerJudge:
-    """rewards.judges.Judge. Raises StageError when the key is not set, or the server takes neither key nor model."""
+    """rewards.judges.Judge. Raises StageError when the key is not set."""
 
     def __init__(self, config: EndpointConfig, deadline_s: float):
         self._config, self._deadline_s = config, deadline_s
         self._endpoint = ChatEndpoint(config)
+        self._threads = ThreadPoolExecutor(config.concurrency)  # one pool, so that there are never more requests
 
     def answers(self, prompts: Sequence[Turns], seed: int) -> list[Answer | None]:
-        """None for a prompt that the server refuses. Raises JudgeFailed where one stays without an answer."""
+        """Where the server gave none, an Answer that says why. Raises JudgeFailed when it gave none at all."""
         end = time.monotonic() + self._deadline_s
-        threads = ThreadPoolExecutor(self._config.concurrency)
-        try:
-            asked = [threads.submit(self._answer, prompt, seed + place, end) for place, prompt in enumerate(prompts)]
-            return [future.result(max(0.0, end - time.monotonic())) for future in asked]
-        except NotAllInTime:
-            raise JudgeFailed(f"the judge gave no answer within {self._deadline_s:g} s") from None
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+        asked = [self._threads.submit(self._answer, p, seed + place, end) for place, p in enumerate(prompts)]
+        said = [future.result() for future in asked]  # none is later than the end
+        if said and all(answer.fault for answer in said):
+            raise JudgeFailed(f"the judge gave no answer: {said[0].fault}")
+        return list(said)
 
-    def _answer(self, prompt: Turns, seed: int, end: float) -> Answer | None:
+    def _answer(self, prompt: Turns, seed: int, end: float) -> Answer:
         options = {"max_tokens": self._config.max_tokens, "temperature": self._config.temperature, "seed": seed}
-        for attempt in range(_TRIES):
+        for attempt in count(1):
             try:
-                reply = self._endpoint.ask(prompt, options)
+                reply = self._endpoint.ask(prompt, options, end)
                 return Answer(reply.content, truncated=reply.cut_off)
-            except ValueError:
-                return None
+            except (ValueError, StageError) as error:  # it would be refused again
+                return Answer(fault=str(error))
             except (TimeoutError, ConnectionError) as error:
-                pause = _PAUSE_S * 2**attempt
-                if attempt == _TRIES - 1 or time.monotonic() + pause >= end:
-                    raise JudgeFailed(f"the judge gave no answer: {error}") from error
+                pause = _PAUSE_S * 2 ** (attempt - 1)
+                if time.monotonic() >= end:
+                    return Answer(fault=f"no answer within {self._deadline_s:g} s")
+                if attempt == _TRIES or time.monotonic() + pause >= end:
+                    return Answer(fault=str(error))
                 time.sleep(pause)
-            except StageError as error:  # no question can succeed
-                raise JudgeFailed(str(error)) from error
         raise AssertionError("unreachable")

@@ -16,9 +16,11 @@ def borrowed(
     problem: Problem, problems: Sequence[Problem], texts: Mapping[str, Sequence[str]], count: int, seed: int
 ) -> list[str]:
     """At most `count` responses of `texts` (by problem id), each of another prompt, none that this one has itself."""
+    if count == 0:
+        return []
     rng = random.Random(f"{seed}-borrowed-{problem.id}")
-    others = [other for other in problems if other.id != problem.id and texts[other.id]]
-    looked_at = rng.sample(others, min(LOOKED_AT, len(others)))
+    looked_at = rng.sample(problems, min(LOOKED_AT, len(problems)))
+    looked_at = [other for other in looked_at if other.id != problem.id and texts[other.id]]
     own, found = set(texts[problem.id]), list[str]()
     for other in sorted(looked_at, key=lambda other: -_likeness(problem.question, other.question)):
         if len(found) == count:

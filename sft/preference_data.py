@@ -9,7 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Responses:
     problem: Problem
     texts: tuple[str, ...]
     usable: int  # responses that may be judged, equal ones each
+    borrowed: tuple[str, ...] = ()  # of other prompts, each to be compared with one of its own
 
 
 def run(config: PreferenceDataConfig, context: StageContext) -> None:
@@ -153,10 +154,11 @@ def _all_responses(
     sampled = {key: tuple(said) for key, said in texts.items()}
     for problem in problems:
         said = texts[problem.id]
-        said.update(borrowed(problem, problems, sampled, config.borrowed_responses, context.seed))
+        lent = borrowed(problem, problems, sampled, config.borrowed_responses, context.seed)
         if config.written_answers:
             said.update(_judged_part(text, config) for text in _written(problem, context.seed))
-        yield Responses(key=problem.id, problem=problem, texts=tuple(said), usable=said.total())
+        lent = tuple(text for text in lent if text not in said)
+        yield Responses(key=problem.id, problem=problem, texts=tuple(said), usable=said.total(), borrowed=lent)
 
 
 def _sampled(
@@ -230,9 +232,9 @@ def _questions(
             for number, text in enumerate(each.texts):
                 yield Question(key=f"{each.key}/{number}", problem=each.problem, responses=(text,))
             continue
-        if len(each.texts) < 2:
+        pairs = [*combinations(each.texts, 2), *product(each.texts, each.borrowed)]
+        if not pairs:
             reasons["identical" if each.usable > 1 else "too_few"] += 1
-        pairs = list(combinations(each.texts, 2))
         random.Random(f"{seed}-pairs-{each.key}").shuffle(pairs)
         for number, pair in enumerate(pairs[: config.pairs_per_prompt]):
             yield Question(key=f"{each.key}/{number}", problem=each.problem, responses=pair)

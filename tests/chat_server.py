@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -28,8 +29,9 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers:
             self.send_header(name, value)
         self.end_headers()
-        for piece in answer if isinstance(answer, list) else [answer]:
-            time.sleep(piece) if isinstance(piece, float) else self.wfile.write(piece.encode())
+        with suppress(BrokenPipeError):  # whoever asked has given up
+            for piece in answer if isinstance(answer, list) else [answer]:
+                time.sleep(piece) if isinstance(piece, float) else self.wfile.write(piece.encode())
 
     def log_message(self, *_): ...
 

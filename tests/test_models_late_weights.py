@@ -1,5 +1,7 @@
 """Models whose weights are read a layer at a time are, in the end, those whose weights are read at once."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,6 +13,7 @@ from models.late_weights import fill
 from tests.architectures import CONFIGS, make_architecture
 from tests.conftest import make_checkpoint
 from tests.gloo_ranks import GlooRanks
+from training.layers import PolicyPart
 
 IDS = torch.randint(8, 300, (1, 30), generator=torch.Generator().manual_seed(0))
 
@@ -57,6 +60,29 @@ def test_a_tied_head_is_the_embedding(tied_checkpoint):
     fill(late, late)
     assert late.lm_head.weight is late.model.embed_tokens.weight
     assert torch.equal(late.lm_head.weight, load_model(tied_checkpoint).lm_head.weight)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_tied_model_in_a_pipeline(tmp_path, rank):
+    """Ranks above 0 have neither embedding nor head."""
+    tied = {"architecture": "llama", "num_heads": 2, "tie_embeddings": True, "num_layers": 4}
+    path = make_checkpoint(tmp_path / "tied", **tied)
+    whole, late = (load_model(path, late=is_late) for is_late in (False, True))
+    parts = [PolicyPart(model, None, rank, 2) for model in (whole, late)]
+    fill(late, late)
+    states = [part.state_dict() for part in parts]
+    assert states[0].keys() == states[1].keys() and len(states[0]) > 3
+    assert all(torch.equal(states[1][name], tensor) for name, tensor in states[0].items())
+
+
+def test_checkpoints_that_are_quantised_otherwise_are_refused_as_ever(llama_checkpoint, tmp_path):
+    """Their tensors have the same names, and other values."""
+    save_model(tmp_path, load_model(llama_checkpoint), load_tokenizer(llama_checkpoint))
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="quantised by compressed-tensors"):
+        load_model(tmp_path, late=True)
 
 
 def test_what_is_frozen_stays_frozen(llama_checkpoint):

@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from models.attention import PackedLayout
 from models.checkpoint import load_model, load_mtp_module, load_tokenizer, save_model
-from models.mtp import MTPModule, load_mtp, mtp_state_dict
+from models.mtp import MTPModule
 from sft.batch import Example, pack_examples
 from tests.architectures import make_architecture
 from training.config import OptimizerConfig
@@ -53,13 +53,17 @@ def test_roundtrip_through_disk(tiny_checkpoint, tmp_path):
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
-def test_a_missing_tensor_is_an_error(tiny_checkpoint):
-    model = load_model(tiny_checkpoint)
-    mtp = load_mtp_module(tiny_checkpoint, model.config)
-    tensors = mtp_state_dict(model, mtp)
+def test_a_missing_tensor_is_an_error(tiny_checkpoint, tmp_path):
+    tensors = load_file(tiny_checkpoint / "model.safetensors")
     del tensors["model.layers.3.mlp.experts.5.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(KeyError, match=r"experts\.5\.up_proj"):
-        load_mtp(model.config, tensors)
+        load_mtp_module(tmp_path, load_model(tiny_checkpoint).config)
+
+
+def test_without_weights_it_takes_no_memory(tiny_checkpoint):
+    mtp = load_mtp_module(tiny_checkpoint, load_model(tiny_checkpoint).config, on_meta=True)
+    assert mtp is not None and all(p.is_meta for p in mtp.parameters())
 
 
 def test_a_checkpoint_without_mtp_has_none(tiny_checkpoint, llama_checkpoint, tmp_path):

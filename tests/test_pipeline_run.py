@@ -20,8 +20,9 @@ from pipeline.config import load
 from pipeline.errors import RecipeError
 from pipeline.progress import LiveProgress, PlainProgress, duration
 from pipeline.run import make_plan, only_stage, run
-from pipeline.state import State
+from pipeline.state import State, _changed_keys
 from pipeline.status import status
+from rl.config import GRPOConfig
 from tests.toy_stages import RECIPES, TOY_KINDS, write_checkpoint, write_recipes
 from training.stage import StageError
 
@@ -236,6 +237,19 @@ def test_how_a_stage_is_run_may_change_between_attempts_and_after(toy):
     assert toy("zero.pause_s=0.001") == ["zero"]
     assert json.loads(manifest.read_text())["config"]["pause_s"] == 0.001
     assert toy("zero.pause_s=0") == []
+
+
+def test_how_a_reward_asks_its_judge_may_change_too():
+    def config(url="http://127.0.0.1:1/v1", **asking):
+        options = {"endpoint": {"url": url, "model": "m", **asking}}
+        return GRPOConfig.model_validate(
+            {"rewards": [{"use": "rewards.reference_judge:ReferenceJudge", "options": options}]}
+        )
+
+    before, calmer, other = config(), config(concurrency=1, deadline_s=500), config("http://127.0.0.1:2/v1")
+    assert list(_changed_keys(before.model_dump(mode="json"), calmer.model_dump(mode="json"), calmer)) == []
+    ((key, _, _),) = _changed_keys(before.model_dump(mode="json"), other.model_dump(mode="json"), other)
+    assert key == "rewards[0].options.endpoint.url"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])

@@ -278,10 +278,23 @@ def test_a_server_that_fails_leaves_answers_unscorable(reply, why, monkeypatch):
     assert score.verdict is Verdict.ERROR and why in score.detail
 
 
-def test_what_a_server_refuses_is_unscorable_alone():
-    server = Server(lambda number, body: (400, "too long") if "> Rome" in text_of(body) else said("Verdict: correct"))
+@pytest.mark.parametrize("fault", [(400, "too long"), (500, "too long")])
+def test_what_a_server_does_not_answer_is_unscorable_alone_and_says_why(fault, monkeypatch):
+    monkeypatch.setattr("rewards.server_judge._PAUSE_S", 0.01)
+    server = Server(lambda number, body: fault if "> Rome" in text_of(body) else said("Verdict: correct"))
     scores = asked_server(server, "Paris", "Rome")
-    assert [s.verdict for s in scores] == [Verdict.PASS, Verdict.ERROR]
+    assert [s.verdict for s in scores] == [Verdict.PASS, Verdict.ERROR] and "too long" in scores[1].detail
+    assert len(server.asked) == 1 + (1 if fault[0] == 400 else 4)
+
+
+def test_there_are_never_more_requests_than_concurrency_allows():
+    server = Server(lambda number, body: (200, [0.5, "late"]))
+    options = ReferenceJudgeOptions(deadline_s=0.2, endpoint={"url": server.url, "model": "m", "concurrency": 2})
+    reward = ReferenceJudge(options)
+    reward.connect({})
+    for _ in range(3):  # each is given up before its requests are answered
+        assert all(s.verdict is Verdict.ERROR for s in reward.score_batch([PROBLEM] * 4, [*"abcd"]))
+    assert len(server.asked) <= 3 * 2  # those that waited for a free place were never sent
 
 
 def test_a_server_scores_for_the_generative_reward_in_a_worker(ray_session):

@@ -111,9 +111,9 @@ def test_several_policies_and_pairs_of_one_prompt(stage):
 def test_borrowed_responses_are_those_of_other_prompts_that_look_alike(stage):
     _, plain = stage(config(pairs_per_prompt=100), name="plain")
     folder, card = stage(config(pairs_per_prompt=100, borrowed_responses=2), name="borrowed")
-    # A good and a bad answer make one pair, two more make six.
+    # A good and a bad answer make one pair, and four with two others', which are not compared with each other.
     assert plain["judging"]["counts"]["judged"] == 40
-    assert 5 * 40 < card["judging"]["counts"]["judged"] <= 6 * 40
+    assert 4 * 40 < card["judging"]["counts"]["judged"] <= 5 * 40
     pairs = list(read_pairs(PreferenceSource(path=str(folder))))
     own = {p.problem.id: {good_answer(p.problem, random.Random(f"dev3:{p.problem.id}"))} for p in pairs}
     rejected_others = [p for p in pairs if p.chosen in own[p.problem.id] and p.rejected in set().union(*own.values())]
@@ -128,6 +128,21 @@ def test_the_most_similar_of_the_prompts_lend():
     assert borrowed(problems[0], problems, texts | {problems[1].id: ()}, 1, seed=0) == ["LIST FRUITS."]
     texts[problems[0].id] = texts[problems[1].id]  # what it has itself is not borrowed
     assert borrowed(problems[0], problems, texts, 9, seed=0) == ["LIST FRUITS.", "列出两种水果。"]
+    assert borrowed(problems[0], problems, {}, 0, seed=0) == []
+
+
+def test_prompts_without_responses_of_their_own_are_left_out(stage, monkeypatch):
+    """Others' answers alone say nothing of them."""
+
+    def sampled_chunks(prompts, **keys):
+        yield [
+            (prompt, [_sampled(f"<think>\n</think>\n\n{place} {i}") for i in range(2 * (place % 2))])
+            for place, prompt in enumerate(prompts)
+        ]
+
+    monkeypatch.setattr(preference_data, "sampled_chunks", sampled_chunks)
+    _, card = stage(config(pairs_per_prompt=100, borrowed_responses=3, min_gap=0.0, balance_within=None))
+    assert card["rejected"]["too_few"] == 20 and card["judging"]["counts"]["judged"] == 20 * (1 + 2 * 3)
 
 
 def test_safety_labels_are_of_whole_responses(stage, monkeypatch):

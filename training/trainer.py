@@ -84,7 +84,8 @@ class Trainer:
         mesh.check_model(self.model.config)
         if self.ranks.rounds:
             check_rounding(self.model.config)
-        mtp_module = None if drop_mtp else load_mtp_module(checkpoint, self.model.config)
+        elsewhere = self.ranks.pipeline is not None and self.ranks.pipeline.get_local_rank() > 0  # rank 0 has it
+        mtp_module = None if drop_mtp else load_mtp_module(checkpoint, self.model.config, on_meta=elsewhere)
         self.train_mtp = mtp and mtp_module is not None and lora is None
         if mesh.context > 1 and self.train_mtp:
             raise ValueError("mesh: context parallel trains the main model alone; set mtp_weight: 0")
