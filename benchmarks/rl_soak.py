@@ -154,7 +154,22 @@ def _compared(kept: Path, killed: Path) -> dict[str, Any]:
     return {
         "equal": {name: (one / name).read_bytes() == (other / name).read_bytes() for name in EQUAL},
         "counters": counts["killed"],
+        "metrics_that_differ": _differences(one / "metrics.jsonl", other / "metrics.jsonl"),
     }
+
+
+def _differences(one: Path, other: Path) -> dict[str, Any]:
+    """Lines of each log, and of every quantity the steps in which they differ, with the first two values."""
+    logs = [[json.loads(line) for line in path.read_text().splitlines()] for path in (one, other)]
+    found: dict[str, Any] = {}
+    if len(logs[0]) != len(logs[1]):
+        found["lines"] = [len(log) for log in logs]
+    for a, b in zip(*logs, strict=False):
+        for key in sorted(a.keys() | b.keys()):
+            if a.get(key) != b.get(key):
+                known = found.setdefault(key, {"steps": [], "first": [a.get(key), b.get(key)]})
+                known["steps"].append(a.get("step"))
+    return found
 
 
 if __name__ == "__main__":
