@@ -7,7 +7,7 @@ answered in time, gets error scores: what cannot be judged is left out of traini
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,16 @@ class RewardPool:
         taken = self._counts
         self._counts = {name: Counter(dict.fromkeys(counts, 0)) for name, counts in taken.items()}
         return taken
+
+    @property
+    def counted(self) -> list[str]:
+        """Names of the rewards that have judged anything."""
+        return list(self._counts)
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Count these from 0 on, as those are that have judged: a resumed stage may have nothing left to judge."""
+        for name in names:
+            self._counts.setdefault(name, Counter())
 
     def close(self) -> None:
         """End all workers, with the processes of their graders. A thread that waits for them gets ActorDied."""

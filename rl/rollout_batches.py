@@ -220,15 +220,17 @@ class RolloutBatches:
             return
         for number, batch in self.open.items():
             write_groups(folder / f"ahead_{number}.parquet", batch.step + 1, batch.scored())
-        (folder / AHEAD).write_text(json.dumps({number: _facts(batch) for number, batch in self.open.items()}))
+        facts = {number: _facts(batch) for number, batch in self.open.items()}
+        (folder / AHEAD).write_text(json.dumps({"counted": self.rewards.counted, "batches": facts}))
 
     def load(self, folder: Path) -> None:
         self.lengths.load(folder / LENGTHS)
         if (folder / AHEAD).exists():
             facts = json.loads((folder / AHEAD).read_text(encoding="utf-8"))
+            self.rewards.expect(facts["counted"])
             self.open = {
                 int(number): _opened(said, read_groups(folder / f"ahead_{number}.parquet"))
-                for number, said in facts.items()
+                for number, said in facts["batches"].items()
             }
 
     def close(self) -> None:

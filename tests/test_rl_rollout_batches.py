@@ -29,20 +29,29 @@ class Rewards:
     """Those of a stage, in this process: a completion is worth its length, and every fifth group is all alike."""
 
     def __init__(self):
-        self.done, self.counts = {}, Counter()
+        self.done, self.counts = {}, {}
 
     def submit(self, key, problem, completions, progress=1.0):
         alike = int(problem.id.split("-")[-2]) % 5 == 0
         self.done[key] = [Score.passed(1.0 if alike else float(len(text))) for text in completions]
-        self.counts["pass"] += len(completions)
+        self.expect(["length"])
+        self.counts["length"]["pass"] += len(completions)
 
     def collect(self):
         done, self.done = self.done, {}
         return done
 
     def take_counts(self):
-        counts, self.counts = {"length": self.counts}, Counter()
+        counts, self.counts = self.counts, {name: Counter() for name in self.counts}
         return counts
+
+    @property
+    def counted(self):
+        return list(self.counts)
+
+    def expect(self, names):
+        for name in names:
+            self.counts.setdefault(name, Counter())
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +138,16 @@ def test_no_token_is_older_than_the_recipe_allows(generator, staleness):
 @pytest.mark.parametrize("cut", [1, 4])
 def test_what_was_under_way_goes_on_from_a_checkpoint(generator, tmp_path, cut):
     changes = {"max_staleness": 4, "objective": ObjectiveConfig(preset="v3_2", sequence_mask_delta=0.5)}
-    unbroken = content(taken(batches_of(generator, **changes), generator))
+    unbroken = taken(batches_of(generator, **changes), generator)
     first = batches_of(generator, **changes)
-    before = content(taken(first, generator, range(cut)))
+    found = taken(first, generator, range(cut))
     first.save(tmp_path)
     again = batches_of(generator, **changes)
     again.load(tmp_path)
-    assert before + content(taken(again, generator, range(cut, CONFIG.rollouts))) == unbroken
+    found += taken(again, generator, range(cut, CONFIG.rollouts))
+    assert content(found) == content(unbroken)
+    # What was judged before is not judged again, and yet counted under the same names.
+    assert [batch.judged for batch in found] == [batch.judged for batch in unbroken]
 
 
 def test_groups_without_signal_are_made_up_for_before_a_batch_is_taken(generator):
