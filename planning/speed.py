@@ -233,9 +233,9 @@ class LocalSpeed:
         return (seconds + model.layers * costs.layer + model.moe_layers * costs.moe_layer) / self._share(generator)
 
     def sync_s(self, model: Architecture, generator: GeneratorConfig) -> float:
-        """Written, moved and read by every replica, with checksums: some twenty passes over the bytes (a sync of
-        SmolLM2-135M moves 370 MB/s where a copy makes 8 GB/s; docs/results/weight_sync.json)."""
-        passes = 20 * generator.replicas / self._gain(generator.replicas)
+        """Written, moved and read by every replica, with checksums: some thirty passes over the bytes (a sync of
+        SmolLM2-135M moves 1.6 GB/s where a copy makes 47; docs/results/weight_sync.json)."""
+        passes = 30 * generator.replicas / self._gain(generator.replicas)
         return passes * 4 * model.main_parameters / self.machine.copy_bytes_per_s
 
     def _pass_s(
