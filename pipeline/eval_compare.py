@@ -11,7 +11,8 @@ from pipeline.errors import RecipeError
 if TYPE_CHECKING:
     from rich.table import Table
 
-_OF_CHECKPOINTS = ("samples", "prompting")  # keys of a suite that may differ where problems and sampling are the same
+# Keys of a suite that may differ where problems and sampling are the same.
+_OF_CHECKPOINTS = ("samples", "general_samples", "prompting")
 
 
 def asked(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pipeline.evaluate_config import CODE, EvaluateConfig, Prompting
 from rewards.config import RewardSpec
 from rewards.pool import RewardPool
 from rewards.reward import Verdict
-from rollouts.records import Group, Request, SamplingParams
+from rollouts.records import Group, Request
 from training.run_log import write_stats
 from training.stage import StageContext, StageError
 
@@ -102,6 +102,7 @@ def _suite(config: EvaluateConfig, problems: list[Problem], labels: list[str]) -
         "stop": list(config.rollout.stop),
         "max_new_tokens": config.rollout.max_new_tokens,
         "samples": {label: config.samples_of(label) for label in labels},
+        "general_samples": {label: config.general_samples_of(label) for label in labels},
         "prompting": {label: config.prompting_of(label).model_dump() for label in labels},
     }
 
@@ -149,9 +150,8 @@ class _Evaluator:
         """Each problem's group and scores, in the order they are graded; grading runs beside sampling."""
         grader = self._grader(layout)
         by_id = {problem.id: problem for problem in self.problems}
-        params = self.config.rollout.params(self.config.samples_of(label), self.seed)
         waiting: dict[str, Group] = {}
-        for group in self._sampled(folder, requests, params):
+        for group in self._sampled(folder, requests, label):
             waiting[group.key] = group
             grader.submit(group.key, by_id[group.key], [completion.text for completion in group.completions])
             for key, scores in grader.take_finished().items():
@@ -159,9 +159,14 @@ class _Evaluator:
         for key, scores in grader.collect().items():
             yield by_id[key], waiting.pop(key), scores
 
-    def _sampled(self, folder: Path, requests: list[Request], params: SamplingParams) -> Iterator[Group]:
+    def _sampled(self, folder: Path, requests: list[Request], label: str) -> Iterator[Group]:
+        general = {problem.id for problem in self.problems if problem.domain == GENERAL}
+        counts = (self.config.samples_of(label), self.config.general_samples_of(label))
+        kinds = ([r for r in requests if r.key not in general], [r for r in requests if r.key in general])
         try:
-            yield from self.policies.at(folder).stream(requests, params)
+            for count, asked in zip(counts, kinds, strict=True):
+                params = self.config.rollout.params(count, self.seed)
+                yield from self.policies.at(folder).stream(asked, params)
         except (ValueError, KeyError) as error:  # a prompt too long for the model, a tensor missing in the file
             raise StageError(f"evaluating {folder}: {error.args[0]}") from error
 

@@ -56,6 +56,11 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
         default={},
         description="checkpoint -> completions per problem where it differs, e.g. {base: 16} to show its pass@16",
     )
+    general_samples: int | None = Field(
+        default=None,
+        ge=1,
+        description="completions per general instruction, more than per problem where these are few; null: as many",
+    )
     rollout: RolloutConfig = Field(
         default=RolloutConfig(temperature=0.6, top_p=0.95),
         description="temperature 0.6 and top-p 0.95, as the paper (D.1)",
@@ -89,4 +94,9 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
         return self.prompting.get(checkpoint, self.prompting.get(DEFAULT, _CHAT))
 
     def samples_of(self, checkpoint: str) -> int:
+        """Completions per reasoning problem."""
         return self.samples_for.get(checkpoint, self.samples)
+
+    def general_samples_of(self, checkpoint: str) -> int:
+        """Completions per general instruction."""
+        return self.general_samples or self.samples_of(checkpoint)

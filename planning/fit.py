@@ -15,7 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from planning.assumptions import Assumptions
 from planning.plan import Machine, devices_used, in_place, stage_memory
-from planning.workload import Request, workload
+from planning.stage_workloads import workload
+from planning.workload import Request
 
 _SHORTEST = 1024  # tokens below which a shorter completion is no remedy worth naming
 _GENERATORS = ("generator", "judges.generator", "judge.generator")

@@ -20,7 +20,8 @@ from planning.memory import (
 from planning.mesh import pipeline_efficiency
 from planning.sampling_time import round_s
 from planning.speed import GpuSpeed, LocalSpeed, Speed, mean_seen, pass_flops, rows_per_rank, step_flops
-from planning.workload import DatasetSize, Reading, Request, Sampling, Training, Workload, workload
+from planning.stage_workloads import workload
+from planning.workload import DatasetSize, Reading, Request, Sampling, Training, Workload
 
 _PASSING = ("activations", "logits")  # of memory, what comes and goes with every pass
 _KEPT_BLOCK = 32 << 20  # bytes; glibc's largest M_MMAP_THRESHOLD

@@ -14,7 +14,8 @@ from planning.memory import generator_weights, slots_that_fit
 from planning.plan import GpuMachine, in_place
 from planning.simulation import Outcome, Schedule, simulate
 from planning.speed import GpuSpeed
-from planning.workload import Reading, Request, Sampling, Training, Workload, workload
+from planning.stage_workloads import workload
+from planning.workload import Reading, Request, Sampling, Training, Workload
 from rollouts.config import GeneratorConfig
 from training.config import TrainerConfig
 

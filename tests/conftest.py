@@ -6,6 +6,10 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("r1", deadline=None)  # how long an example takes says nothing of what it asserts
+settings.load_profile("r1")
 
 TESTS = Path(__file__).parent
 LONGEST = ("test_recipes_smoke.py", "test_rl_train.py", "test_rl_vllm.py")

@@ -41,6 +41,7 @@ CONFIG = EvaluateConfig(
     general_problems=2,
     samples=2,
     samples_for={"base": 4},
+    general_samples=3,
     rollout=RolloutConfig(max_new_tokens=6, temperature=0.6, top_p=0.95),
     generator=GeneratorConfig(replicas=1),
 )
@@ -88,7 +89,7 @@ def test_every_checkpoint_faces_the_same_problems_with_its_own_number_of_samples
     problems = {label: {r["problem_id"] for r in rows if r["checkpoint"] == label} for label in ("base", "dev1")}
     assert problems["base"] == problems["dev1"] and len(problems["base"]) == 10
     counts = {label: sum(r["checkpoint"] == label for r in rows) for label in problems}
-    assert counts == {"base": 40, "dev1": 20}
+    assert counts == {"base": 8 * 4 + 2 * 3, "dev1": 8 * 2 + 2 * 3}
     assert {r["domain"] for r in rows} == {"chain_sum", "logic", GENERAL}
     assert all("held_out" in r["problem_id"] for r in rows)
 
