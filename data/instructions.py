@@ -105,13 +105,6 @@ def bad_answer(problem: Problem, rng: random.Random) -> str:
     return _break(rng.choice(checks), problem, rng)
 
 
-def nouns(language: str) -> list[str]:
-    """Everything that reads well after "the": all nouns but the colors."""
-    colors = set(_colors(language))
-    listed = [word for words in CATEGORIES[language].values() for word in words if word not in colors]
-    return [*PLACES[language], *listed]
-
-
 def _greet(language: str) -> Iterator[Instruction]:
     frame = {"en": "Say hello to {name} in one line.", "zh": "用一句话向{name}问好。"}[language]
     for name in NAMES[language]:
@@ -121,7 +114,7 @@ def _greet(language: str) -> Iterator[Instruction]:
 
 def _use_word(language: str) -> Iterator[Instruction]:
     frame = {"en": "Use the word {word} in a sentence.", "zh": "用“{word}”造一个短句。"}[language]
-    for word in nouns(language):
+    for word in _nouns(language):
         checks = ({"kind": "one_line"}, _use(word))
         yield _instruction("use_word", frame.format(word=word), language, checks, word=word)
 
@@ -239,6 +232,13 @@ def _instruction(task: str, question: str, language: str, checks: tuple[Check, .
 
 def _use(word: str) -> Check:
     return {"kind": "use_word", "word": word}
+
+
+def _nouns(language: str) -> list[str]:
+    """Everything that reads well after "the": all nouns but the colors."""
+    colors = set(_colors(language))
+    listed = [word for words in CATEGORIES[language].values() for word in words if word not in colors]
+    return [*PLACES[language], *listed]
 
 
 def _colors(language: str) -> tuple[str, ...]:

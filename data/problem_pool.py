@@ -15,7 +15,6 @@ from data.problems import Problem
 from data.safety_prompts import safety_problem
 from data.schemas import SourceError, with_instruction
 from data.sources import held_out_texts, read_problems
-from data.word_pairs import word_pair_problem
 from data.word_problems import WORD_FAMILIES, word_problem
 
 
@@ -49,13 +48,6 @@ class ProblemsConfig(BaseModel, extra="forbid", frozen=True):
         le=1,
         description="share of these instructions that ask for what the miniature's guideline forbids (domain "
         "'safety'); R1 has 12k harmlessness prompts among 78k general ones (Table 4)",
-    )
-    word_pair_share: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="share of the other procedural instructions that ask for two words in a sentence, which are many "
-        "(data.word_pairs); never of held-out ones",
     )
     sources: tuple[ProblemSource, ...] = Field(
         default=(),
@@ -92,11 +84,9 @@ class ProblemsConfig(BaseModel, extra="forbid", frozen=True):
         return self
 
     @model_validator(mode="after")
-    def _files_replace_instructions(self) -> Self:
+    def _safety_is_in_the_files(self) -> Self:
         if self.general_sources and self.safety_share:
             raise ValueError("problems.safety_share is of procedural instructions; general_sources say domains")
-        if self.general_sources and self.word_pair_share:
-            raise ValueError("problems.word_pair_share is of procedural instructions, not of general_sources")
         return self
 
 
@@ -141,9 +131,6 @@ class ProblemPool:
                 return self._general.problem(index)
             if self.config.safety_share and rng.random() < self.config.safety_share:
                 return safety_problem(index, self.split, language, self.seed)
-            pairs = self.config.word_pair_share if self.split == "train" else 0.0
-            if pairs and rng.random() < pairs:
-                return word_pair_problem(index, language, self.seed)
             return instruction_problem(index, self.split, language, self.seed)
         if self.config.sources:
             return self._listed.problem(index)

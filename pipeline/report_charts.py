@@ -127,8 +127,10 @@ def _panels(
         key = _match(panel, [key for key in keys if key not in dict(chosen)])
         if key:
             chosen.append((key, panel.title))
-    # Reward parts that no panel names (a preference reward, say) get one too: they are what RL optimises.
+    # Reward parts that no panel names (a preference reward, say) get one too: they are what RL optimises. Counts of
+    # errors do when there were any.
     parts = [k for k in keys if re.fullmatch(rf"reward/(?!({_NOT_PARTS})\b)\w+", k) and k not in dict(chosen)]
+    parts = [key for key in parts if any(record.get(key) for stage in stages for record in stage.metrics)]
     chosen += [(key, f"Reward part: {key.removeprefix('reward/')}") for key in parts[:6]]
     legend = join(
         fill('<span><i style="background:{}"></i>{}</span>', _colour(i), label(stage.name))
@@ -162,12 +164,13 @@ def _match(panel: Panel, keys: Sequence[str]) -> str | None:
 
 
 def _curves(stages: Sequence[StageFiles], key: str) -> go.Figure:
-    figure = go.Figure()
+    figure, every = go.Figure(), list[float]()
     for i, stage in enumerate(stages):
         pairs = [(r["step"], r[key]) for r in stage.metrics if _is_number(r.get("step")) and _is_number(r.get(key))]
         if not pairs:
             continue
         steps, values = [p[0] for p in pairs], [p[1] for p in pairs]
+        every += values
         smooth = moving_average(values, max(1, round(WINDOW_SHARE * len(values))))
         line = {"color": _colour(i)}
         if band := stage.expected.get(key):
@@ -182,9 +185,22 @@ def _curves(stages: Sequence[StageFiles], key: str) -> go.Figure:
             hovertemplate=f"{_label(stage.name)}, step %{{x}}: %{{y:.4g}}<extra></extra>",
         )
     _dress(figure, height=170)
-    figure.update_yaxes(nticks=5, gridcolor=RULE, exponentformat="e")
+    figure.update_yaxes(nticks=5, gridcolor=RULE, exponentformat="e", range=_without_spikes(every))
     figure.update_xaxes(nticks=5, showgrid=False, ticks="outside", tickcolor=RULE)
     return figure
+
+
+def _without_spikes(values: Sequence[float]) -> tuple[float, float] | None:
+    """The axis that all but the outermost 2 % of the values need, where the others would hide them; else None."""
+    ordered = sorted(values)
+    few = len(ordered) // 50
+    if not few:
+        return None
+    low, high = ordered[few], ordered[-1 - few]
+    room = high - low
+    if not room or max(high - low, ordered[-1] - high, low - ordered[0]) <= 10 * room:
+        return None
+    return max(ordered[0], low - room / 10), min(ordered[-1], high + room / 10)
 
 
 def _shade(figure: go.Figure, band: Band, colour: str) -> None:

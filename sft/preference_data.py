@@ -22,7 +22,6 @@ from data.problem_pool import ProblemPool
 from data.problems import Problem
 from data.safety_prompts import SAFETY, safe_answer, unsafe_answer
 from data.sources import held_out_texts
-from data.word_pairs import WORD_PAIR, both_words, one_word
 from data.write import DataCard, count_by, write_dataset
 from models.checkpoint import context_length, load_tokenizer
 from rewards.config import RewardSpec
@@ -220,9 +219,6 @@ def _written(problem: Problem, seed: int) -> Iterator[str]:
     if problem.domain == SAFETY:
         yield r1_layout(*safe_answer(problem, rng))
         yield r1_layout(*unsafe_answer(problem, rng))
-    elif problem.metadata.get("task") == WORD_PAIR:
-        yield r1_layout("", both_words(problem, rng))
-        yield r1_layout("", one_word(problem, rng))
     elif problem.checker == "instruction":
         yield r1_layout("", good_answer(problem, rng))
         yield r1_layout("", bad_answer(problem, rng))

@@ -1,7 +1,7 @@
 """Rendering prompts from untrusted text; reading completions: what counts as reasoning, and that it is never graded."""
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from jinja2 import TemplateError
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -182,7 +182,6 @@ def test_templates_for_one_question_refuse_conversations(template, roles):
 
 @every_tokenizer
 @pytest.mark.parametrize("template", ["plain", "r1_zero"])
-@settings(deadline=None)
 @given(question=st.text() | st.sampled_from(["{{ 7 * 7 }}", "{% raw %}", "\\n\"'\n\n", "计算 3+8 😀", " x "]))
 def test_a_template_in_jinja_gives_the_same_prompt(name, template, question):
     tokenizer = TOKENIZERS[name]

@@ -31,7 +31,7 @@ def rows(start: int, count: int) -> pa.Table:
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 7), min_size=1, max_size=8).filter(any), st.integers(1, 9))
 def test_shards_hold_all_rows_in_order(tmp_path_factory, sizes, per_shard):
     folder = tmp_path_factory.mktemp("set")

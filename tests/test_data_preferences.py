@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.config import PreferenceSource
@@ -200,7 +200,6 @@ def test_reading_is_lazy(tmp_path):
 texts = st.text(min_size=1).filter(str.strip)
 
 
-@settings(deadline=None)
 @given(prompt=texts, first=texts, second=texts, gap=st.none() | st.floats(0.01, 2))
 def test_pairs_survive_parquet_or_are_refused(tmp_path_factory, prompt, first, second, gap):
     make = {"id": "1", "prompt": prompt, "chosen": first, "rejected": second, "gap": gap}

@@ -76,8 +76,8 @@ def test_general_prompts_that_hold_a_benchmark_are_left_out_and_counted(tmp_path
     assert pool.contaminated == 1 and {p.question for p in pool.draw(0, 9)} == {"Tell me about tea."}
 
 
-@pytest.mark.parametrize("share", ["safety_share", "word_pair_share"])
-def test_shares_that_general_files_decide_are_refused(tmp_path, share):
-    prompts = (general_source(tmp_path, [{"prompt": "Hi."}]),)
-    with pytest.raises(ValueError, match=rf"problems\.{share} is of procedural instructions"):
-        ProblemsConfig(instruction_share=1.0, general_sources=prompts, **{share: 0.1})
+def test_shares_that_general_files_decide_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"problems\.safety_share is of procedural instructions"):
+        ProblemsConfig(
+            instruction_share=1.0, safety_share=0.1, general_sources=(general_source(tmp_path, [{"prompt": "Hi."}]),)
+        )

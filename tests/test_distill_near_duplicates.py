@@ -27,7 +27,6 @@ def jaccard(first: str, second: str, n: int = 5) -> float:
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
-@settings(deadline=None)
 @given(st.lists(TEXTS, max_size=6), st.integers(1, 4))
 def test_ngrams_are_equal_exactly_where_their_words_are(texts, n):
     hashes, owners = ngrams(hash_words(texts), n)
@@ -41,7 +40,6 @@ def test_ngrams_are_equal_exactly_where_their_words_are(texts, n):
     assert len({(a, b) for a, b in zip(hashes.tolist(), spelled, strict=True)}) == len(set(spelled))
 
 
-@settings(deadline=None)
 @given(TEXTS, st.lists(TEXTS, max_size=3))
 def test_a_signature_does_not_depend_on_what_else_is_in_the_batch(text, others):
     assert (signed([text])[0] == signed([*others, text])[-1]).all()
@@ -85,7 +83,6 @@ def test_signatures_are_the_same_in_every_process():
     assert len(runs) == 1 and len(runs.pop()) > 2 * PLACES
 
 
-@settings(deadline=None)
 @given(st.floats(0.3, 1.0))
 def test_bands_find_pairs_at_the_threshold(threshold):
     length = band_length(threshold)
@@ -93,7 +90,7 @@ def test_bands_find_pairs_at_the_threshold(threshold):
     assert 1 <= length <= 8 and (found >= FOUND or length == 1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_every_dropped_row_has_a_kept_one_like_it_and_no_two_kept_ones_are_equal(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))

@@ -159,7 +159,7 @@ def test_a_damaged_batch_is_judged_again(tmp_path, monkeypatch):
     assert payload(tmp_path / "out") == before
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(20, 2000), st.integers(0, 5))
 def test_the_budget_is_kept_and_one_more_row_would_break_it(tmp_path_factory, budget, seed):
     folder = tmp_path_factory.mktemp("budget")
@@ -200,7 +200,6 @@ def test_the_students_tokenizer_counts(tmp_path):
 WORDS = st.lists(st.sampled_from(["a", "B", "天", "12", "é"]), max_size=16).map(" ".join)
 
 
-@settings(deadline=None)
 @given(st.lists(WORDS, max_size=5), st.lists(WORDS, max_size=8))
 def test_held_out_text_is_found_exactly_as_row_by_row(held_out, texts):
     index = NgramIndex(10)

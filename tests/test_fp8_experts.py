@@ -56,7 +56,7 @@ def test_against_float64(counts, width, inner):
 
 
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=5).filter(lambda counts: sum(counts) > 0))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_experts_do_not_see_each_others_rows(counts):
     torch.manual_seed(1)
     experts = len(counts)

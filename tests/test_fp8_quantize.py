@@ -54,7 +54,6 @@ def test_against_the_definition(shape):
 
 
 @given(st.integers(1, 200), st.integers(1, 200), st.floats(1e-6, 1e4))
-@settings(deadline=None)
 def test_error_is_at_most_a_sixteenth_of_a_value_or_a_step_near_zero(rows, columns, size):
     weight = torch.from_numpy(
         np.random.default_rng(rows * 1000 + columns).normal(0, size, (rows, columns)).astype("f4")
@@ -122,7 +121,7 @@ def test_the_floor_of_activations_is_deepseeks_and_gradients_have_none():
     st.sampled_from(["float32", "power_of_two"]),
     st.integers(0, 2**31),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_every_tile_by_the_formula(shape, tile, scales, seed):
     matrix = np.random.default_rng(seed).standard_t(2, shape).astype(np.float32)
     got = quantize(torch.from_numpy(matrix), tile, scales=scales)
@@ -161,7 +160,7 @@ def test_a_tile_with_a_bad_value_is_bad_as_a_whole(bad):
 
 
 @given(st.integers(0, 2**31), st.floats(0.3, 3.0))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_weights_read_and_written_again_are_the_same(seed, stretch):
     rng = np.random.default_rng(seed)
     values = torch.from_numpy(rng.normal(0, 40, (150, 140)).astype("f4")).to(torch.float8_e4m3fn)

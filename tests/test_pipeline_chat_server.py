@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import typer
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from typer.testing import CliRunner
@@ -187,7 +187,6 @@ def shown(show, *arguments, **options) -> str:
 words = st.text(alphabet="ab <>/answer\n计\x1b[\x07\u202e\U000e0001", max_size=10)
 
 
-@settings(deadline=None)
 @given(reasoning=words, final=words, tagged=st.booleans(), data=st.data())
 def test_a_stream_shows_what_the_whole_completion_shows(reasoning, final, tagged, data):
     """Wherever the pieces are cut. Tabs apart, which rich expands from the start of each piece."""

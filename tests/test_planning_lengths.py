@@ -2,13 +2,12 @@ import math
 from statistics import NormalDist
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from planning.lengths import Lengths, cut_mean
 
 
-@settings(deadline=None)
 @given(share=st.floats(0.01, 0.95), longest=st.integers(8, 100_000), sigma=st.floats(0.05, 1.2))
 def test_the_mean_is_what_was_asked_for(share, longest, sigma):
     lengths = Lengths(share * longest, longest, sigma)
@@ -17,7 +16,6 @@ def test_the_mean_is_what_was_asked_for(share, longest, sigma):
     assert sum(sample) / len(sample) == pytest.approx(lengths.mean, rel=0.06)
 
 
-@settings(deadline=None)
 @given(share=st.floats(0.01, 0.95), sigma=st.floats(0.05, 2), counts=st.tuples(st.integers(1, 9), st.integers(10, 999)))
 def test_more_completions_have_a_longer_longest(share, sigma, counts):
     lengths = Lengths(share * 1000, 1000, sigma)

@@ -42,7 +42,7 @@ def test_a_batch_waits_for_its_longest_completion():
     assert found.batch_s == pytest.approx(longest * 0.01 + 3.5, rel=0.03)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 99), batch=st.integers(8, 80), train_s=st.floats(0.1, 5), sigma=st.floats(0.1, 1.5))
 def test_more_staleness_is_never_slower(seed, batch, train_s, sigma):
     schedule = replace(SPREAD, seed=seed, batch=batch, train_s=train_s, sync_s=0.0, lengths=Lengths(100, 400, sigma))
@@ -50,7 +50,7 @@ def test_more_staleness_is_never_slower(seed, batch, train_s, sigma):
     assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(ends))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 99), staleness=st.integers(0, 4), rate=st.floats(0, 0.05), checkpoint=st.integers(1, 4))
 def test_no_completion_is_lost_or_trained_twice(seed, staleness, rate, checkpoint):
     found = simulate(

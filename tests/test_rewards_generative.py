@@ -1,7 +1,7 @@
 """The generative reward and the reference-given judge: what is asked, what scores become, what is unscorable."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import StageError
@@ -136,7 +136,6 @@ def test_without_a_judge_the_worker_does_not_start():
         build_reward([RewardSpec(use="rewards.generative:Generative")])
 
 
-@settings(deadline=None)
 @given(count=st.integers(1, 40), most=st.integers(1, 10))
 def test_lots_hold_everything_once_and_are_even(count, most):
     lots = cut_evenly(range(count), most)
@@ -196,7 +195,6 @@ def test_rulings_are_read_strictly(text, ruling):
     assert read_ruling(Answer(text, truncated=True)) is None
 
 
-@settings(deadline=None)
 @given(text=st.text())
 def test_no_text_breaks_the_reader_of_rulings(text):
     assert read_ruling(Answer(text)) in (None, "correct", "incorrect")

@@ -4,7 +4,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.preferences import RankedResponses
@@ -20,7 +20,6 @@ def vote(*scores: int) -> Vote:
 LOST = Vote(order=(0, 1), text="?", scores=None, fault="no_scores")
 
 
-@settings(deadline=None)
 @given(order=st.permutations(range(4)), scores=st.lists(st.integers(1, 10), min_size=4, max_size=4))
 def test_scores_come_back_in_the_order_of_the_responses(order, scores):
     shown = [scores[response] for response in order]
@@ -84,7 +83,6 @@ def test_voting_helps_a_judge_that_is_right_more_often_than_not():
     assert one < 0.65 and many > 0.72
 
 
-@settings(deadline=None)
 @given(votes=st.integers(1, 32), data=st.data())
 def test_totals_scale_to_0_and_1(votes, data):
     total = data.draw(st.integers(votes, 10 * votes))

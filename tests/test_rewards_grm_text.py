@@ -16,7 +16,7 @@ ALPHABET = st.sampled_from(
 JUDGE_LIKE = st.lists(ALPHABET, max_size=40).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.one_of(st.text(), JUDGE_LIKE), count=st.integers(1, 5))
 @example("Scores: " + "9" * 5000, 1)  # more digits than int() takes
 @example("Scores: ²", 1)  # a digit to str.isdigit, none to int()
@@ -27,7 +27,6 @@ def test_no_text_raises_or_gives_a_score_outside_1_to_10(text, count):
         assert len(read) == count and all(type(score) is int and 1 <= score <= 10 for score in read)
 
 
-@settings(deadline=None)
 @given(
     scores=st.lists(st.integers(1, 10), min_size=1, max_size=6),
     critique=st.text(string.ascii_letters + string.digits + " .\n", max_size=80),
@@ -149,7 +148,7 @@ def test_items_without_a_right_judgement_are_refused(responses, truth, reason):
     assert refused.value.reason == reason
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(index=st.integers(0, 500), language=st.sampled_from(["en", "zh"]), n=st.integers(1, 4), seed=st.integers(0, 3))
 def test_procedural_items_have_one_good_answer_by_the_rules(index, language, n, seed):
     from rewards.instruction import check_instruction

@@ -357,7 +357,7 @@ def test_gold_without_a_value_is_an_error(pool, gold):
     assert grade_math(gold, "1", pool).verdict is Verdict.ERROR
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(-(10**9), 10**9), st.integers(1, 10**6))
 def test_fractions_equal_themselves_in_every_spelling(top, bottom):
     with GraderPool() as idle:  # none of these needs a process
@@ -367,7 +367,7 @@ def test_fractions_equal_themselves_in_every_spelling(top, bottom):
         assert grade_math(gold, f"{top + 1}/{bottom}", idle).verdict is Verdict.FAIL
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(-99, 99), min_size=2, max_size=6, unique=True), st.randoms())
 def test_lists_have_no_order_and_tuples_do(numbers, rng):
     shuffled = rng.sample(numbers, len(numbers))

@@ -4,7 +4,7 @@ import random
 from statistics import mean
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.families import problem as family_problem
@@ -18,7 +18,6 @@ from rewards.verdicts import label_question, pair_question, read_label, read_ver
 LANGUAGES = st.sampled_from(["en", "zh"])
 
 
-@settings(deadline=None)
 @given(index=st.integers(0, 500), language=LANGUAGES)
 def test_good_answers_are_better_than_broken_and_padded_ones(index, language):
     problem, rng = instruction_problem(index, "train", language, 0), random.Random(index)
@@ -28,7 +27,6 @@ def test_good_answers_are_better_than_broken_and_padded_ones(index, language):
     assert utility(problem, " ".join([good] * 6)) < 0.8
 
 
-@settings(deadline=None)
 @given(index=st.integers(0, 50), language=LANGUAGES, text=st.text(max_size=200))
 def test_utility_is_a_share_and_reads_the_final_part_only(index, language, text):
     problem = instruction_problem(index, "train", language, 0)
@@ -49,7 +47,6 @@ def test_reasoning_problems_have_no_utility():
         utility(problem, "5")
 
 
-@settings(deadline=None)
 @given(index=st.integers(0, 300), language=LANGUAGES)
 def test_the_guideline_reads_the_whole_response(index, language):
     problem, rng = safety_problem(index, "train", language, 0), random.Random(index)

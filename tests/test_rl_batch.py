@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.batch import TrainingSequence, make_mini_batches, pack
@@ -56,7 +56,6 @@ def test_documented_example():
     assert {name: str(getattr(row, name).dtype) for name in kinds} == kinds
 
 
-@settings(deadline=None)
 @given(sequences(), st.integers(20, 60))
 def test_every_completion_token_sits_behind_the_position_that_predicts_it(batch, capacity):
     rows = pack(batch, capacity)
@@ -90,7 +89,6 @@ def test_every_completion_token_sits_behind_the_position_that_predicts_it(batch,
             assert (row.split_routes(row.routed_experts)[slot] == original.routed_experts).all()
 
 
-@settings(deadline=None)
 @given(sequences(), st.integers(1, 6), st.integers(0, 2**31))
 def test_mini_batches_partition_all_outputs_evenly_and_by_seed(batch, count, seed):
     parts = make_mini_batches(batch, count, seed)

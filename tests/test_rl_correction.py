@@ -65,7 +65,7 @@ def reference_r1(group, correction, floor, cap):
 
 @pytest.mark.parametrize("correction", CORRECTIONS)
 @pytest.mark.parametrize("bounds", ["default", "none"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(group=mini_batches())
 def test_loss_and_gradient_equal_the_formula_and_without_bounds_plain_importance_sampling(correction, bounds, group):
     floor, cap = CORRECTION_BOUNDS[correction] if bounds == "default" else (0.0, math.inf)
@@ -94,7 +94,7 @@ def test_weights_of_two_completions(correction, expected):
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("correction", CORRECTIONS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(group=mini_batches())
 def test_equal_logprobs_change_nothing_exactly(correction, preset, group):
     """Even with bounds of 1, which keep a ratio of 1."""
@@ -107,7 +107,7 @@ def test_equal_logprobs_change_nothing_exactly(correction, preset, group):
 
 @pytest.mark.parametrize("preset", ["r1", "v3_2", "dapo"])
 @pytest.mark.parametrize("correction", CORRECTIONS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(group=mini_batches(), data=st.data())
 def test_micro_batch_losses_and_metrics_make_the_mini_batch(correction, preset, group, data):
     objective = bounded(correction, preset)
@@ -229,7 +229,7 @@ def test_gradient_of_completions_is_unbiased_at_the_sequence_level_only(correcti
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(group=mini_batches())
 def test_metrics_equal_loops(correction, group):
     metrics = mini_batch_metrics(combine([run(group, bounded(correction))[2]]))

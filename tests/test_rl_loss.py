@@ -95,7 +95,7 @@ def test_every_preset_has_a_reference():
 
 
 @pytest.mark.parametrize("preset", REFERENCES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(group=mini_batches())
 def test_loss_and_gradient_equal_the_papers_formula(preset, group):
     loss, gradient, _ = run(group, ObjectiveConfig(preset=preset).resolve())
@@ -105,7 +105,7 @@ def test_loss_and_gradient_equal_the_papers_formula(preset, group):
 
 
 @pytest.mark.parametrize("preset", REFERENCES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(group=mini_batches(), data=st.data())
 def test_micro_batch_losses_and_gradients_sum_to_the_mini_batch(preset, group, data):
     """Any assignment of sequences to micro-batches, in any order, with tokens of a micro-batch shuffled."""
@@ -270,7 +270,7 @@ def test_gspo_shares_one_ratio_per_sequence_the_geometric_mean():
 # --- metrics, bad input ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(group=mini_batches())
 def test_metrics_equal_loops(group):
     _, _, sums = run(group, PRESETS["dapo"])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rl.reward_watch import Check, RewardWatch, paired_difference
@@ -102,7 +102,6 @@ def test_a_judge_that_fails_at_first_is_compared_with_what_it_says_later():
     assert "the second judge went from" in found.alert and found.blind == ""
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=8, max_size=20), st.floats(-1, 1))
 def test_the_difference_is_paired(values, shift):
     first = {str(number): value for number, value in enumerate(values)}

@@ -1,7 +1,7 @@
 """The reasoning parser inside vLLM's own machinery: whole texts and streams, for every way that completions begin."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.chat import opened_by, parse_completion, render_prompt
@@ -94,7 +94,6 @@ def test_a_prompt_may_have_opened_the_reasoning(split, opening, text, reasoning,
 plain = st.text(alphabet="ab<>/thinkanswer \n计", max_size=12).filter(lambda text: "think>" not in text)
 
 
-@settings(deadline=None)
 @given(reasoning=plain, final=plain, data=st.data())
 def test_well_formed_completions_are_split_as_rewards_read_them(split, tokenizer, reasoning, final, data):
     text = f"<think>{reasoning}</think>{final}"

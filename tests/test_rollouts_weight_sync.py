@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models.checkpoint import hub_state_dict, load_model
@@ -38,7 +38,6 @@ tensor_sizes = st.lists(st.lists(st.integers(1, 9), max_size=3), min_size=1, max
 
 
 @given(tensor_sizes, st.integers(1, 2000))
-@settings(deadline=None)
 def test_buckets_hold_everything_once_and_are_bounded(sizes, limit):
     tensors = {f"t{i}": torch.randn(size) for i, size in enumerate(sizes)}
     buckets = list(pack_weights(tensors.items(), limit, "float32"))
@@ -58,7 +57,6 @@ def test_names_are_those_of_the_checkpoint(weights, tiny_checkpoint):
 
 
 @given(tensor_sizes, st.sampled_from(["float32", "bfloat16", "fp8"]), st.data())
-@settings(deadline=None)
 def test_a_changed_byte_is_noticed_wherever_it_is(sizes, wire, data):
     tensors = {f"q_proj{i}.weight": torch.randn(size) for i, size in enumerate([*sizes, [80, 90]])}
     for bucket in pack_weights(tensors.items(), 1 << 20, wire):

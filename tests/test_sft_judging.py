@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -202,7 +202,6 @@ def test_a_single_query_and_labels_know_one_order(tmp_path):
     assert judged.judgements["l"].mean == 0.75
 
 
-@settings(deadline=None)
 @given(worth=st.integers(-1, 1), bias=st.integers(-1, 1), shown=st.lists(st.booleans(), min_size=1, max_size=6))
 def test_a_bias_for_a_place_cancels_out_however_many_verdicts_each_order_has(worth, bias, shown):
     swapped = (*shown, not shown[0])
@@ -385,7 +384,6 @@ def pair(number, chosen, rejected):
     return PreferencePair(id=f"{number}", prompt="q", chosen="a" * chosen, rejected="b" * rejected)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=60))
 def test_balancing_never_makes_it_worse_and_drops_one_side_only(lengths):
     pairs = [pair(number, *each) for number, each in enumerate(lengths)]

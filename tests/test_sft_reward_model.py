@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.instructions import bad_answer, good_answer, instruction_problem
@@ -83,7 +83,6 @@ def context(folder: Path, policy: Path, dataset: Path, report=lambda event: None
 # --- the losses --------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(-30, 30), st.floats(-30, 30)), min_size=1, max_size=8))
 def test_losses_are_those_of_bradley_terry_and_of_cross_entropy(pairs):
     scores = torch.tensor([score for each in pairs for score in each], dtype=torch.float64)
@@ -129,7 +128,6 @@ def test_a_step_does_not_depend_on_how_pairs_share_rows(tiny_checkpoint):
 # --- what is measured --------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=30), st.lists(st.integers(0, 4), min_size=30, max_size=30))
 def test_rank_correlation_is_spearmans(first, second):
     second = second[: len(first)]

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -57,7 +57,6 @@ def reference_over(support, hidden, weight, targets, temperature):
     return torch.stack(values), torch.stack(entropies)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.sampled_from([0.3, 1.0, 2.5]), st.integers(0, 100))
 def test_against_float64(tokens, temperature, seed):
     case = inputs(tokens, seed=seed)
@@ -227,7 +226,6 @@ def test_nothing_as_large_as_the_logits_is_made(monkeypatch, supported, way, fro
 # --- over a support ---
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.sampled_from([0.3, 1.0, 2.5]), st.integers(0, 100), st.sampled_from([1, 3, 50]))
 def test_over_a_support_against_float64(tokens, temperature, seed, largest):
     case = inputs(tokens, seed=seed)

@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from training.run_log import RunLog, read_log
@@ -43,7 +43,6 @@ def _take_steps(log: RunLog, steps: range) -> None:
         log.samples([{"step": step, "completion": f"{step}{i}"} for i in range(2)])
 
 
-@settings(deadline=None)  # it waits for the disk
 @given(total=st.integers(1, 8), data=st.data())
 def test_a_resumed_log_equals_an_undisturbed_one(tmp_path_factory, total, data):
     saved = data.draw(st.integers(0, total), label="step of the checkpoint")

@@ -57,7 +57,7 @@ def test_values_and_gradients_against_float64(monkeypatch, direction, rows_per_c
 
 
 @DIRECTIONS
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 1000), k=st.integers(1, VOCAB))
 def test_never_more_than_the_whole_kl_and_equal_when_nothing_is_left_out(direction, seed, k):
     hidden, weight, ids, logprobs, teacher = case(6, k, seed)

@@ -46,7 +46,7 @@ def test_values_and_gradients_against_float64(monkeypatch, direction, rows_per_c
 
 
 @DIRECTIONS
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(tokens=st.integers(1, 9), k=st.integers(1, VOCAB), seed=st.integers(0, 99))
 def test_top_k_never_says_more_and_all_of_it_says_the_same(direction, tokens, k, seed):
     hidden, weight, teacher_hidden, teacher_weight = case(tokens, seed)

@@ -69,7 +69,7 @@ def test_a_stage_without_logs_gets_no_files(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 2**40), st.floats(width=32, allow_nan=False))))
 def test_the_last_step_is_read_back(tmp_path_factory, scalars):
     path = tmp_path_factory.mktemp("events") / EVENTS
