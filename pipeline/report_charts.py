@@ -17,7 +17,7 @@ from viewing.bands import Band, trailing_mean
 FONT = {"family": "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif", "size": 12, "color": INK}
 WINDOW_SHARE = 0.05  # the bold line averages this share of the steps around each step
 
-_NOT_PARTS = "mean|std|min|max|share|total|zero|unscorable|no_signal"
+_NOT_PARTS = "mean|std|min|max|share|total|zero|unscorable|no_signal|pass_rate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +185,12 @@ def _curves(stages: Sequence[StageFiles], key: str) -> go.Figure:
             hovertemplate=f"{_label(stage.name)}, step %{{x}}: %{{y:.4g}}<extra></extra>",
         )
     _dress(figure, height=170)
-    figure.update_yaxes(nticks=5, gridcolor=RULE, exponentformat="e", range=_without_spikes(every))
+    figure.update_yaxes(nticks=5, gridcolor=RULE, exponentformat="e", range=without_spikes(every))
     figure.update_xaxes(nticks=5, showgrid=False, ticks="outside", tickcolor=RULE)
     return figure
 
 
-def _without_spikes(values: Sequence[float]) -> tuple[float, float] | None:
+def without_spikes(values: Sequence[float]) -> tuple[float, float] | None:
     """The axis that all but the outermost 2 % of the values need, where the others would hide them; else None."""
     ordered = sorted(values)
     few = len(ordered) // 50
@@ -198,7 +198,7 @@ def _without_spikes(values: Sequence[float]) -> tuple[float, float] | None:
         return None
     low, high = ordered[few], ordered[-1 - few]
     room = high - low
-    if not room or max(high - low, ordered[-1] - high, low - ordered[0]) <= 10 * room:
+    if not room or max(ordered[-1] - high, low - ordered[0]) <= 10 * room:
         return None
     return max(ordered[0], low - room / 10), min(ordered[-1], high + room / 10)
 

@@ -34,8 +34,8 @@ def curves(run: RunFiles) -> Html:
     caption = fill(
         '<p class="muted">{}</p>',
         "Against the step. Faint: every step; bold: mean over the neighbouring tenth of the steps; shaded: where the "
-        "recipe expects the bold line, which is then the mean over the steps before. A chart appears for "
-        "every quantity that was logged.",
+        "recipe expects the bold line, which is then the mean over the steps before. A spike that would flatten the "
+        "rest leaves the chart at its edge.",
     )
     return section("curves", "Learning curves", caption, learning_curves(run.stages, run.label))
 

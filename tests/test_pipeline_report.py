@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.report import render, write_report
-from pipeline.report_charts import moving_average
+from pipeline.report_charts import moving_average, without_spikes
 from pipeline.report_data import is_current, read_run
 from pipeline.report_html import fill, text
 from pipeline.report_lineage import Node, lineage_svg
@@ -180,6 +180,27 @@ def test_expected_curves_are_shaded(finished, tmp_path):
     Reference(config={}, runs=[], bands={"reward/mean": band}).write(recipe.parent / "curves" / "zero.json")
     page = render(read_run(run))
     assert page.count('"fill":"toself"') == 1 and '"y":[0.5,0.625,0.75,0.375,0.25,0.125]' in page
+
+
+def test_reward_parts_that_never_left_zero_have_no_chart(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    log = run / "zero" / "metrics.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    for place, record in enumerate(records):
+        record |= {"reward/safety": 0.5, "reward/safety_errors": 0, "reward/safety_timeouts": int(place == 3)}
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    page = render(read_run(run))
+    charts = [name for name in ("safety", "safety_errors", "safety_timeouts") if f"Reward part: {name}</b>" in page]
+    assert charts == ["safety", "safety_timeouts"]
+
+
+def test_an_axis_leaves_out_a_spike_and_nothing_else():
+    plain = [float(place % 10) for place in range(100)]
+    assert without_spikes(plain) is None and without_spikes([1.0, 1e6]) is None
+    low, high = without_spikes([*plain, 1e5])
+    assert low == 0 and 9 < high < 12
+    assert without_spikes([*plain, 20.0]) is None
 
 
 def test_model_output_cannot_become_markup(attacked):
