@@ -1,6 +1,7 @@
 """The gains of the chain over several seeds, from finished runs: `python benchmarks/chain_seeds.py RUN... --json FILE`.
 
-Each run is one `r1 run recipes/tiny/pipeline.yaml seed=S output=RUN`. Prints per seed the pass@1 of every checkpoint
+Each run is one `r1 run recipes/tiny/pipeline.yaml seed=S output=RUN`; only checkpoints that all of them evaluated are
+compared. Prints per seed the pass@1 of every checkpoint
 with its 95 % interval, the paired differences that the README states and what the reward models are worth; writes the
 same to FILE.
 """
@@ -28,13 +29,20 @@ GAINS = (
 REWARD_MODELS = ("helpful_rm", "safety_rm")
 
 
-def read(run: Path) -> dict:
-    """Scores, gains and wall time of one run."""
-    results = json.loads((run / "evaluate" / "results.json").read_text(encoding="utf-8"))["checkpoints"]
+def evaluated(run: Path) -> dict:
+    """The scores of each checkpoint."""
+    return json.loads((run / "evaluate" / "results.json").read_text(encoding="utf-8"))["checkpoints"]
+
+
+def read(run: Path, shared: set[str]) -> dict:
+    """Scores, gains and wall time of one run, of the checkpoints that all runs share."""
+    results = {name: scores for name, scores in evaluated(run).items() if name in shared}
     rows = pq.read_table(run / "evaluate" / "completions.parquet").to_pylist()
     measured = Measurements(tuple(rows))
     gains = {}
     for higher, lower, quantity, target in GAINS:
+        if not {higher, lower} <= shared:
+            continue
         difference = paired_difference(measured.of(higher, quantity), measured.of(lower, quantity))
         met = difference.mean >= target and (target < 0 or difference.low > 0)
         gains[f"{higher} - {lower}, {quantity}"] = difference.as_row() | {"target": target, "met": met}
@@ -58,7 +66,7 @@ def show(runs: list[dict]) -> None:
     for name in runs[0]["checkpoints"]:
         cells = [run["checkpoints"][name]["pass@1"] for run in runs]
         scores.add_row(name, *(f"{100 * c['mean']:.1f} ({100 * c['low']:.1f}-{100 * c['high']:.1f})" for c in cells))
-    for name in ("zero", "dev1", "dev2", "r1"):
+    for name in sorted(runs[0]["checkpoints"].keys() & {"zero", "dev1", "dev2", "r1"}):
         cells = [run["checkpoints"][name]["language_consistency"]["mean"] for run in runs]
         scores.add_row(f"{name}: language consistency", *(f"{100 * cell:.1f}" for cell in cells))
     for name in ("dev3", "r1"):
@@ -86,7 +94,8 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    runs = [read(run) for run in arguments.runs]
+    shared = set.intersection(*(set(evaluated(run)) for run in arguments.runs))
+    runs = [read(run, shared) for run in arguments.runs]
     show(runs)
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
