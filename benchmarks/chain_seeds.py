@@ -66,10 +66,11 @@ def show(runs: list[dict]) -> None:
     for name in runs[0]["checkpoints"]:
         cells = [run["checkpoints"][name]["pass@1"] for run in runs]
         scores.add_row(name, *(f"{100 * c['mean']:.1f} ({100 * c['low']:.1f}-{100 * c['high']:.1f})" for c in cells))
-    for name in sorted(runs[0]["checkpoints"].keys() & {"zero", "dev1", "dev2", "r1"}):
+    shared = runs[0]["checkpoints"]
+    for name in (name for name in ("zero", "dev1", "dev2", "r1") if name in shared):
         cells = [run["checkpoints"][name]["language_consistency"]["mean"] for run in runs]
         scores.add_row(f"{name}: language consistency", *(f"{100 * cell:.1f}" for cell in cells))
-    for name in ("dev3", "r1"):
+    for name in (name for name in ("dev3", "r1") if name in shared):
         cells = [run["general"][name]["utility"] for run in runs]
         texts = [f"{100 * c['mean']:.1f} ({100 * c['low']:.1f}-{100 * c['high']:.1f})" for c in cells]
         scores.add_row(f"{name}: utility of general answers", *texts)

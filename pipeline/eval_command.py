@@ -182,8 +182,10 @@ def _print_results(results: dict[str, Any]) -> None:
 
     suite = results["suite"]
     console = Console()
+    often = sorted(set(suite.get("general_samples", suite["samples"]).values()))
     console.print(
-        f"{suite['problems']} held-out problems, and {suite['general_problems']} general ones shown apart; "
+        f"{suite['problems']} held-out problems, and {suite['general_problems']} general ones shown apart, answered "
+        f"{', '.join(map(str, often))} times each; "
         f"temperature {suite['temperature']}, top-p {suite['top_p']}; "
         "shares in percent, with 95 % intervals over problems"
     )

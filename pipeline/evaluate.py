@@ -160,13 +160,15 @@ class _Evaluator:
             yield by_id[key], waiting.pop(key), scores
 
     def _sampled(self, folder: Path, requests: list[Request], label: str) -> Iterator[Group]:
+        """What is sampled equally often goes together."""
         general = {problem.id for problem in self.problems if problem.domain == GENERAL}
-        counts = (self.config.samples_of(label), self.config.general_samples_of(label))
-        kinds = ([r for r in requests if r.key not in general], [r for r in requests if r.key in general])
+        asked: dict[int, list[Request]] = {}
+        for request in requests:
+            samples_of = self.config.general_samples_of if request.key in general else self.config.samples_of
+            asked.setdefault(samples_of(label), []).append(request)
         try:
-            for count, asked in zip(counts, kinds, strict=True):
-                params = self.config.rollout.params(count, self.seed)
-                yield from self.policies.at(folder).stream(asked, params)
+            for samples, some in asked.items():
+                yield from self.policies.at(folder).stream(some, self.config.rollout.params(samples, self.seed))
         except (ValueError, KeyError) as error:  # a prompt too long for the model, a tensor missing in the file
             raise StageError(f"evaluating {folder}: {error.args[0]}") from error
 

@@ -59,7 +59,8 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True):
     general_samples: int | None = Field(
         default=None,
         ge=1,
-        description="completions per general instruction, more than per problem where these are few; null: as many",
+        description="completions per prompt of domain 'general' by every checkpoint, whatever samples_for says: more "
+        "than per problem where these prompts are few; null: as many",
     )
     rollout: RolloutConfig = Field(
         default=RolloutConfig(temperature=0.6, top_p=0.95),

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import plotly.graph_objects as go
@@ -17,6 +18,7 @@ from viewing.bands import Band, trailing_mean
 FONT = {"family": "Helvetica Neue, Helvetica, Arial, Liberation Sans, sans-serif", "size": 12, "color": INK}
 WINDOW_SHARE = 0.05  # the bold line averages this share of the steps around each step
 
+_FAULTS = ("_errors", "_timeouts", "_unreadable")  # counts beside a reward
 _NOT_PARTS = "mean|std|min|max|share|total|zero|unscorable|no_signal|pass_rate"
 
 
@@ -130,7 +132,9 @@ def _panels(
     # Reward parts that no panel names (a preference reward, say) get one too: they are what RL optimises. Counts of
     # errors do when there were any.
     parts = [k for k in keys if re.fullmatch(rf"reward/(?!({_NOT_PARTS})\b)\w+", k) and k not in dict(chosen)]
-    parts = [key for key in parts if any(record.get(key) for stage in stages for record in stage.metrics)]
+    faults = [key for key in parts if key.endswith(_FAULTS)]
+    had = [key for key in faults if any(record.get(key) for stage in stages for record in stage.metrics)]
+    parts = [*(key for key in parts if key not in faults), *had]
     chosen += [(key, f"Reward part: {key.removeprefix('reward/')}") for key in parts[:6]]
     legend = join(
         fill('<span><i style="background:{}"></i>{}</span>', _colour(i), label(stage.name))
@@ -164,18 +168,19 @@ def _match(panel: Panel, keys: Sequence[str]) -> str | None:
 
 
 def _curves(stages: Sequence[StageFiles], key: str) -> go.Figure:
-    figure, every = go.Figure(), list[float]()
+    figure, curves = go.Figure(), list[Sequence[float]]()
     for i, stage in enumerate(stages):
         pairs = [(r["step"], r[key]) for r in stage.metrics if _is_number(r.get("step")) and _is_number(r.get(key))]
         if not pairs:
             continue
         steps, values = [p[0] for p in pairs], [p[1] for p in pairs]
-        every += values
+        curves.append(values)
         smooth = moving_average(values, max(1, round(WINDOW_SHARE * len(values))))
         line = {"color": _colour(i)}
         if band := stage.expected.get(key):
             smooth = trailing_mean(values, band.window)  # what the band is about
             _shade(figure, band, _colour(i))
+            curves += [band.low, band.high]
         figure.add_scatter(x=steps, y=values, mode="lines", line=line | {"width": 1}, opacity=0.25, hoverinfo="skip")
         figure.add_scatter(
             x=steps,
@@ -185,22 +190,27 @@ def _curves(stages: Sequence[StageFiles], key: str) -> go.Figure:
             hovertemplate=f"{_label(stage.name)}, step %{{x}}: %{{y:.4g}}<extra></extra>",
         )
     _dress(figure, height=170)
-    figure.update_yaxes(nticks=5, gridcolor=RULE, exponentformat="e", range=without_spikes(every))
+    axis = without_spikes(curves)
+    figure.update_yaxes(nticks=5, gridcolor=RULE, exponentformat="e", range=axis)
+    if axis:
+        ends = f"spikes from {min(map(min, curves)):.2g} to {max(map(max, curves)):.2g}"
+        figure.add_annotation(text=ends, xref="paper", yref="paper", x=1, y=1.08, showarrow=False, font_color=MUTED)
     figure.update_xaxes(nticks=5, showgrid=False, ticks="outside", tickcolor=RULE)
     return figure
 
 
-def without_spikes(values: Sequence[float]) -> tuple[float, float] | None:
-    """The axis that all but the outermost 2 % of the values need, where the others would hide them; else None."""
-    ordered = sorted(values)
-    few = len(ordered) // 50
-    if not few:
-        return None
-    low, high = ordered[few], ordered[-1 - few]
+def without_spikes(curves: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """The axis for all but lone spikes, which are gone within two steps, where these would flatten the rest; else None.
+
+    Rises and falls that last belong to it, as does every curve of the chart.
+    """
+    lasting = [median(values[max(0, i - 2) : i + 3]) for values in curves for i in range(len(values))]
+    every = [value for values in curves for value in values]
+    low, high = min(lasting, default=0.0), max(lasting, default=0.0)
     room = high - low
-    if not room or max(ordered[-1] - high, low - ordered[0]) <= 10 * room:
+    if not room or max(max(every) - high, low - min(every)) <= 4 * room:
         return None
-    return max(ordered[0], low - room / 10), min(ordered[-1], high + room / 10)
+    return low - room / 10, high + room / 10
 
 
 def _shade(figure: go.Figure, band: Band, colour: str) -> None:

@@ -91,6 +91,9 @@ def scores(run: RunFiles) -> Html:
     counts = {name: checkpoints[name]["overall"]["k"] for name in names}
     k = mode(counts.values())
     others = "".join(f", {name} {count}" for name, count in counts.items() if count != k)
+    general = {c["by_domain"]["general"]["k"] for c in checkpoints.values() if "general" in c.get("by_domain", {})}
+    if general - {k}:
+        others += f"; general prompts {', '.join(map(str, sorted(general)))}"
     caption = (
         f"{'–'.join(map(str, problems))} held-out problems, {k} completions each{others}. pass@1 is mean correctness "
         "over completions; cons@k that of the majority answer of all completions of a problem (ties by expectation, "

@@ -334,11 +334,13 @@ def _evaluation(request: Request, assumed: Assumptions) -> Workload:
     config, parts = request.config, list[Part]()
     for role, model in request.models.items():
         label = role.partition(".")[2]
-        samples = config.samples_of(label)
+        counts = ((config.num_problems, config.samples_of(label)),
+                  (config.general_problems, config.general_samples_of(label)))  # fmt: skip
         lengths = completion_lengths(request, model, config.rollout.max_new_tokens, assumed)
-        completions = config.num_problems * samples + config.general_problems * config.general_samples_of(label)
         prompt = prompt_tokens(model, assumed)
-        parts.append(_sampled(role, model, config, 1, completions, samples, prompt, lengths))
+        for problems, samples in counts:
+            if problems:
+                parts.append(_sampled(role, model, config, 1, problems * samples, samples, prompt, lengths))
     return Workload(parts=parts, generator=config.generator, taken_for_granted=_length_assumptions(request))
 
 

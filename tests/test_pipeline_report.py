@@ -182,13 +182,13 @@ def test_expected_curves_are_shaded(finished, tmp_path):
     assert page.count('"fill":"toself"') == 1 and '"y":[0.5,0.625,0.75,0.375,0.25,0.125]' in page
 
 
-def test_reward_parts_that_never_left_zero_have_no_chart(finished, tmp_path):
+def test_counts_of_errors_have_a_chart_when_there_were_any(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     log = run / "zero" / "metrics.jsonl"
     records = [json.loads(line) for line in log.read_text().splitlines()]
     for place, record in enumerate(records):
-        record |= {"reward/safety": 0.5, "reward/safety_errors": 0, "reward/safety_timeouts": int(place == 3)}
+        record |= {"reward/safety": 0.0, "reward/safety_errors": 0, "reward/safety_timeouts": int(place == 3)}
     log.write_text("".join(json.dumps(record) + "\n" for record in records))
     page = render(read_run(run))
     charts = [name for name in ("safety", "safety_errors", "safety_timeouts") if f"Reward part: {name}</b>" in page]
@@ -197,10 +197,17 @@ def test_reward_parts_that_never_left_zero_have_no_chart(finished, tmp_path):
 
 def test_an_axis_leaves_out_a_spike_and_nothing_else():
     plain = [float(place % 10) for place in range(100)]
-    assert without_spikes(plain) is None and without_spikes([1.0, 1e6]) is None
-    low, high = without_spikes([*plain, 1e5])
-    assert low == 0 and 9 < high < 12
-    assert without_spikes([*plain, 20.0]) is None
+    assert without_spikes([plain]) is None and without_spikes([]) is None
+    low, high = without_spikes([[*plain[:50], 1e5, *plain[50:]]])
+    assert -1 < low <= 2 and 7 <= high < 12
+    assert without_spikes([[*plain, 20.0, *plain]]) is None
+    falling = [10 / (1 + place) for place in range(1000)]
+    assert without_spikes([falling]) is None
+    _, high = without_spikes([[1.0, 1.1] * 100 + [50.0, 500.0, 5000.0, 5000.0, 5e7]])  # it blows up: that is no spike
+    assert high > 5000
+    short = [5.0] * 15
+    low, high = without_spikes([[0.5, 0.6] * 200 + [1e4] + [0.5] * 9, short])
+    assert low < 0.5 and high > 5
 
 
 def test_model_output_cannot_become_markup(attacked):
