@@ -194,7 +194,9 @@ def _curves(stages: Sequence[StageFiles], key: str) -> go.Figure:
     figure.update_yaxes(nticks=5, gridcolor=RULE, exponentformat="e", range=axis)
     if axis:
         ends = f"spikes from {min(map(min, curves)):.2g} to {max(map(max, curves)):.2g}"
-        figure.add_annotation(text=ends, xref="paper", yref="paper", x=1, y=1.08, showarrow=False, font_color=MUTED)
+        figure.add_annotation(
+            text=ends, xref="paper", yref="paper", x=1, y=1, yanchor="top", showarrow=False, font_color=MUTED
+        )
     figure.update_xaxes(nticks=5, showgrid=False, ticks="outside", tickcolor=RULE)
     return figure
 
