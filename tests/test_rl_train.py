@@ -53,7 +53,7 @@ from rl.train import run
 from training.stage import StageContext
 config, policy, output = sys.argv[1:]
 context = StageContext(name="rl", inputs={"policy": Path(policy)}, output=Path(output), seed=5,
-    report=lambda event: time.sleep(0.1))
+    report=lambda event: time.sleep(0.2))
 run(GRPOConfig.model_validate_json(config), context)
 """
 
