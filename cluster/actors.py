@@ -29,6 +29,8 @@ from cluster.failures import (
     store_full,
 )
 from cluster.gauges import watch_memory
+from cluster.gpus import show_gpus
+from cluster.placement import Places
 from cluster.processes import register
 from cluster.running import StageStopped, current
 from cluster.stalls import report_stall, spawned
@@ -62,8 +64,12 @@ class _Host:
     """What runs in an actor: an object of the class, which may be named by its import path and is then imported there
     alone."""
 
-    def __init__(self, target: type | str, args: tuple[Any, ...], kwargs: dict[str, Any]):
+    def __init__(
+        self, target: type | str, args: tuple[Any, ...], kwargs: dict[str, Any], turned_to: tuple[int, int] | None
+    ):
         register(type(self).__name__, ray.get_runtime_context().get_actor_id() or "")
+        if turned_to is not None:
+            show_gpus(*turned_to)
         self._object = (_imported(target) if isinstance(target, str) else target)(*args, **kwargs)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -122,6 +128,8 @@ def spawn(
     restarts: int = 0,
     role: str = "",
     place: int | None = None,
+    places: Places | None = None,
+    shared_gpus: int = 0,
     **kwargs: Any,
 ) -> Handle:
     """Start `target(*args, **kwargs)` as a Ray actor whose numeric libraries use `threads` threads.
@@ -129,8 +137,10 @@ def spawn(
     target: a class, or "module:Class", which only the actor's process then imports.
     restarts: how often Ray starts it again when its process dies; the calls that were on their way are then made again,
         so only for an actor whose methods depend on their arguments alone.
-    role, place: trainer, generator or reward, and which of its bundles, where the stage has reserved some
-        (cluster.placement); None: any that is free.
+    role, place: whose bundles, and which of them, where the stage has reserved some (cluster.placement); None: any
+        that is free.
+    places: the bundles themselves, for a process that runs no stage.
+    shared_gpus: how many GPUs it looks at where roles share those of a node; place by place they are others.
     Elsewhere CPUs are not reserved: phases take turns on the same cores, so reservations would deadlock.
     """
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -141,12 +151,17 @@ def spawn(
     }
     options = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": environment}}
     options |= {"max_restarts": restarts, "max_task_retries": restarts}
-    if (stage := current()) is not None and role in stage.places:
-        stage.places[role].wait_until_there(stage)
-        options |= stage.places[role].options(place)
+    stage = current()
+    places = places or (stage.places.get(role) if stage is not None else None)
+    if places is not None:
+        places.wait_until_there(stage)
+        options |= places.options(place)
+    turned_to = None
+    if shared_gpus and (places is None or places.role.shown_all_gpus):
+        turned_to = (places.beside(place) if places is not None else place or 0) * shared_gpus, shared_gpus
     name = target.rpartition(":")[2] if isinstance(target, str) else target.__name__
     host = ray.remote(type(name, (_Host,), {}))  # the process shows the name of what it hosts
-    actor: Any = host.options(**options).remote(target, args, kwargs)
+    actor: Any = host.options(**options).remote(target, args, kwargs, turned_to)
     spawned[actor._actor_id.hex()] = name
     return Handle(actor, name)
 

@@ -42,9 +42,11 @@ class Places:
     role: RoleBundles
     order: Sequence[int]  # numbers of the bundles, those of a node in a row: neighbouring ranks are on one node
 
-    def wait_until_there(self, stage: RunningStage) -> None:
+    def wait_until_there(self, stage: RunningStage | None) -> None:
         """A node that has left takes bundles along, and Ray finds others for them. Raises StageStopped if it finds
-        none within the deadline."""
+        none within the deadline. Without a stage, whoever asks the actor has the deadline."""
+        if stage is None:
+            return
         end = time.monotonic() + stage.config.placement_deadline_s
         while not self.group.wait(1):  # Ray counts whole seconds, and comes back at once from a group that is there
             if stage.stop or time.monotonic() >= end:
@@ -58,6 +60,12 @@ class Places:
             "num_gpus": 0 if self.role.shown_all_gpus else self.role.bundle.get("GPU", 0),
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle),
         }
+
+    def beside(self, index: int | None) -> int:
+        """How many places before this one are on its node."""
+        nodes = placement_group_table(self.group)["bundles_to_node_id"]
+        index = index or 0
+        return sum(nodes[bundle] == nodes[self.order[index]] for bundle in self.order[:index])
 
 
 @contextmanager

@@ -66,7 +66,7 @@ class Session(SamplingSession):
             kl=config.kl,
             teachers={name: str(folder) for name, folder in folders.items()},
         )
-        self.teachers = Teachers(folders, config.teacher, config.kl, context.name)
+        self.teachers = Teachers(folders, config.teacher, config.kl, context.name, inputs="teachers.")
         try:
             self.teachers.check_tokenizers(student)
             self.context_of_teachers = self.teachers.context()

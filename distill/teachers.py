@@ -15,11 +15,16 @@ _CLASSES = {"transformers": "distill.teacher_process:Teacher", "vllm": "distill.
 
 
 class Teachers:
-    def __init__(self, folders: Mapping[str, Path], config: TeacherProcessConfig, kl: KLConfig, stage: str):
-        """folders: name -> checkpoint. Nothing is waited for."""
+    def __init__(
+        self, folders: Mapping[str, Path], config: TeacherProcessConfig, kl: KLConfig, stage: str, inputs: str = ""
+    ):
+        """folders: name -> checkpoint. inputs: what stands before a name among the inputs of the stage. Nothing is
+        waited for."""
         self.config, self.stage = config, stage
         self.handles: dict[str, Any] = {
-            name: spawn(_CLASSES[config.engine], str(folder), config, kl, threads=config.threads)
+            name: spawn(
+                _CLASSES[config.engine], str(folder), config, kl, threads=config.threads, role=f"{inputs}{name}"
+            )
             for name, folder in folders.items()
         }
 

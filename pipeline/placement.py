@@ -6,25 +6,28 @@ for traces of cores and parts of GPUs: they put one rank on each GPU, spread the
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from cluster.config import ClusterConfig
 from cluster.running import RunningStage
+from data.config import JUDGE_ROLES, REWARD_MODEL_ROLES
 from pipeline.errors import RecipeError
+from rollouts.config import GeneratorConfig
 
 if TYPE_CHECKING:
     from cluster.placement import RoleBundles
 
 _TRACE = 0.01  # of a core: an actor takes all of it, so a bundle holds one actor; Ray refuses bundles of nothing
-_RANK_GPU, _GENERATOR_GPU = 0.9, 0.05  # of a GPU where roles share it: two ranks never fit on one, and both roles do
+_RANK_GPU, _MODEL_GPU = 0.9, 0.01  # of a GPU where roles share it: two ranks never fit on one, and all others do
 
 
-def placed(stage: RunningStage, config: Any) -> AbstractContextManager[None]:
-    """The bundles of a stage with these settings, where it asks for any. `config`: the stage's own.
+def placed(stage: RunningStage, config: Any, inputs: Collection[str]) -> AbstractContextManager[None]:
+    """The bundles of a stage with these settings, where it asks for any. `config`, `inputs`: the stage's own.
 
-    Raises RecipeError for roles that would be at work on one GPU at the same time.
+    Raises RecipeError for roles that would be at work on one GPU at the same time, or an engine over more nodes than
+    there are.
     """
     from cluster.actors import count_gpus, count_nodes, start_ray
     from cluster.placement import reserved
@@ -35,9 +38,10 @@ def placed(stage: RunningStage, config: Any) -> AbstractContextManager[None]:
     if stage.config.placement == "colocated" and "RAY_ADDRESS" not in os.environ:
         return nullcontext()
     start_ray()
+    check_nodes(config, count_nodes(), gpus=count_gpus() > 0)
     if stage.config.placement == "colocated" and count_nodes() == 1:
         return nullcontext()
-    roles = list(bundles(config, stage.config, gpus=count_gpus() > 0))
+    roles = list(bundles(config, stage.config, gpus=count_gpus() > 0, inputs=inputs))
     return reserved(stage, roles) if roles else nullcontext()
 
 
@@ -51,8 +55,16 @@ def check_turns(config: Any, cluster: ClusterConfig, gpus: bool) -> None:
         )
 
 
-def bundles(config: Any, cluster: ClusterConfig, gpus: bool) -> Iterator["RoleBundles"]:
-    """The bundles of a stage's trainer ranks, generators and reward workers, as far as it has them.
+def check_nodes(config: Any, nodes: int, gpus: bool) -> None:
+    """Raises RecipeError for an engine over more nodes than the cluster has, whose parts would meet on one GPU."""
+    for key, generator in (("generator", getattr(config, "generator", None)), *_judges(config)):
+        if gpus and generator is not None and generator.nodes > nodes:
+            raise RecipeError(f"{key}.nodes {generator.nodes} is more than the cluster has: {nodes}")
+
+
+def bundles(config: Any, cluster: ClusterConfig, gpus: bool, inputs: Collection[str] = ()) -> Iterator["RoleBundles"]:
+    """The bundles of a stage's trainer ranks, generators, reward workers and of the models among its `inputs` that
+    judge or teach, as far as it has them.
 
     gpus: whether the cluster has any; then a rank takes one, and a generator as many as it splits its layers over.
     """
@@ -61,22 +73,43 @@ def bundles(config: Any, cluster: ClusterConfig, gpus: bool) -> Iterator["RoleBu
     shared = cluster.placement == "colocated"
     trainer, generator = getattr(config, "trainer", None), getattr(config, "generator", None)
     workers = getattr(config, "reward_workers", None)
+
+    def model(role: str, device: str, count: int = 1, ways: int = 1) -> RoleBundles:
+        gpu = (_MODEL_GPU if shared else ways) * (gpus and device != "cpu")
+        return RoleBundles(
+            role=role,
+            count=count,
+            bundle=_bundle(0 if shared else cluster.cpus_per_generator, gpu),
+            strategy="SPREAD" if shared else "PACK",
+            shown_all_gpus=shared,
+        )
+
+    def generators(role: str, settings: Any) -> RoleBundles:
+        ways = settings.tensor_parallel // settings.nodes
+        return model(role, settings.device, settings.replicas * settings.nodes, ways)
+
     if trainer is not None:
         gpu = (_RANK_GPU if shared else 1) * (gpus and trainer.device != "cpu")
         bundle = _bundle(0 if shared else cluster.cpus_per_trainer, gpu)
         yield RoleBundles(role="trainer", count=trainer.mesh.ranks, bundle=bundle, strategy="PACK")
     if generator is not None and not getattr(config, "sample_in_trainer", False):
-        gpu = (_GENERATOR_GPU if shared else generator.tensor_parallel) * (gpus and generator.device != "cpu")
-        yield RoleBundles(
-            role="generator",
-            count=generator.replicas,
-            bundle=_bundle(0 if shared else cluster.cpus_per_generator, gpu),
-            strategy="SPREAD" if shared else "PACK",
-            shown_all_gpus=shared,
-        )
+        yield generators("generator", generator)
+    for _, judge in _judges(config):
+        yield from (generators(role, judge) for role in JUDGE_ROLES if role in inputs)
     if workers is not None:
         bundle = _bundle(0 if shared else cluster.cpus_per_reward_worker, 0)
         yield RoleBundles(role="reward", count=workers.workers, bundle=bundle, strategy="SPREAD")
+        yield from (model(role, "auto") for role in REWARD_MODEL_ROLES if role in inputs)
+    if (teacher := getattr(config, "teacher", None)) is not None:
+        named = [role for role in inputs if role.partition(".")[0] in ("teacher", "teachers")]
+        yield from (model(role, teacher.device, ways=teacher.tensor_parallel) for role in named)
+
+
+def _judges(config: Any) -> Iterator[tuple[str, GeneratorConfig]]:
+    """The settings of the processes of a stage's judges, with their key in the recipe."""
+    for key in ("judges", "judge"):  # of rewards; of preference data
+        if (judge := getattr(config, key, None)) is not None:
+            yield f"{key}.generator", judge.generator
 
 
 def _bundle(cpus: float, gpus: float) -> dict[str, float]:

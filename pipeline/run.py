@@ -179,7 +179,7 @@ def _make(
             tracking(stage.folder, pipeline.name, pipeline.tracking, reference_of(pipeline, stage.name)),
             stage_errors(f"stage '{stage.name}' failed", stage.folder / ".error.log", _RESUME),
             running(context.output, pipeline.cluster, clock.last_event) as here,
-            placed(here, stage.config),
+            placed(here, stage.config, context.inputs),
         ):
             kind.run_function()(stage.config, context)
     except StageError as error:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from planning.assumptions import Assumptions
-from planning.plan import Machine, devices_used, in_place, stage_memory
+from planning.plan import Machine, devices_used, in_place, nodes_of_engine, stage_memory
 from planning.stage_workloads import workload
 from planning.workload import Request
 
@@ -29,7 +29,7 @@ class Change:
     settings: tuple[tuple[str, Any], ...]
 
     def __str__(self) -> str:
-        return " ".join(f"{key}={_written(value)}" for key, value in self.settings)
+        return " ".join(_written(key, value) for key, value in self.settings)
 
     def __add__(self, other: "Change") -> "Change":
         return Change(tuple((dict(self.settings) | dict(other.settings)).items()))
@@ -148,7 +148,10 @@ def _of_generator(key: str, generator: Any, machine: Machine, trains: bool) -> I
     if machine.cuda:
         while ways * 2 <= machine.devices:
             ways, replicas = ways * 2, max(1, replicas // 2)
-            spread.append(_set(*base, (f"{key}.replicas", replicas), (f"{key}.tensor_parallel", ways)))
+            size = [(f"{key}.replicas", replicas), (f"{key}.tensor_parallel", ways)]
+            if (nodes := nodes_of_engine(ways, machine)) > 1:
+                size.append((f"{key}.nodes", nodes))
+            spread.append(_set(*base, *size))
         yield spread
         return
     yield [_set((f"{key}.replicas", n)) for n in _halves(generator.replicas, 1)]
@@ -197,7 +200,8 @@ def _set(*settings: tuple[str, Any]) -> Change:
     return Change(settings)
 
 
-def _written(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{item}" for key, item in value.items()) + "}"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _written(key: str, value: Any) -> str:
+    """As it is written on the command line, where a mapping with spaces would need quotes."""
+    if isinstance(value, dict) and value:
+        return " ".join(_written(f"{key}.{name}", item) for name, item in value.items())
+    return f"{key}={str(value).lower() if isinstance(value, bool) else value}"

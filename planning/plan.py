@@ -22,6 +22,7 @@ from planning.sampling_time import round_s
 from planning.speed import GpuSpeed, LocalSpeed, Speed, mean_seen, pass_flops, rows_per_rank, step_flops
 from planning.stage_workloads import workload
 from planning.workload import DatasetSize, Reading, Request, Sampling, Training, Workload
+from rollouts.config import GeneratorConfig
 
 _PASSING = ("activations", "logits")  # of memory, what comes and goes with every pass
 _KEPT_BLOCK = 32 << 20  # bytes; glibc's largest M_MMAP_THRESHOLD
@@ -34,6 +35,8 @@ class Machine(Protocol):
 
     @property
     def devices(self) -> int: ...  # accelerators, or 1 for a machine without
+    @property
+    def per_node(self) -> int: ...  # of them
     @property
     def room(self) -> float: ...  # bytes of one device that tensors may take
     @property
@@ -59,6 +62,10 @@ class GpuMachine:
         return self.cluster.devices
 
     @property
+    def per_node(self) -> int:
+        return self.cluster.per_node
+
+    @property
     def room(self) -> float:
         return self.cluster.device.memory * self.assumed.memory_share
 
@@ -74,6 +81,7 @@ class LocalMachine:
     calibration: Calibration
     cuda: bool = False
     devices: int = 1
+    per_node: int = 1
 
     @property
     def process_bytes(self) -> float:
@@ -319,6 +327,7 @@ def _notes(work: Workload, machine: Machine, assumed: Assumptions) -> tuple[str,
         notes.append(f"needs {used} devices, and the cluster has {machine.devices}")
     elif machine.cuda and used < machine.devices:
         notes.append(f"uses {used} of {machine.devices} devices")
+    notes += sorted({note for part in work.of(Sampling) if (note := _too_wide(part.generator, machine))})
     for part in work.of(Sampling):
         if machine.cuda and part.role not in ("judge", "grm"):
             wanted = min(part.generator.max_slots, replica_completions(part))
@@ -336,6 +345,19 @@ def _notes(work: Workload, machine: Machine, assumed: Assumptions) -> tuple[str,
                 )
                 break
     return tuple(notes)
+
+
+def _too_wide(generator: GeneratorConfig, machine: Machine) -> str:
+    """Why an engine finds no place, if so."""
+    ways, nodes = generator.tensor_parallel, nodes_of_engine(generator.tensor_parallel, machine)
+    if not machine.cuda or ways <= machine.per_node * generator.nodes:
+        return ""
+    return f"an engine on {ways} devices is larger than a node of {machine.per_node}: set its nodes to {nodes}"
+
+
+def nodes_of_engine(ways: int, machine: Machine) -> int:
+    """On how many nodes an engine on `ways` devices is, equally spread."""
+    return next(nodes for nodes in range(1, ways + 1) if ways % nodes == 0 and ways <= nodes * machine.per_node)
 
 
 def _size(parameters: float) -> str:

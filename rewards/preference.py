@@ -101,7 +101,7 @@ class _Preference:
 
         if self._scorer is None:
             start_ray()
-            self._scorer = start_scorer(self.options)
+            self._scorer = start_scorer(self.options, self.input_role)
         asked = self._scorer.score.remote(conversations)
         try:
             return wait(asked, phase=f"{self.name}: scoring", deadline_s=self.options.deadline_s)
@@ -143,12 +143,15 @@ class SafetyReward(_Preference):
         return completion
 
 
-def start_scorer(options: PreferenceOptions) -> Any:
-    """Handle of the process that scores with this model; it may be asked by many. Needs Ray to run."""
+def start_scorer(options: PreferenceOptions, role: str) -> Any:
+    """Handle of the process that scores with this model; it may be asked by many. Needs Ray to run.
+
+    role: of the stage's input, whose bundle it takes where there is one."""
     from cluster.actors import spawn  # imports Ray, which the check of a recipe need not wait for
 
     folder = str(Path(options.model).expanduser().resolve())
-    return spawn(_SCORER, folder, options.row_tokens, options.device, threads=options.threads, restarts=_RESTARTS)
+    settings = {"threads": options.threads, "restarts": _RESTARTS, "role": role}
+    return spawn(_SCORER, folder, options.row_tokens, options.device, **settings)
 
 
 def _missing() -> Score:

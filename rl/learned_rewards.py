@@ -28,5 +28,5 @@ def start_scorers(specs: Sequence[RewardSpec]) -> dict[str, Any]:
     for reward, options in check_rewards(specs):
         role = getattr(reward, "input_role", None)
         if role is not None and role not in handles:
-            handles[role] = start_scorer(options)
+            handles[role] = start_scorer(options, role)
     return handles

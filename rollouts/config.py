@@ -63,6 +63,9 @@ class GeneratorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fals
         default="float32", description="precision of sampling; float32 is the fast one on CPUs and equals the trainer's"
     )
     tensor_parallel: int = Field(default=1, ge=1, description="vllm: GPUs of one replica that split every layer")
+    nodes: int = Field(
+        default=1, ge=1, description="vllm: nodes with equal parts of these GPUs, for what no single node holds"
+    )
     expert_parallel: bool = Field(
         default=False, description="vllm: spread whole experts over a replica's GPUs instead of splitting each"
     )
@@ -93,15 +96,19 @@ class GeneratorConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fals
                 "generator.sync.transport shared_memory: the trainer's memory is on one device, and tensor_parallel "
                 f"{self.tensor_parallel} takes more; use collective"
             )
+        if self.tensor_parallel % self.nodes:
+            raise ValueError(
+                f"generator.tensor_parallel {self.tensor_parallel} cannot be spread evenly over {self.nodes} nodes"
+            )
         return self
 
     def replica_settings(self) -> dict[str, Any]:
-        """Keyword arguments of the engine's class."""
+        """Keyword arguments of the engine's class; of its nodes `GeneratorPool` makes members."""
         names = ("max_slots", "dtype", "device", *(_VLLM_ONLY if self.engine == "vllm" else ()))
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names if name != "nodes"}
 
 
-_VLLM_ONLY = ("tensor_parallel", "expert_parallel", "sleep", "engine_args")
+_VLLM_ONLY = ("tensor_parallel", "nodes", "expert_parallel", "sleep", "engine_args")
 
 
 class RolloutConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):

@@ -11,11 +11,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from cluster.actors import ActorDied, PhaseTimeout, kill, next_item, spawn, wait
+from cluster.placement import Places
 from data.packing import deal
 from rollouts.config import GeneratorConfig
 from rollouts.records import Group, Request, SamplingParams
@@ -30,25 +32,49 @@ _ENGINES = {
     "transformers": "rollouts.transformers_generator:TransformersGenerator",
     "vllm": "rollouts.vllm_generator:VLLMGenerator",
 }
+_MEMBER = "rollouts.vllm_nodes:EngineMember"
 
 
 class GeneratorPool:
     """All replicas of one policy. A replica started later gets the weights of the last sync before it samples."""
 
-    def __init__(self, checkpoint: str, config: GeneratorConfig, shared: Any = None):
-        """`shared`: an actor that samples from the weights it trains; then no other process is started."""
+    def __init__(
+        self,
+        checkpoint: str,
+        config: GeneratorConfig,
+        shared: Any = None,
+        role: str = "generator",
+        places: Places | None = None,
+    ):
+        """`shared`: an actor that samples from the weights it trains; then no other process is started.
+
+        `role` and `places`: see cluster.actors.spawn."""
         self.checkpoint, self.config, self.shared = checkpoint, config, shared
         self.closed = False
         self.weights_move = False  # the trainer is at work, and no longer has what it sent in the last sync
         self._synced: tuple[Transport, int] | None = None
         self._context: float | None = None
-        self.replicas = [shared] if shared is not None else [self._start() for _ in range(config.replicas)]
-
-    def _start(self) -> Any:
-        settings = self.config.replica_settings()
-        return spawn(
-            _ENGINES[self.config.engine], self.checkpoint, threads=self.config.threads, role="generator", **settings
+        self._spawn = partial(
+            spawn,
+            threads=config.threads,
+            role=role,
+            places=places,
+            shared_gpus=0 if config.device == "cpu" else config.tensor_parallel // config.nodes,
         )
+        self._members: list[list[Any]] = [[] for _ in range(config.replicas)]  # of the replicas, on further nodes
+        self.replicas = [shared] if shared is not None else [self._start(index) for index in range(config.replicas)]
+
+    def _start(self, index: int) -> Any:
+        settings, first = self.config.replica_settings(), index * self.config.nodes
+        if self.config.nodes > 1:
+            further = range(first + 1, first + self.config.nodes)
+            self._members[index] = [self._spawn(_MEMBER, place=place) for place in further]
+            settings["members"] = self._members[index]
+        return self._spawn(_ENGINES[self.config.engine], self.checkpoint, place=first, **settings)
+
+    def _stop(self, index: int) -> None:
+        for process in (self.replicas[index], *self._members[index]):
+            kill(process)
 
     def sync(self, transport: Transport, version: int) -> None:
         """Give every replica the weights that `transport` brings. Returns when all have them.
@@ -167,9 +193,9 @@ class GeneratorPool:
     def close(self) -> None:
         """End all replicas. A thread that samples with them gets ActorDied."""
         self.closed = True
-        for replica in self.replicas:
-            if replica is not self.shared:
-                kill(replica)
+        if self.shared is None:
+            for index in range(len(self.replicas)):
+                self._stop(index)
         self.replicas = []
 
     def _open(self, index: int, requests: list[Request], params: SamplingParams) -> Any:
@@ -193,8 +219,8 @@ class GeneratorPool:
                 "a generator died while rollouts ran ahead of the trainer, which has other weights by now; with "
                 "generator.sync.transport files it would get the same ones again"
             )
-        kill(self.replicas[index])  # it may only have been out of reach: two would share its memory and its cores
-        self.replicas[index] = self._start()
+        self._stop(index)  # it may only have been out of reach: two would share its memory and its cores
+        self.replicas[index] = self._start(index)
         if weights and self._synced is not None:
             transport, version = self._synced
             transport.send([self.replicas[index]], version, self.config.deadline_s)

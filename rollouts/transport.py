@@ -102,8 +102,8 @@ class SharedMemory(_Buckets):
         here = self._ask("host")
         if any(host != here for host in self._on_all(replicas, "host")):
             raise OtherHost(
-                "sync.transport shared_memory: a generator runs on another host, or in another container, than the "
-                "trainer and cannot map its memory; take transport object_store or collective"
+                "sync.transport shared_memory: a generator runs on another host or GPU, or in another container, than "
+                "the trainer and cannot map its memory; take transport object_store or collective"
             )
 
     def _open(self, replicas: Sequence[Any]) -> None:

@@ -7,10 +7,9 @@ are shared by the prefix cache where the engine has one.
 import dataclasses
 import difflib
 import hashlib
-import os
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from transformers import AutoConfig
@@ -21,6 +20,7 @@ from rollouts import vllm_cpu
 from rollouts.records import Completion, FinishReason, Group, Request, SamplingParams, Support
 from rollouts.requests import OpenGroups, begun_part, check_requests, continued, seed_for, wants_experts
 from rollouts.transformers_generator import StopStrings
+from rollouts.vllm_nodes import joined, prepare_environment
 from rollouts.weight_files import stored_shapes
 from rollouts.weight_sync import Parcel, WeightReceiver, check_version
 
@@ -31,6 +31,10 @@ _OURS = {
     "dtype": "generator.dtype",
     "max_num_seqs": "generator.max_slots",
     "tensor_parallel_size": "generator.tensor_parallel",
+    "pipeline_parallel_size": "generator.tensor_parallel and generator.nodes",
+    "distributed_executor_backend": "generator.nodes",
+    "nnodes": "generator.nodes",
+    "node_rank": "generator.nodes",
     "data_parallel_size": "generator.replicas",
     "enable_expert_parallel": "generator.expert_parallel",
     "logprobs_mode": "the contract: logprobs of the distribution drawn from",
@@ -55,16 +59,15 @@ class VLLMGenerator(WeightReceiver):
         expert_parallel: bool = False,
         sleep: bool = False,
         engine_args: Mapping[str, Any] | None = None,
+        members: Sequence[Any] = (),
     ):
-        """`engine_args`: further arguments of vLLM's engine. Raises ValueError for one that vLLM does not have or that
-        the generator decides itself, or, on CPU, a model that vLLM does not host there; RuntimeError on CPU with a
-        vLLM that was not checked there."""
+        """`engine_args`: further arguments of vLLM's engine. `members`: handles of rollouts.vllm_nodes.EngineMember,
+        one for each further node of the engine.
+
+        Raises ValueError for an argument that vLLM does not have or that the generator decides itself, or, on CPU, a
+        model that vLLM does not host there; RuntimeError on CPU with a vLLM that was not checked there; MemberLost."""
         self.on_cpu = resolve_device(device).type == "cpu"
-        if self.on_cpu:
-            needed = vllm_cpu.environment()
-            if "kv_cache_memory_bytes" in (engine_args or {}):
-                needed.pop("VLLM_CPU_KVCACHE_SPACE")  # which would win
-            os.environ.update(needed | os.environ | {name: needed[name] for name in vllm_cpu.FORCED})
+        prepare_environment(self.on_cpu, engine_args or {})
         from rollouts.vllm_weights import BACKEND, register
 
         register()
@@ -75,31 +78,35 @@ class VLLMGenerator(WeightReceiver):
         arguments: dict[str, Any] = self._engine_arguments(dict(engine_args or {}), config)
         self.moe_layers = _moe_layers(config)
         if self.on_cpu:
-            if tensor_parallel > 1 or expert_parallel:
-                raise ValueError("generator.tensor_parallel and expert_parallel need GPUs; on CPU take more replicas")
+            if expert_parallel:
+                raise ValueError("generator.expert_parallel needs GPUs; on CPU take more replicas")
             vllm_cpu.check_architecture(config)
         else:  # Model Runner V2 returns both by itself
             arguments = {
                 "enable_return_routed_experts": bool(self.moe_layers),
                 "return_sampling_mask": True,
             } | arguments
-        self.llm: Any = vllm.LLM(
-            model=checkpoint,
-            dtype=cast(Any, dtype),
-            max_num_seqs=max_slots,
-            tensor_parallel_size=tensor_parallel,
-            enable_expert_parallel=expert_parallel,
-            enable_sleep_mode=sleep and not self.on_cpu,
-            logprobs_mode="processed_logprobs",
-            generation_config="auto",
-            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
-            **arguments,
-        )
+        arguments |= {
+            "model": checkpoint,
+            "dtype": dtype,
+            "max_num_seqs": max_slots,
+            "tensor_parallel_size": tensor_parallel,
+            "enable_expert_parallel": expert_parallel,
+            "enable_sleep_mode": sleep and not self.on_cpu,
+            "logprobs_mode": "processed_logprobs",
+            "generation_config": "auto",
+            "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+        }
+        if tensor_parallel > 1:  # in an actor with a bundle vLLM would ask Ray for more, of one GPU each
+            arguments["distributed_executor_backend"] = "mp"
+        with joined(members, arguments, device) as arguments:
+            self.llm: Any = vllm.LLM(**arguments)
         self.llm.init_weight_transfer_engine({"init_info": {}})
         self.engine: Any = self.llm.llm_engine
         self.tokenizer = self.llm.get_tokenizer()
         self.max_length = self.engine.model_config.max_model_len
-        self.capture = vllm_cpu.Capture(_runner(self.llm)) if self.on_cpu else None
+        self.here = self.on_cpu and tensor_parallel == 1  # the model is in this process
+        self.capture = vllm_cpu.Capture(_runner(self.llm)) if self.here else None
         self.policy_version: int | None = 0
         self._shapes = self._needed(checkpoint)
         self._calls = 0
@@ -152,6 +159,7 @@ class VLLMGenerator(WeightReceiver):
         WrongWeights when `version` is given and is not the one held."""
         version = check_version(self.policy_version, version)
         check_requests(requests, self.max_length)
+        self._check_returns(requests, params)
         self._calls += 1
         stops = StopStrings(params.stop, self.tokenizer) if params.stop else None
         groups = OpenGroups(requests, params.group_size)
@@ -184,6 +192,14 @@ class VLLMGenerator(WeightReceiver):
             if running:  # interrupted, the caller stopped listening, or a step failed
                 self.engine.abort_request([internal[name] for name in running], internal=True)
                 self._forget(internal.values())
+
+    def _check_returns(self, requests: Sequence[Request], params: SamplingParams) -> None:
+        asked = any(wants_experts(request, params) for request in requests) and bool(self.moe_layers)
+        if self.on_cpu and not self.here and (asked or (params.return_support and params.truncates)):
+            raise ValueError(
+                "on CPU an engine of several processes returns neither routed experts nor sampling supports; set "
+                "generator.tensor_parallel: 1"
+            )
 
     def _interrupted(
         self,
@@ -355,7 +371,7 @@ class VLLMGenerator(WeightReceiver):
         return self.engine.vllm_config.parallel_config.world_size
 
     def _take(self, parcel: Parcel, rank: int) -> None:
-        sent = parcel if self.on_cpu else pickle.dumps(parcel)  # to processes of vLLM's, which take plain types alone
+        sent = parcel if self.here else pickle.dumps(parcel)  # to processes of vLLM's, which take plain types alone
         info = {"parcel": sent, "first_rank": rank, "known": list(self._shapes)}
         self.llm.update_weights({"update_info": info})
 

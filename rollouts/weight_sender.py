@@ -78,7 +78,7 @@ class WeightSender:
 
     def host(self) -> str:
         """See WeightReceiver.host."""
-        return host_id()
+        return host_id(self.device_type())
 
     def open_buckets(self, limit_bytes: int, wire: WireFormat, checksums: bool) -> None:
         """Then call `next_parcel` until it says that there is no more, and `close_parcels` in any case."""

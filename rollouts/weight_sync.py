@@ -66,7 +66,7 @@ class WeightReceiver:
 
     def host(self) -> str:
         """Equal for processes that can map one another's memory."""
-        return host_id()
+        return host_id(self.device_type())
 
     def begin_update(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """`shapes`: of all tensors that will come. Raises KeyError or ValueError, with nothing changed, when one that
@@ -134,10 +134,12 @@ def check_version(held: int | None, wanted: int | None) -> int:
     return held
 
 
-def host_id() -> str:
-    """Of the running kernel and the process namespace: equal for processes that see one another by process id."""
+def host_id(device_type: str) -> str:
+    """Of the running kernel and the process namespace: equal for processes that see one another by process id. For
+    device type cuda with the first GPU that the process sees."""
     boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{boot.read_text().strip() if boot.exists() else os.uname().nodename}/{_namespace()}"
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0] if device_type == "cuda" else ""
+    return f"{boot.read_text().strip() if boot.exists() else os.uname().nodename}/{_namespace()}/{gpu}"
 
 
 def _namespace() -> int:

@@ -164,7 +164,7 @@ class CheckpointJudge:
         start_ray()
         self.rollout, self.guidelines, self.seed = rollout, guidelines, seed
         self.tokenizer = load_tokenizer(checkpoint)
-        self.pool = GeneratorPool(str(checkpoint), generator)
+        self.pool = GeneratorPool(str(checkpoint), generator, role="judge")
 
     def ask(self, queries: Sequence[Query]) -> Answers:
         for warmer in (False, True):

@@ -249,12 +249,12 @@ PLACES += "zero.sample_in_trainer=false zero.generator.replicas=2 zero.reward_wo
 class Run:
     """The small stage with a node for each role."""
 
-    def __init__(self, cluster: Cluster, name: str):
-        self.cluster, self.folder = cluster, cluster.shared / "runs" / name
+    def __init__(self, cluster: Cluster, name: str, places: str = PLACES):
+        self.cluster, self.folder, self.places = cluster, cluster.shared / "runs" / name, places
         self.start()
 
     def start(self) -> None:
-        overrides = (PLACES, f"output={self.folder}")
+        overrides = (self.places, f"output={self.folder}")
         self.client, self.job = submit(self.cluster, *overrides)
         self.until = time.monotonic() + 240
 
@@ -349,3 +349,28 @@ def test_the_node_of_the_trainer_stops_the_stage_which_resumes_elsewhere(cluster
     status, logs = run.end()
     assert status == JobStatus.SUCCEEDED and "zero: resumes" in logs, logs
     assert_nothing_is_lost(run, undisturbed)
+
+
+# Two bundles of a generator, one on each worker node.
+ENGINE = "cluster.placement=disaggregated cluster.placement_deadline_s=15 cluster.cpus_per_trainer=0.5 "
+ENGINE += "cluster.cpus_per_generator=3.5 cluster.cpus_per_reward_worker=0.25 "
+ENGINE += "zero.sample_in_trainer=false zero.generator.engine=vllm zero.generator.replicas=1 "
+ENGINE += "zero.generator.tensor_parallel=2 zero.generator.nodes=2 zero.generator.device=cpu "
+ENGINE += "zero.steps=24 zero.log_routing_groups=0"  # which vLLM does not tell from several processes on CPU
+
+
+def test_one_engine_samples_on_two_nodes_and_is_started_again_when_one_leaves(cluster):
+    pytest.importorskip("vllm")
+    run = Run(cluster, "engine", ENGINE)
+    first, second = run.wait_for_node_of("VLLMGenerator"), run.wait_for_node_of("EngineMember")
+    assert first != second
+    cluster.add_worker()
+    run.wait_for_step(2)
+    trained_there = any(card["name"] == "PolicyTrainer" for card in cluster.actors(second))
+    cluster.remove(first if trained_there else second)
+    status, logs = run.end()
+    assert status == JobStatus.SUCCEEDED and "zero: resumes" not in logs, logs
+    assert re.search(r"which has left the cluster.*; starting (it|all replicas) again", logs), logs
+    assert [row["step"] for row in run.rows()] == list(range(1, 25))
+    probes = [row["sync/probe_abs_mean"] for row in run.rows() if "sync/probe_abs_mean" in row]
+    assert len(probes) == 12 and max(probes) < 1e-5  # the engine of other nodes has the trainer's weights

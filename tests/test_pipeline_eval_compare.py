@@ -23,7 +23,8 @@ def made_up_results(folder: Path, name: str, right: list[int], **suite) -> Path:
         for sample in range(2)
     ]  # fmt: skip
     write_rows(folder / f"{name}.parquet", rows)
-    asked = {"problems": len(right), "general_problems": 0, "temperature": 0.6, "top_p": 0.95} | suite
+    asked = {"problems": len(right), "general_problems": 0, "samples": {"base": 2}, "temperature": 0.6, "top_p": 0.95}
+    asked |= suite
     scores = {"base": score_checkpoint(load_rows(folder / f"{name}.parquet"))}
     (folder / f"{name}.json").write_text(json.dumps({"suite": asked, "checkpoints": scores}), encoding="utf-8")
     return folder / f"{name}.json"

@@ -3,14 +3,16 @@
 import pytest
 
 from cluster.config import ClusterConfig
+from distill.config import OnPolicyDistillConfig
 from pipeline.errors import RecipeError
-from pipeline.placement import bundles, check_turns
+from pipeline.placement import bundles, check_nodes, check_turns
 from rl.config import GRPOConfig
 from sft.config import SFTConfig
+from sft.preference_config import PreferenceDataConfig
 
 
-def asked(config, gpus: bool, **settings) -> dict[str, tuple]:
-    found = bundles(config, ClusterConfig(**{"placement": "disaggregated"} | settings), gpus)
+def asked(config, gpus: bool, inputs=(), **settings) -> dict[str, tuple]:
+    found = bundles(config, ClusterConfig(**{"placement": "disaggregated"} | settings), gpus, inputs)
     return {role.role: (role.count, dict(role.bundle), role.strategy) for role in found}
 
 
@@ -62,7 +64,7 @@ def test_where_roles_share_devices_each_gpu_holds_one_rank_and_generators_are_sp
     config = grpo(trainer={"mesh": {"data": 16}}, generator={"engine": "vllm", "replicas": 2, "tensor_parallel": 8})
     roles = asked(config, gpus=True, placement="colocated")
     assert roles["trainer"] == (16, {"CPU": 0.01, "GPU": 0.9}, "PACK")
-    assert roles["generator"] == (2, {"CPU": 0.01, "GPU": 0.05}, "SPREAD")
+    assert roles["generator"] == (2, {"CPU": 0.01, "GPU": 0.01}, "SPREAD")
     (generator,) = [r for r in bundles(config, ClusterConfig(), True) if r.role == "generator"]
     assert generator.shown_all_gpus
 
@@ -74,3 +76,33 @@ def test_rollouts_that_run_ahead_do_not_share_a_gpu_with_the_trainer():
     check_turns(ahead, ClusterConfig(), gpus=False)
     check_turns(ahead, ClusterConfig(placement="disaggregated"), gpus=True)
     check_turns(grpo(), ClusterConfig(), gpus=True)
+
+
+def test_an_engine_over_nodes_has_a_bundle_on_each():
+    config = grpo(generator={"engine": "vllm", "replicas": 4, "tensor_parallel": 16, "nodes": 2})
+    assert asked(config, gpus=True)["generator"] == (8, {"CPU": 1.0, "GPU": 8.0}, "PACK")
+    assert asked(config, gpus=True, placement="colocated")["generator"] == (8, {"CPU": 0.01, "GPU": 0.01}, "SPREAD")
+    check_nodes(config, nodes=2, gpus=True)
+    check_nodes(config, nodes=1, gpus=False)  # processes of one machine do not meet on a GPU there
+    with pytest.raises(RecipeError, match=r"generator\.nodes 2 is more than the cluster has: 1"):
+        check_nodes(config, nodes=1, gpus=True)
+    judged = grpo(judges={"generator": config.generator.model_dump()})
+    with pytest.raises(RecipeError, match=r"judges\.generator\.nodes 2"):
+        check_nodes(judged, nodes=1, gpus=True)
+
+
+def test_models_that_judge_score_or_teach_have_bundles_where_the_stage_is_given_them():
+    judges = {"generator": {"engine": "vllm", "replicas": 3, "tensor_parallel": 4}}
+    config = grpo(judges=judges)
+    assert "judge" not in asked(config, gpus=True) and "grm" not in asked(config, gpus=True)
+    roles = asked(config, gpus=True, inputs=("policy", "grm", "helpful_rm"))
+    assert roles["grm"] == (3, {"CPU": 1.0, "GPU": 4.0}, "PACK")
+    assert roles["helpful_rm"] == (1, {"CPU": 1.0, "GPU": 1.0}, "PACK")
+    assert "policy" not in roles and "safety_rm" not in roles
+    preferences = PreferenceDataConfig.model_validate({"judge": judges})
+    assert asked(preferences, gpus=True, inputs=("policies.dev3", "judge"))["judge"][0] == 3
+    distilled = OnPolicyDistillConfig.model_validate(
+        {"teacher": {"engine": "vllm", "tensor_parallel": 8}, "kl": {"top_k": 8}}
+    )
+    roles = asked(distilled, gpus=True, inputs=("student", "teachers.maths", "teachers.code"))
+    assert roles["teachers.maths"] == roles["teachers.code"] == (1, {"CPU": 1.0, "GPU": 8.0}, "PACK")

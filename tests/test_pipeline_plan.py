@@ -62,14 +62,27 @@ def test_the_recipe_as_written_does_not_fit_and_what_would_is_said(as_written):
     cold_start = next(stage for stage in as_written.stages if stage.name == "cold_start_data")
     assert not cold_start.fits  # 671B in bfloat16 over 8 devices are 156 GiB on each
     change = as_written.changes["cold_start_data"]
-    assert str(change) == "generator.replicas=16 generator.tensor_parallel=32"
+    assert str(change) == "generator.replicas=16 generator.tensor_parallel=32 generator.nodes=4"
+    assert "trainer.mesh.data=512 trainer.mesh.expert=64 trainer.mesh.pipeline=1" in str(as_written.changes["zero"])
     fixed = planned(DEEPSEEK, [f"cold_start_data.{key}={value}" for key, value in change.settings], "64x8xH800", [])
     assert next(stage for stage in fixed.stages if stage.name == "cold_start_data").fits
 
 
-def test_the_recipe_for_h200_fits():
-    made = planned(DEEPSEEK.with_name("h200.yaml"), cluster="64x8xH200")
+@pytest.mark.parametrize("device", ["H200", "H800"])
+def test_a_recipe_laid_out_for_a_device_fits(device):
+    made = planned(DEEPSEEK.with_name(f"{device.lower()}.yaml"), cluster=f"64x8x{device}")
     assert [stage.name for stage in made.stages if not stage.fits] == []
+    assert not any("larger than a node" in note for stage in made.stages for note in stage.notes)
+
+
+def test_an_engine_that_no_node_holds_is_said_to_be_too_large():
+    wide = planned(DEEPSEEK, ["all.generator.replicas=32", "all.generator.tensor_parallel=16"])
+    sentence = "an engine on 16 devices is larger than a node of 8: set its nodes to 2"
+    assert sentence in wide.stages[0].notes
+    spread = planned(
+        DEEPSEEK, ["all.generator.replicas=32", "all.generator.tensor_parallel=16", "all.generator.nodes=2"]
+    )
+    assert sentence not in spread.stages[0].notes
 
 
 def test_a_data_set_has_the_rows_of_the_stage_that_makes_it(as_written):

@@ -59,7 +59,7 @@ def deepseek_v3(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("pipeline", ["pipeline", "h200", "grm"])
+@pytest.mark.parametrize("pipeline", ["pipeline", "h200", "h800", "grm"])
 def test_the_recipes_for_deepseek_v3_are_valid(deepseek_v3, pipeline):
     stages = load(deepseek_v3 / f"{pipeline}.yaml").stages
     assert {stage.recipe.name for stage in stages.values()} == {f"{name}.yaml" for name in stages}

@@ -206,6 +206,6 @@ def test_shared_memory_refuses_another_host(pools, trainer, tmp_path):
     held = pool.score(SEQUENCES)
     way = transport(trainer, tmp_path, "shared_memory")
     way._ask = lambda method, *args: "another"
-    with pytest.raises(OtherHost, match="runs on another host, or in another container"):
+    with pytest.raises(OtherHost, match="runs on another host or GPU, or in another container"):
         way.send(pool.replicas, 99, DEADLINE_S)
     assert gap(pool.score(SEQUENCES)[0], held[0]) == 0  # nothing changed
