@@ -32,7 +32,7 @@ from cluster.gauges import watch_memory
 from cluster.gpus import show_gpus
 from cluster.placement import Places
 from cluster.processes import register
-from cluster.running import StageStopped, current
+from cluster.running import StageStopped, current, places_of
 from cluster.stalls import report_stall, spawned
 
 _SLICE_S = 1.0  # of a wait, after which it is asked whether the stage must stop
@@ -64,12 +64,10 @@ class _Host:
     """What runs in an actor: an object of the class, which may be named by its import path and is then imported there
     alone."""
 
-    def __init__(
-        self, target: type | str, args: tuple[Any, ...], kwargs: dict[str, Any], turned_to: tuple[int, int] | None
-    ):
+    def __init__(self, target: type | str, args: tuple[Any, ...], kwargs: dict[str, Any], shared_gpus: int):
         register(type(self).__name__, ray.get_runtime_context().get_actor_id() or "")
-        if turned_to is not None:
-            show_gpus(*turned_to)
+        if shared_gpus:
+            show_gpus(shared_gpus)
         self._object = (_imported(target) if isinstance(target, str) else target)(*args, **kwargs)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -140,7 +138,7 @@ def spawn(
     role, place: whose bundles, and which of them, where the stage has reserved some (cluster.placement); None: any
         that is free.
     places: the bundles themselves, for a process that runs no stage.
-    shared_gpus: how many GPUs it looks at where roles share those of a node; place by place they are others.
+    shared_gpus: how many GPUs it looks at where roles share those of a node (cluster.gpus); 0: at all.
     Elsewhere CPUs are not reserved: phases take turns on the same cores, so reservations would deadlock.
     """
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -151,17 +149,14 @@ def spawn(
     }
     options = {"num_cpus": 0, "num_gpus": gpus, "runtime_env": {"env_vars": environment}}
     options |= {"max_restarts": restarts, "max_task_retries": restarts}
-    stage = current()
-    places = places or (stage.places.get(role) if stage is not None else None)
+    places = places or places_of(role)
     if places is not None:
-        places.wait_until_there(stage)
+        places.wait_until_there(current())
         options |= places.options(place)
-    turned_to = None
-    if shared_gpus and (places is None or places.role.shown_all_gpus):
-        turned_to = (places.beside(place) if places is not None else place or 0) * shared_gpus, shared_gpus
+        shared_gpus *= places.role.shown_all_gpus  # else Ray shows it those of its bundle
     name = target.rpartition(":")[2] if isinstance(target, str) else target.__name__
     host = ray.remote(type(name, (_Host,), {}))  # the process shows the name of what it hosts
-    actor: Any = host.options(**options).remote(target, args, kwargs, turned_to)
+    actor: Any = host.options(**options).remote(target, args, kwargs, shared_gpus)
     spawned[actor._actor_id.hex()] = name
     return Handle(actor, name)
 
@@ -272,6 +267,12 @@ def node_address() -> str:
 def count_gpus() -> int:
     """Of the cluster, all nodes together."""
     return int(ray.cluster_resources().get("GPU", 0))
+
+
+def gpus_of_nodes() -> list[int]:
+    """Of every living node that has any."""
+    found = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return [gpus for gpus in found if gpus]
 
 
 def count_nodes() -> int:

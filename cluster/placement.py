@@ -1,7 +1,7 @@
 """Bundles of cores and GPUs for the roles of a stage, reserved before anything is loaded (Ray's placement groups).
 
 While they are held, `cluster.actors.spawn` starts every actor with a role in a bundle of that role. A bundle lies on
-one node, so a generator's tensor-parallel GPUs, which are one bundle, are neighbours.
+one node, so the GPUs of a generator, or its part of a node where it has several, are neighbours.
 """
 
 import time
@@ -61,11 +61,16 @@ class Places:
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=bundle),
         }
 
-    def beside(self, index: int | None) -> int:
-        """How many places before this one are on its node."""
-        nodes = placement_group_table(self.group)["bundles_to_node_id"]
-        index = index or 0
-        return sum(nodes[bundle] == nodes[self.order[index]] for bundle in self.order[:index])
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """The nodes of one engine: how many, and where; the first is that of the actor with the engine."""
+
+    nodes: int
+    places: Places | None  # bundles of its role, where there are any
+    first: int  # its own among these; those of its members follow
+    shared_gpus: int  # see cluster.actors.spawn
+    threads: int = 1
 
 
 @contextmanager
@@ -104,8 +109,9 @@ def _not_there(roles: Sequence[RoleBundles], deadline_s: float) -> str:
     return (
         f"the cluster did not give the bundles that the stage asks for within {deadline_s:.0f} s: "
         f"{'; '.join(map(str, roles))}; it has {len(nodes)} nodes ({listed}{more}), of which {free} is free{why}; "
-        "add nodes, let the stage ask for less (trainer.mesh, generator.replicas, generator.tensor_parallel, "
-        "reward_workers.workers, cluster.cpus_per_...), or set cluster.placement to colocated, where they share devices"
+        "add nodes, let the stage ask for less (trainer.mesh, replicas and tensor_parallel of generator, judges or "
+        "judge, reward_workers.workers, cluster.cpus_per_...), or set cluster.placement to colocated, where they share "
+        "devices"
     )
 
 

@@ -34,7 +34,7 @@ def register(name: str, actor: str) -> None:
     """To be called by an actor as it starts. An actor that cannot leave a card works all the same, unseen."""
     global _stacks
     with suppress(OSError, RuntimeError, ValueError):
-        folder = _cards()
+        folder = job_folder()
         folder.mkdir(parents=True, exist_ok=True)
         _stacks = (folder / f"{os.getpid()}.stacks").open("w")
         faulthandler.register(_SIGNAL, file=_stacks, all_threads=True, chain=False)
@@ -45,8 +45,8 @@ def register(name: str, actor: str) -> None:
         temporary.rename(folder / f"{os.getpid()}.json")
 
 
-def _cards() -> Path:
-    """Of the actors of this job: below Ray's session, which is one cluster's and is removed by Ray."""
+def job_folder() -> Path:
+    """For what the actors of this job write on this node: below Ray's session, which Ray removes with the cluster."""
     context = ray.get_runtime_context()
     return Path(context.get_temp_dir()) / context.get_session_name() / "r1" / context.get_job_id()
 
@@ -117,7 +117,7 @@ def _frames(frame: Any) -> Iterator[str]:
 def _actors(psutil: Any) -> Iterator[tuple[dict[str, Any], Any]]:
     """Card and process of every actor that lives here."""
     here = ray.get_runtime_context().get_node_id()
-    folder = _cards()
+    folder = job_folder()
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         with suppress(OSError, ValueError, psutil.Error):
             card = json.loads(path.read_text())
@@ -128,7 +128,7 @@ def _actors(psutil: Any) -> Iterator[tuple[dict[str, Any], Any]]:
 
 def _ask_for_stacks(pid: int) -> tuple[Path, int] | None:
     """Where its stacks will be, and after how many bytes. None where the signal would end the process."""
-    path = _cards() / f"{pid}.stacks"
+    path = job_folder() / f"{pid}.stacks"
     with suppress(OSError):
         if _heeds(pid):
             size = path.stat().st_size

@@ -40,6 +40,11 @@ def current() -> RunningStage | None:
     return _stage
 
 
+def places_of(role: str) -> Any:
+    """The bundles of a role that this stage has reserved (cluster.placement.Places), if any."""
+    return _stage.places.get(role) if _stage is not None else None
+
+
 @contextmanager
 def running(folder: Path, config: ClusterConfig, last_event: Callable[[], dict[str, Any]]) -> Iterator[RunningStage]:
     global _stage

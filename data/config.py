@@ -12,7 +12,6 @@ RowSchema = Literal[
 PreferenceSchema = Literal["auto", "pairs", "ranked", "safety", "ultrafeedback", "helpsteer2", "helpsteer2_preference"]
 JudgeStyle = Literal["full", "terse"]  # how a generative reward model is asked
 JUDGE_ROLES = ("grm", "judge")  # inputs of a stage that judge for its rewards, each served by processes of its own
-REWARD_MODEL_ROLES = ("helpful_rm", "safety_rm")  # inputs that score for its rewards, one process each
 JUDGING = "judging"  # domain and checker of problems that ask for a judgement
 FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # Marks of fields, for the readers of recipes:

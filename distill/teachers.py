@@ -23,7 +23,13 @@ class Teachers:
         self.config, self.stage = config, stage
         self.handles: dict[str, Any] = {
             name: spawn(
-                _CLASSES[config.engine], str(folder), config, kl, threads=config.threads, role=f"{inputs}{name}"
+                _CLASSES[config.engine],
+                str(folder),
+                config,
+                kl,
+                threads=config.threads,
+                role=f"{inputs}{name}",
+                shared_gpus=0 if config.device == "cpu" else config.tensor_parallel,
             )
             for name, folder in folders.items()
         }

@@ -1,6 +1,6 @@
 """A reward model: a causal LM whose final state at the end of a sequence is read by one weight per channel.
 
-On disk it is the LM's checkpoint, which others load as it is, with reward_head.safetensors (float32) and
+On disk it is the LM's checkpoint, which others load as it is, with reward_head/weight.safetensors (float32) and
 reward_model.json (what it judges, and how its scores are spread) beside it.
 """
 
@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-HEAD_FILE, DESCRIPTION_FILE = "reward_head.safetensors", "reward_model.json"
+HEAD_FILE = "reward_head/weight.safetensors"  # in a folder of its own: vLLM reads every such file beside the model
+EARLIER_HEAD_FILE = "reward_head.safetensors"  # of models that were made before that was known
+DESCRIPTION_FILE = "reward_model.json"
 Objective = Literal["helpful", "safety", "judgement"]
 
 
@@ -52,11 +54,13 @@ class RewardHead(nn.Module):
 
 
 def save_head(folder: Path, weight_D: torch.Tensor) -> None:
+    (folder / HEAD_FILE).parent.mkdir(exist_ok=True)
     save_file({"weight_D": weight_D.detach().float().cpu().contiguous().clone()}, folder / HEAD_FILE)
 
 
 def load_head(folder: Path) -> RewardHead:
-    tensors = load_file(folder / HEAD_FILE)
+    file = folder / HEAD_FILE
+    tensors = load_file(file if file.exists() else folder / EARLIER_HEAD_FILE)
     head = RewardHead(len(tensors["weight_D"]))
     head.load_state_dict(tensors)
     return head

@@ -130,10 +130,13 @@ def checkpoint_fault(path: Path) -> str | None:
 
 def head_fault(path: Path) -> str | None:
     """Why a checkpoint is no reward model; None when it looks whole."""
-    for name, what in (("reward_head.safetensors", "head"), ("reward_model.json", "description")):
-        if not (path / name).is_file():
+    earlier = path / "reward_head.safetensors"  # see models.reward_head, which imports torch
+    head = earlier if earlier.is_file() else path / "reward_head" / "weight.safetensors"
+    for file, what in ((head, "head"), (path / "reward_model.json", "description")):
+        if not file.is_file():
+            name = file.relative_to(path)
             return f"{path} has no {name}: it is a checkpoint without the {what} of a reward model"
-    return _safetensors_fault(path / "reward_head.safetensors")
+    return _safetensors_fault(head)
 
 
 def _config_fault(path: Path) -> str | None:

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.config import ClusterConfig
 from cluster.running import RunningStage
-from data.config import JUDGE_ROLES, REWARD_MODEL_ROLES
+from data.config import JUDGE_ROLES
 from pipeline.errors import RecipeError
+from rewards.combine import check_rewards
+from rewards.preference import PreferenceOptions
 from rollouts.config import GeneratorConfig
 
 if TYPE_CHECKING:
     from cluster.placement import RoleBundles
 
+_SHOWN_NODES = 8
 _TRACE = 0.01  # of a core: an actor takes all of it, so a bundle holds one actor; Ray refuses bundles of nothing
 _RANK_GPU, _MODEL_GPU = 0.9, 0.01  # of a GPU where roles share it: two ranks never fit on one, and all others do
 
@@ -26,8 +29,7 @@ _RANK_GPU, _MODEL_GPU = 0.9, 0.01  # of a GPU where roles share it: two ranks ne
 def placed(stage: RunningStage, config: Any, inputs: Collection[str]) -> AbstractContextManager[None]:
     """The bundles of a stage with these settings, where it asks for any. `config`, `inputs`: the stage's own.
 
-    Raises RecipeError for roles that would be at work on one GPU at the same time, or an engine over more nodes than
-    there are.
+    Raises RecipeError for roles, or parts of an engine, that would be at work on one GPU at the same time.
     """
     from cluster.actors import count_gpus, count_nodes, start_ray
     from cluster.placement import reserved
@@ -35,10 +37,10 @@ def placed(stage: RunningStage, config: Any, inputs: Collection[str]) -> Abstrac
     if getattr(config, "max_staleness", 0):
         start_ray()
         check_turns(config, stage.config, gpus=count_gpus() > 0)
+    check_nodes(config, inputs)
     if stage.config.placement == "colocated" and "RAY_ADDRESS" not in os.environ:
         return nullcontext()
     start_ray()
-    check_nodes(config, count_nodes(), gpus=count_gpus() > 0)
     if stage.config.placement == "colocated" and count_nodes() == 1:
         return nullcontext()
     roles = list(bundles(config, stage.config, gpus=count_gpus() > 0, inputs=inputs))
@@ -55,11 +57,20 @@ def check_turns(config: Any, cluster: ClusterConfig, gpus: bool) -> None:
         )
 
 
-def check_nodes(config: Any, nodes: int, gpus: bool) -> None:
-    """Raises RecipeError for an engine over more nodes than the cluster has, whose parts would meet on one GPU."""
-    for key, generator in (("generator", getattr(config, "generator", None)), *_judges(config)):
-        if gpus and generator is not None and generator.nodes > nodes:
-            raise RecipeError(f"{key}.nodes {generator.nodes} is more than the cluster has: {nodes}")
+def check_nodes(config: Any, inputs: Collection[str]) -> None:
+    """Raises RecipeError for an engine over nodes whose parts would meet on a GPU. Starts Ray if there is any such."""
+    from cluster.actors import gpus_of_nodes, start_ray
+
+    for key, generator in _engines(config, inputs):
+        if generator.nodes == 1 or generator.device == "cpu":
+            continue
+        start_ray()
+        part, there = generator.tensor_parallel // generator.nodes, gpus_of_nodes()
+        if there and sum(gpus // part for gpus in there) < generator.nodes:
+            raise RecipeError(
+                f"{key}.nodes {generator.nodes} of {part} GPUs each (tensor_parallel {generator.tensor_parallel}) are "
+                f"more than the cluster has: {len(there)} nodes with {', '.join(map(str, there[:_SHOWN_NODES]))} GPUs"
+            )
 
 
 def bundles(config: Any, cluster: ClusterConfig, gpus: bool, inputs: Collection[str] = ()) -> Iterator["RoleBundles"]:
@@ -94,22 +105,50 @@ def bundles(config: Any, cluster: ClusterConfig, gpus: bool, inputs: Collection[
         yield RoleBundles(role="trainer", count=trainer.mesh.ranks, bundle=bundle, strategy="PACK")
     if generator is not None and not getattr(config, "sample_in_trainer", False):
         yield generators("generator", generator)
-    for _, judge in _judges(config):
-        yield from (generators(role, judge) for role in JUDGE_ROLES if role in inputs)
+    yield from (generators(role, settings) for role, settings in _judges(config, inputs))
     if workers is not None:
         bundle = _bundle(0 if shared else cluster.cpus_per_reward_worker, 0)
         yield RoleBundles(role="reward", count=workers.workers, bundle=bundle, strategy="SPREAD")
-        yield from (model(role, "auto") for role in REWARD_MODEL_ROLES if role in inputs)
+        for role, options in _reward_models(config, inputs):
+            yield model(role, options.device, options.nodes, options.tensor_parallel // options.nodes)
     if (teacher := getattr(config, "teacher", None)) is not None:
         named = [role for role in inputs if role.partition(".")[0] in ("teacher", "teachers")]
         yield from (model(role, teacher.device, ways=teacher.tensor_parallel) for role in named)
 
 
-def _judges(config: Any) -> Iterator[tuple[str, GeneratorConfig]]:
-    """The settings of the processes of a stage's judges, with their key in the recipe."""
-    for key in ("judges", "judge"):  # of rewards; of preference data
-        if (judge := getattr(config, key, None)) is not None:
-            yield f"{key}.generator", judge.generator
+def _reward_models(config: Any, inputs: Collection[str]) -> list[tuple[str, PreferenceOptions]]:
+    """The inputs that score for a stage's rewards, each once, with the options of the first reward that reads it."""
+    found: dict[str, Any] = {}
+    specs = getattr(config, "rewards", ())
+    for reward, options in check_rewards(specs) if specs else ():
+        role: Any = getattr(reward, "input_role", None)
+        if role in inputs:
+            found.setdefault(role, options)
+    return list(found.items())
+
+
+def _engines(config: Any, inputs: Collection[str]) -> Iterator[tuple[str, GeneratorConfig]]:
+    """The generators of a stage, with the keys of a recipe."""
+    generator = getattr(config, "generator", None)
+    if generator is not None and not getattr(config, "sample_in_trainer", False):
+        yield "generator", generator
+    key = "judges" if hasattr(config, "judges") else "judge"
+    yield from ((f"{key}.generator", settings) for _, settings in _judges(config, inputs))
+
+
+def _judges(config: Any, inputs: Collection[str]) -> Iterator[tuple[str, GeneratorConfig]]:
+    """Input and settings of the judges that have bundles of their own."""
+    if (judges := getattr(config, "judges", None)) is not None:
+        yield from ((role, judges.generator) for role in JUDGE_ROLES if role in inputs)
+    judge = getattr(config, "judge", None)  # of preference data, whose generators are gone when it begins
+    if judge is None or judge.kind != "checkpoint" or "judge" not in inputs:
+        return
+    if _shape(judge.generator) != _shape(config.generator):  # else it takes their place
+        yield "judge", judge.generator
+
+
+def _shape(generator: GeneratorConfig) -> tuple[int, int, int]:
+    return generator.replicas, generator.nodes, generator.tensor_parallel
 
 
 def _bundle(cpus: float, gpus: float) -> dict[str, float]:

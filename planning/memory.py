@@ -7,6 +7,7 @@ from planning.architecture import Architecture
 from planning.devices import GIB
 from planning.mesh import Held, heaviest_rank
 from planning.workload import Sampling, Training
+from rewards.preference import PreferenceOptions
 from rollouts.config import GeneratorConfig
 from training.config import OptimizerConfig, TrainerConfig
 
@@ -159,8 +160,8 @@ def logit_bytes(model: Architecture, training: Training, tokens: float, cuda: bo
 # --- sampling ---
 
 
-def weight_bytes(generator: GeneratorConfig) -> float:
-    """Of one weight at rest in an engine."""
+def weight_bytes(generator: GeneratorConfig | PreferenceOptions) -> float:
+    """Of one weight at rest in an engine, or a reward model."""
     if generator.engine_args.get("quantization") == "fp8":
         return 1
     return 2 if generator.dtype == "bfloat16" else 4

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from data.config import JUDGE_ROLES
 from planning.assumptions import Assumptions
 from planning.calibration import Calibration
 from planning.devices import Cluster
@@ -186,7 +187,7 @@ def _part_seconds(part: Any, work: Workload, machine: Machine, assumed: Assumpti
     if isinstance(part, Sampling):
         slots = running_slots(part, work, machine, assumed)
         prefill, decode = round_s(part, speed, slots, replica_completions(part))
-        if part.role in ("judge", "grm"):
+        if part.role in JUDGE_ROLES:
             return {"rewards": part.rounds * (prefill + decode)}
         return {"prefill": part.rounds * prefill, "decode": part.rounds * decode}
     if isinstance(part, Reading):
@@ -203,6 +204,7 @@ def running_slots(part: Sampling, work: Workload, machine: Machine, assumed: Ass
     """Completions that run at a time in a replica. Where not even one fits, memory is left out of the reckoning: the
     plan says that it does not fit, and its times are those of devices with enough."""
     room = machine.room - _beside(work, machine)
+    room -= 0 if part.role in JUDGE_ROLES else _loaded_bytes(work, machine)
     if not part.in_trainer:
         room -= generator_weights(part.model, part.generator)
     fitting = slots_that_fit(part, room, split=assumed.split_latent_cache)
@@ -212,6 +214,17 @@ def running_slots(part: Sampling, work: Workload, machine: Machine, assumed: Ass
 def _beside(work: Workload, machine: Machine) -> float:
     """Bytes that a trainer on the same devices keeps while others sample."""
     return sum(_trainer_at_rest(work).values()) if _shares_devices(work, machine) else 0.0
+
+
+def _loaded_bytes(work: Workload, machine: Machine) -> float:
+    """Of judges and reward models, on the device that has most of them, where there are not devices for all. They take
+    those at which the fewest others look (cluster.gpus)."""
+    sizes, taken = [one.bytes_per_device for one in work.loaded], sum(one.devices for one in work.loaded)
+    if not machine.cuda:
+        return sum(sizes)
+    if taken + devices_used(work, machine) <= machine.devices:
+        return 0.0
+    return max(sizes, default=0.0) if taken <= machine.devices else sum(sizes)
 
 
 def _trainer_at_rest(work: Workload) -> dict[str, float]:
@@ -254,13 +267,15 @@ def stage_memory(work: Workload, machine: Machine, assumed: Assumptions) -> dict
     moments: dict[str, Memory] = {}
     shared, rest = _shares_devices(work, machine), _trainer_at_rest(work)
     processes = {"processes": machine.process_bytes} if machine.process_bytes else {}
+    loaded = _loaded_bytes(work, machine)
+    others = {"judges and reward models": loaded} if loaded else {}
     for part in work.of(Sampling):
         slots = running_slots(part, work, machine, assumed)
         own = sampling_memory(part, slots, split=assumed.split_latent_cache)
         ours = not machine.cuda and not part.in_trainer  # replicas share the memory of the machine
         parts = {name: size * (part.generator.replicas if ours else 1) for name, size in own.parts.items()}
-        if part.role not in ("judge", "grm"):
-            parts |= rest if shared or part.in_trainer else {}
+        if part.role not in JUDGE_ROLES:
+            parts |= (rest if shared or part.in_trainer else {}) | others
         if part.in_trainer and not machine.cuda:
             parts |= _left_by_training(work, machine)
         _keep_larger(moments, "sampling", Memory(parts | processes))
@@ -269,7 +284,7 @@ def stage_memory(work: Workload, machine: Machine, assumed: Assumptions) -> dict
         own = training_memory(
             part.model, work.trainer, work.optimizer, part, reference=work.reference, cuda=machine.cuda
         )
-        parts = {**own.parts, **processes}
+        parts = {**own.parts, **processes, **others}
         parts |= {name: parts[name] * machine.heap_factor for name in _PASSING if name in parts}
         generator = work.generator
         if shared and generator is not None and not work.in_trainer and not generator.sleep:
@@ -329,7 +344,7 @@ def _notes(work: Workload, machine: Machine, assumed: Assumptions) -> tuple[str,
         notes.append(f"uses {used} of {machine.devices} devices")
     notes += sorted({note for part in work.of(Sampling) if (note := _too_wide(part.generator, machine))})
     for part in work.of(Sampling):
-        if machine.cuda and part.role not in ("judge", "grm"):
+        if machine.cuda and part.role not in JUDGE_ROLES:
             wanted = min(part.generator.max_slots, replica_completions(part))
             slots = running_slots(part, work, machine, assumed)
             if slots < 0.95 * wanted:

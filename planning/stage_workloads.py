@@ -4,10 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from data.config import JUDGE_ROLES
 from planning.architecture import Architecture
 from planning.assumptions import Assumptions
 from planning.lengths import Lengths
-from planning.workload import DatasetSize, Part, Reading, Request, Sampling, Training, Workload
+from planning.memory import generator_weights, weight_bytes
+from planning.workload import DatasetSize, Loaded, Part, Reading, Request, Sampling, Training, Workload
+from rewards.combine import check_rewards
 
 _LONGEST_ROW = 32_768  # tokens of the longest row of a data set that is not here: R1's context in SFT (B.4.2)
 _TINY_DOCUMENT = 40  # tokens (sft.config: documents_per_step)
@@ -100,6 +103,7 @@ def _grpo(request: Request, assumed: Assumptions) -> Workload:
         syncs=config.rollouts,
         in_trainer=config.sample_in_trainer,
         generator=config.generator,
+        loaded=_loaded(request),
         taken_for_granted=_length_assumptions(request),
     )
 
@@ -147,6 +151,24 @@ def _learned_rewards(request: Request, rounds: float, completions: float, common
     ]
 
 
+def _loaded(request: Request) -> tuple[Loaded, ...]:
+    """The models that judge or score for the rewards of a stage."""
+    found: dict[str, Loaded] = {}
+    judges, specs = getattr(request.config, "judges", None), getattr(request.config, "rewards", ())
+    for role, model in request.models.items():
+        if role in JUDGE_ROLES and judges is not None:
+            devices = judges.generator.replicas * judges.generator.tensor_parallel
+            held = generator_weights(model, judges.generator)
+            found[role] = Loaded(role=role, bytes_per_device=held, devices=devices)
+    options: Any
+    for reward, options in check_rewards(specs) if specs else ():
+        role: Any = getattr(reward, "input_role", None)
+        if role in request.models and role not in found:
+            held = weight_bytes(options) * request.models[role].main_parameters / options.tensor_parallel
+            found[role] = Loaded(role=role, bytes_per_device=held, devices=options.tensor_parallel)
+    return tuple(found.values())
+
+
 def _judges(request: Request, rounds: float, completions: float, read: Lengths, assumed: Assumptions) -> list[Sampling]:
     """One judgement per completion that a judge of the stage is asked about, which it reads as its prompt."""
     judges = getattr(request.config, "judges", None)
@@ -167,7 +189,7 @@ def _judges(request: Request, rounds: float, completions: float, read: Lengths, 
             ),
         )
         for role, model in request.models.items()
-        if role in ("judge", "grm") and judges is not None
+        if role in JUDGE_ROLES and judges is not None
     ]
 
 
@@ -277,6 +299,7 @@ def _curation(request: Request, assumed: Assumptions) -> Workload:
     return Workload(
         parts=[part, *_judges(request, items / chunk, chunk * samples, lengths, assumed)],
         generator=config.generator,
+        loaded=_loaded(request),
         leaves=_kept(request, items, samples, prompt, lengths, assumed),
         taken_for_granted=(*_length_assumptions(request), *(() if config.max_rows else ("kept_share",))),
     )

@@ -93,6 +93,15 @@ Part = Sampling | Reading | Training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A model with processes of its own, there as long as the stage is: a judge's engine, or a reward model."""
+
+    role: str
+    bytes_per_device: float  # of its weights
+    devices: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
     parts: list[Part] = field(default_factory=list)
     trainer: TrainerConfig | None = None
@@ -101,6 +110,7 @@ class Workload:
     syncs: float = 0.0  # weight syncs
     in_trainer: bool = False
     generator: GeneratorConfig | None = None  # the stage's own, not its judges'
+    loaded: tuple[Loaded, ...] = ()  # beside trainer and generators
     leaves: DatasetSize | None = None
     taken_for_granted: tuple[str, ...] = ()  # names of assumptions that decide this stage
 

@@ -15,9 +15,9 @@ advantages compare within a group, so only the scale against the other terms mat
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from data.chat import parse_completion
 from data.problems import Problem
@@ -26,6 +26,7 @@ from rewards.reward import Score
 DESCRIPTION_FILE = "reward_model.json"
 Conversation = tuple[list[dict[str, str]], str]  # the turns up to the response, and the response
 _SCORER = "training.reward_scorer:RewardScorer"  # imported by its own process alone: rewards stay free of torch
+_SERVED = "rollouts.served_reward:ServedRewardModel"  # as well
 _RESTARTS = 3  # of a scoring process that dies; its calls are made again
 
 
@@ -35,12 +36,34 @@ class PreferenceOptions(BaseModel, extra="forbid", frozen=True):
     model: str = Field(
         default="", description="folder of the reward model; empty: the stage's input helpful_rm or safety_rm"
     )
+    engine: Literal["transformers", "vllm"] = Field(
+        default="transformers", description="transformers: embedded, on one device; vllm: for models on several GPUs"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto takes a GPU when there is one")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="precision of the model; it was trained in float32 or with master weights in it"
+    )
+    tensor_parallel: int = Field(default=1, ge=1, description="vllm: GPUs that split every layer")
+    nodes: int = Field(default=1, ge=1, description="vllm: nodes with equal parts of these GPUs")
+    engine_args: dict[str, Any] = Field(
+        default={}, description="vllm: further arguments of its engine, e.g. {quantization: fp8}"
+    )
     threads: int = Field(default=1, ge=1, description="compute threads on CPU; 1 because a policy samples beside it")
     row_tokens: int = Field(
-        default=8192, ge=64, description="tokens of one forward pass; longer responses get their own. Bounded by memory"
+        default=8192,
+        ge=64,
+        description="transformers: tokens of one forward pass; longer responses get their own. Bounded by memory",
     )
     deadline_s: float = Field(default=300.0, gt=0, description="seconds one batch may take; then it is unscorable")
+
+    @model_validator(mode="after")
+    def _settings_are_used(self) -> Self:
+        ignored = [name for name in ("tensor_parallel", "nodes", "engine_args") if name in self.model_fields_set]
+        if self.engine == "transformers" and ignored:
+            raise ValueError(f"{ignored[0]} is for engine vllm, and would be ignored by transformers")
+        if self.tensor_parallel % self.nodes:
+            raise ValueError(f"tensor_parallel {self.tensor_parallel} cannot be spread evenly over {self.nodes} nodes")
+        return self
 
 
 class _Preference:
@@ -146,12 +169,20 @@ class SafetyReward(_Preference):
 def start_scorer(options: PreferenceOptions, role: str) -> Any:
     """Handle of the process that scores with this model; it may be asked by many. Needs Ray to run.
 
-    role: of the stage's input, whose bundle it takes where there is one."""
+    role: of the stage's input, whose bundles it takes in the stage's own process."""
     from cluster.actors import spawn  # imports Ray, which the check of a recipe need not wait for
+    from cluster.placement import Spread
+    from cluster.running import places_of
 
     folder = str(Path(options.model).expanduser().resolve())
-    settings = {"threads": options.threads, "restarts": _RESTARTS, "role": role}
-    return spawn(_SCORER, folder, options.row_tokens, options.device, **settings)
+    own: dict[str, Any] = {"device": options.device, "dtype": options.dtype}
+    gpus = 0 if options.device == "cpu" else options.tensor_parallel // options.nodes
+    place: dict[str, Any] = {"threads": options.threads, "places": places_of(role), "shared_gpus": gpus}
+    if options.engine == "transformers":
+        return spawn(_SCORER, folder, row_tokens=options.row_tokens, restarts=_RESTARTS, **own, **place)
+    own |= {"tensor_parallel": options.tensor_parallel, "engine_args": options.engine_args}
+    own["spread"] = Spread(nodes=options.nodes, first=0, **place)
+    return spawn(_SERVED, folder, place=0, restarts=_RESTARTS, **own, **place)
 
 
 def _missing() -> Score:

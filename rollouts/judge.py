@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.actors import kill, spawn
 from cluster.placement import Places
-from cluster.running import current
+from cluster.running import places_of
 from data.chat import render_prompt
 from data.config import JUDGE_ROLES
 from rollouts.config import JudgeServiceConfig
@@ -23,12 +23,12 @@ Turns = Sequence[Mapping[str, str]]
 class ServedJudge:
     """Answers conversations one batch after the other; its generators are processes of their own and end with it."""
 
-    def __init__(self, checkpoint: str, config: JudgeServiceConfig, role: str, places: Places | None):
+    def __init__(self, checkpoint: str, config: JudgeServiceConfig, places: Places | None):
         from models.checkpoint import load_tokenizer  # imports torch, which the driver that starts this has no need of
 
         self._config = config
         self._tokenizer = load_tokenizer(checkpoint)
-        self._pool = GeneratorPool(checkpoint, config.generator, role=role, places=places)
+        self._pool = GeneratorPool(checkpoint, config.generator, places=places)
 
     def answers(self, prompts: Sequence[Turns], seed: int) -> list[tuple[str, bool] | None]:
         """Per prompt (text, whether the length limit ended it); None where it leaves the judge no room to answer.
@@ -47,10 +47,8 @@ class ServedJudge:
 
 def start_judges(inputs: Mapping[str, Path], config: JudgeServiceConfig) -> dict[str, Any]:
     """Role -> handle of a ServedJudge that is starting, for every input of a stage that is a judge."""
-    stage = current()
-    places = stage.places if stage is not None else {}
     return {
-        role: spawn("rollouts.judge:ServedJudge", str(inputs[role]), config, role, places.get(role))
+        role: spawn("rollouts.judge:ServedJudge", str(inputs[role]), config, places_of(role))
         for role in JUDGE_ROLES
         if role in inputs
     }

@@ -11,13 +11,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from cluster.actors import ActorDied, PhaseTimeout, kill, next_item, spawn, wait
-from cluster.placement import Places
+from cluster.placement import Places, Spread
+from cluster.running import places_of
 from data.packing import deal
 from rollouts.config import GeneratorConfig
 from rollouts.records import Group, Request, SamplingParams
@@ -32,7 +32,6 @@ _ENGINES = {
     "transformers": "rollouts.transformers_generator:TransformersGenerator",
     "vllm": "rollouts.vllm_generator:VLLMGenerator",
 }
-_MEMBER = "rollouts.vllm_nodes:EngineMember"
 
 
 class GeneratorPool:
@@ -43,38 +42,30 @@ class GeneratorPool:
         checkpoint: str,
         config: GeneratorConfig,
         shared: Any = None,
-        role: str = "generator",
         places: Places | None = None,
     ):
         """`shared`: an actor that samples from the weights it trains; then no other process is started.
 
-        `role` and `places`: see cluster.actors.spawn."""
+        `places`: bundles for the replicas; by default those of the stage's generators, where there are any."""
         self.checkpoint, self.config, self.shared = checkpoint, config, shared
         self.closed = False
         self.weights_move = False  # the trainer is at work, and no longer has what it sent in the last sync
         self._synced: tuple[Transport, int] | None = None
         self._context: float | None = None
-        self._spawn = partial(
-            spawn,
-            threads=config.threads,
-            role=role,
-            places=places,
-            shared_gpus=0 if config.device == "cpu" else config.tensor_parallel // config.nodes,
-        )
-        self._members: list[list[Any]] = [[] for _ in range(config.replicas)]  # of the replicas, on further nodes
+        self._places = places or places_of("generator")
         self.replicas = [shared] if shared is not None else [self._start(index) for index in range(config.replicas)]
 
     def _start(self, index: int) -> Any:
-        settings, first = self.config.replica_settings(), index * self.config.nodes
-        if self.config.nodes > 1:
-            further = range(first + 1, first + self.config.nodes)
-            self._members[index] = [self._spawn(_MEMBER, place=place) for place in further]
-            settings["members"] = self._members[index]
-        return self._spawn(_ENGINES[self.config.engine], self.checkpoint, place=first, **settings)
-
-    def _stop(self, index: int) -> None:
-        for process in (self.replicas[index], *self._members[index]):
-            kill(process)
+        config, settings = self.config, self.config.replica_settings()
+        place = {
+            "threads": config.threads,
+            "places": self._places,
+            "shared_gpus": 0 if config.device == "cpu" else config.tensor_parallel // config.nodes,
+        }
+        first = index * config.nodes
+        if config.nodes > 1:
+            settings["spread"] = Spread(nodes=config.nodes, first=first, **place)
+        return spawn(_ENGINES[config.engine], self.checkpoint, place=first, **place, **settings)
 
     def sync(self, transport: Transport, version: int) -> None:
         """Give every replica the weights that `transport` brings. Returns when all have them.
@@ -193,9 +184,9 @@ class GeneratorPool:
     def close(self) -> None:
         """End all replicas. A thread that samples with them gets ActorDied."""
         self.closed = True
-        if self.shared is None:
-            for index in range(len(self.replicas)):
-                self._stop(index)
+        for replica in self.replicas:
+            if replica is not self.shared:
+                kill(replica)
         self.replicas = []
 
     def _open(self, index: int, requests: list[Request], params: SamplingParams) -> Any:
@@ -219,7 +210,7 @@ class GeneratorPool:
                 "a generator died while rollouts ran ahead of the trainer, which has other weights by now; with "
                 "generator.sync.transport files it would get the same ones again"
             )
-        self._stop(index)  # it may only have been out of reach: two would share its memory and its cores
+        kill(self.replicas[index])  # it may only have been out of reach: two would share its memory and its cores
         self.replicas[index] = self._start(index)
         if weights and self._synced is not None:
             transport, version = self._synced

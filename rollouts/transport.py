@@ -103,7 +103,8 @@ class SharedMemory(_Buckets):
         if any(host != here for host in self._on_all(replicas, "host")):
             raise OtherHost(
                 "sync.transport shared_memory: a generator runs on another host or GPU, or in another container, than "
-                "the trainer and cannot map its memory; take transport object_store or collective"
+                "the trainer and cannot map its memory; take transport object_store or collective, or one replica, "
+                "which is on its host and GPU"
             )
 
     def _open(self, replicas: Sequence[Any]) -> None:

@@ -4,8 +4,6 @@ Every completion is a request of its own with a seed of its own, so it depends o
 are shared by the prefix cache where the engine has one.
 """
 
-import dataclasses
-import difflib
 import hashlib
 import pickle
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,29 +12,22 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig
 
+from cluster.failures import PeerLost
 from data.chat import opened_by
 from models.checkpoint import resolve_device
 from rollouts import vllm_cpu
 from rollouts.records import Completion, FinishReason, Group, Request, SamplingParams, Support
 from rollouts.requests import OpenGroups, begun_part, check_requests, continued, seed_for, wants_experts
 from rollouts.transformers_generator import StopStrings
-from rollouts.vllm_nodes import joined, prepare_environment
+from rollouts.vllm_engine import PARCELS, open_engine
 from rollouts.weight_files import stored_shapes
 from rollouts.weight_sync import Parcel, WeightReceiver, check_version
 
 _COLDEST = 0.01  # vLLM raises lower temperatures to this one
 # What the generator decides itself, because its contract (rollouts.generator) depends on it.
-_OURS = {
-    "model": "the stage's checkpoint",
-    "dtype": "generator.dtype",
+_SETTLED = {
     "max_num_seqs": "generator.max_slots",
-    "tensor_parallel_size": "generator.tensor_parallel",
-    "pipeline_parallel_size": "generator.tensor_parallel and generator.nodes",
-    "distributed_executor_backend": "generator.nodes",
-    "nnodes": "generator.nodes",
-    "node_rank": "generator.nodes",
     "data_parallel_size": "generator.replicas",
-    "enable_expert_parallel": "generator.expert_parallel",
     "logprobs_mode": "the contract: logprobs of the distribution drawn from",
     "weight_transfer_config": "weight sync",
     "enable_sleep_mode": "generator.sleep",
@@ -53,54 +44,25 @@ class VLLMGenerator(WeightReceiver):
         checkpoint: str,
         *,
         max_slots: int = 256,
-        dtype: str = "float32",
         device: str = "auto",
         tensor_parallel: int = 1,
-        expert_parallel: bool = False,
         sleep: bool = False,
-        engine_args: Mapping[str, Any] | None = None,
-        members: Sequence[Any] = (),
+        **engine: Any,
     ):
-        """`engine_args`: further arguments of vLLM's engine. `members`: handles of rollouts.vllm_nodes.EngineMember,
-        one for each further node of the engine.
-
-        Raises ValueError for an argument that vLLM does not have or that the generator decides itself, or, on CPU, a
-        model that vLLM does not host there; RuntimeError on CPU with a vLLM that was not checked there; MemberLost."""
+        """`engine`: see rollouts.vllm_engine.open_engine, which raises for it."""
         self.on_cpu = resolve_device(device).type == "cpu"
-        prepare_environment(self.on_cpu, engine_args or {})
-        from rollouts.vllm_weights import BACKEND, register
-
-        register()
-        import vllm
-        from vllm.config import WeightTransferConfig
-
-        config = AutoConfig.from_pretrained(checkpoint)
-        arguments: dict[str, Any] = self._engine_arguments(dict(engine_args or {}), config)
-        self.moe_layers = _moe_layers(config)
-        if self.on_cpu:
-            if expert_parallel:
-                raise ValueError("generator.expert_parallel needs GPUs; on CPU take more replicas")
-            vllm_cpu.check_architecture(config)
-        else:  # Model Runner V2 returns both by itself
-            arguments = {
-                "enable_return_routed_experts": bool(self.moe_layers),
-                "return_sampling_mask": True,
-            } | arguments
-        arguments |= {
-            "model": checkpoint,
-            "dtype": dtype,
+        self.moe_layers = _moe_layers(AutoConfig.from_pretrained(checkpoint))
+        ours = {
             "max_num_seqs": max_slots,
-            "tensor_parallel_size": tensor_parallel,
-            "enable_expert_parallel": expert_parallel,
             "enable_sleep_mode": sleep and not self.on_cpu,
             "logprobs_mode": "processed_logprobs",
             "generation_config": "auto",
-            "weight_transfer_config": WeightTransferConfig(backend=BACKEND),
+            "weight_transfer_config": {"backend": PARCELS},
         }
-        if tensor_parallel > 1:  # in an actor with a bundle vLLM would ask Ray for more, of one GPU each
-            arguments["distributed_executor_backend"] = "mp"
-        with joined(members, arguments, device) as arguments:
-            self.llm: Any = vllm.LLM(**arguments)
+        if not self.on_cpu:  # Model Runner V2 returns both by itself
+            ours |= {"enable_return_routed_experts": bool(self.moe_layers), "return_sampling_mask": True}
+        parallel = {"device": device, "tensor_parallel": tensor_parallel} | engine
+        self.llm: Any = open_engine(checkpoint, ours, key="generator.", settled=_SETTLED, **parallel)
         self.llm.init_weight_transfer_engine({"init_info": {}})
         self.engine: Any = self.llm.llm_engine
         self.tokenizer = self.llm.get_tokenizer()
@@ -110,32 +72,6 @@ class VLLMGenerator(WeightReceiver):
         self.policy_version: int | None = 0
         self._shapes = self._needed(checkpoint)
         self._calls = 0
-
-    def _engine_arguments(self, given: dict[str, Any], config: Any) -> dict[str, Any]:
-        import vllm
-        from vllm.engine.arg_utils import EngineArgs
-
-        known = {field.name for field in dataclasses.fields(EngineArgs)}
-        for name in given:
-            if name in _OURS:
-                raise ValueError(f"generator.engine_args.{name} is not yours to set: it follows {_OURS[name]}")
-            if name not in known:
-                near = difflib.get_close_matches(name, sorted(known), n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ValueError(f"generator.engine_args.{name}: vLLM {vllm.__version__} has no such argument{hint}")
-        if given.get("speculative_config") or given.get("spec_method"):
-            why = vllm_cpu.NO_DRAFTING if self.on_cpu else "a draft model gets no weights in a sync yet; leave it out"
-            raise ValueError(f"generator.engine_args.speculative_config: {why}")
-        if not self.on_cpu:
-            return given
-        vllm_cpu.check_version(vllm.__version__)
-        ours = vllm_cpu.engine_arguments(given.get("max_model_len") or config.max_position_embeddings)
-        if taken := sorted(given.keys() & ours.keys()):
-            raise ValueError(
-                f"generator.engine_args.{taken[0]} is not yours to set on CPU: rollouts.vllm_cpu sets it to go round "
-                "an error of vLLM's"
-            )
-        return ours | given
 
     def _needed(self, checkpoint: str) -> dict[str, tuple[int, ...]]:
         config = self.engine.model_config.hf_config
@@ -171,7 +107,7 @@ class VLLMGenerator(WeightReceiver):
                 internal[name] = self._add(name, requests[index], sample, params)
                 running[name] = index, sample
             while groups.must_go_on:
-                for output in self.engine.step():
+                for output in self._step():
                     if output.request_id not in running:
                         continue
                     index, sample = running[output.request_id]
@@ -193,12 +129,21 @@ class VLLMGenerator(WeightReceiver):
                 self.engine.abort_request([internal[name] for name in running], internal=True)
                 self._forget(internal.values())
 
+    def _step(self) -> list[Any]:
+        """An engine of several processes that has failed in one of them never works again: another one may."""
+        try:
+            return self.engine.step()
+        except Exception as error:
+            if self.here:
+                raise
+            raise PeerLost(f"the engine failed: {type(error).__name__}: {error}") from error
+
     def _check_returns(self, requests: Sequence[Request], params: SamplingParams) -> None:
         asked = any(wants_experts(request, params) for request in requests) and bool(self.moe_layers)
         if self.on_cpu and not self.here and (asked or (params.return_support and params.truncates)):
             raise ValueError(
                 "on CPU an engine of several processes returns neither routed experts nor sampling supports; set "
-                "generator.tensor_parallel: 1"
+                "generator.tensor_parallel: 1, or log_routing_groups: 0 where they are only logged"
             )
 
     def _interrupted(

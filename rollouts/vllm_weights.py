@@ -14,9 +14,8 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from rollouts.vllm_cpu import forget_packed_experts, pack_heads_again
+from rollouts.vllm_engine import PARCELS
 from rollouts.weight_sync import Parcel
-
-BACKEND = "r1_parcels"
 
 
 @dataclass
@@ -64,5 +63,5 @@ class ParcelEngine(WeightTransferEngine[NoRendezvous, Delivery]):
 
 def register() -> None:
     """Make the backend known to vLLM in this process; vLLM calls it in its worker processes (see pyproject.toml)."""
-    if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, ParcelEngine)
+    if PARCELS not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(PARCELS, ParcelEngine)

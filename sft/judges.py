@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.actors import start_ray
+from cluster.running import places_of
 from data.chat import render_prompt
 from data.problems import Problem
 from models.checkpoint import load_tokenizer
@@ -164,7 +165,7 @@ class CheckpointJudge:
         start_ray()
         self.rollout, self.guidelines, self.seed = rollout, guidelines, seed
         self.tokenizer = load_tokenizer(checkpoint)
-        self.pool = GeneratorPool(str(checkpoint), generator, role="judge")
+        self.pool = GeneratorPool(str(checkpoint), generator, places=places_of("judge"))
 
     def ask(self, queries: Sequence[Query]) -> Answers:
         for warmer in (False, True):

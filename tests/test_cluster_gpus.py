@@ -11,31 +11,48 @@ import pytest
 from cluster.gpus import show_gpus
 
 PROGRAM = """
-import json, os, sys
+import json, os, sys, time
 os.environ.pop("CUDA_VISIBLE_DEVICES", None)
 import ray
-from cluster.actors import spawn, wait
+from cluster.actors import kill, spawn, wait
 ray.init(num_cpus=2, num_gpus=4, include_dashboard=False, log_to_driver=False)
-alone = [spawn("toy_engine_nodes:GpuLooker", place=place, shared_gpus=1) for place in range(5)]
-pairs = [spawn("toy_engine_nodes:GpuLooker", place=place, shared_gpus=2) for place in range(2)]
-others = [spawn("toy_engine_nodes:GpuLooker", gpus=1), spawn("toy_engine_nodes:GpuLooker")]
-print(json.dumps(wait([each.sees.remote() for each in alone + pairs + others], phase="looking", deadline_s=120)))
+seen = []
+
+def look(**settings):
+    actor = spawn("toy_engine_nodes:GpuLooker", **settings)
+    seen.append(wait(actor.sees.remote(), phase="looking", deadline_s=120))
+    return actor
+
+pair = look(shared_gpus=2)
+singles = [look(shared_gpus=1) for _ in range(3)]
+kill(singles[1])
+time.sleep(3)
+kept = [look(shared_gpus=1), look(gpus=1), look(), look(shared_gpus=4)]
+print(json.dumps(seen))
 """
 
 
 @pytest.mark.parametrize(
-    ("visible", "first", "count", "seen"),
-    [("4,5,6,7", 1, 1, "5"), ("4,5,6,7", 2, 2, "6,7"), ("4,5", 3, 1, "5"), ("4,5", 0, 2, "4,5"), ("4", 0, 8, "4")],
+    ("visible", "counts", "seen"),
+    [
+        ("4,5,6,7", [1, 1, 1, 1, 1], ["4", "5", "6", "7", "4"]),
+        ("4,5,6,7", [2, 1, 2], ["4,5", "6", "6,7"]),
+        ("GPU-a,GPU-b,GPU-c", [2, 2], ["GPU-a,GPU-b", "GPU-a,GPU-b"]),  # neighbours alone
+        ("4,5", [2], ["4,5"]),
+        ("4", [8], ["4"]),
+        ("", [1], [""]),
+    ],
 )
-def test_a_part_of_what_was_visible(monkeypatch, visible, first, count, seen):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    show_gpus(first, count)
-
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+def test_processes_of_a_node_take_its_gpus_in_turn(monkeypatch, tmp_path, visible, counts, seen):
+    monkeypatch.setattr("cluster.gpus.job_folder", lambda: tmp_path)
+    for count, expected in zip(counts, seen, strict=True):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        show_gpus(count)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == expected
 
 
 @pytest.mark.slow
-def test_replicas_of_one_machine_take_its_gpus_in_turn():
+def test_actors_of_one_machine_take_its_gpus_in_turn():
     tests = Path(__file__).parent
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{tests}:{tests.parent}", "HOME": str(Path.home())}
     done = subprocess.run(
@@ -43,6 +60,7 @@ def test_replicas_of_one_machine_take_its_gpus_in_turn():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     seen = json.loads(done.stdout.splitlines()[-1])
-    assert seen[:5] == ["0", "1", "2", "3", "0"]
-    assert seen[5:7] == ["0,1", "2,3"]
-    assert seen[7] in ("0", "1", "2", "3") and seen[8] is None  # its own by Ray's count; all of them
+    assert seen[:4] == ["0,1", "2", "3", "0"]
+    assert seen[4] == "3"  # of one that is dead
+    assert seen[5] in ("0", "1", "2", "3")  # its own by Ray's count
+    assert seen[6:] == [None, None]  # it has not asked; there are no more

@@ -249,8 +249,9 @@ PLACES += "zero.sample_in_trainer=false zero.generator.replicas=2 zero.reward_wo
 class Run:
     """The small stage with a node for each role."""
 
-    def __init__(self, cluster: Cluster, name: str, places: str = PLACES):
-        self.cluster, self.folder, self.places = cluster, cluster.shared / "runs" / name, places
+    def __init__(self, cluster: Cluster, name: str, places: str = PLACES, steps: int = STEPS):
+        self.cluster, self.folder, self.steps = cluster, cluster.shared / "runs" / name, steps
+        self.places = f"{places} zero.steps={steps}"
         self.start()
 
     def start(self) -> None:
@@ -279,7 +280,7 @@ class Run:
     def wait_for_step(self, step: int) -> None:
         while len(self.rows()) < step:
             self._goes_on()
-        assert len(self.rows()) < STEPS, "too late to prove anything"
+        assert len(self.rows()) < self.steps, "too late to prove anything"
 
     def _goes_on(self) -> None:
         over = self.client.get_job_status(self.job).is_terminal() or time.monotonic() > self.until
@@ -356,12 +357,12 @@ ENGINE = "cluster.placement=disaggregated cluster.placement_deadline_s=15 cluste
 ENGINE += "cluster.cpus_per_generator=3.5 cluster.cpus_per_reward_worker=0.25 "
 ENGINE += "zero.sample_in_trainer=false zero.generator.engine=vllm zero.generator.replicas=1 "
 ENGINE += "zero.generator.tensor_parallel=2 zero.generator.nodes=2 zero.generator.device=cpu "
-ENGINE += "zero.steps=24 zero.log_routing_groups=0"  # which vLLM does not tell from several processes on CPU
+ENGINE += "zero.log_routing_groups=0"  # which vLLM does not tell from several processes on CPU
 
 
 def test_one_engine_samples_on_two_nodes_and_is_started_again_when_one_leaves(cluster):
     pytest.importorskip("vllm")
-    run = Run(cluster, "engine", ENGINE)
+    run = Run(cluster, "engine", ENGINE, steps=24)
     first, second = run.wait_for_node_of("VLLMGenerator"), run.wait_for_node_of("EngineMember")
     assert first != second
     cluster.add_worker()

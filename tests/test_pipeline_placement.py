@@ -17,7 +17,7 @@ def asked(config, gpus: bool, inputs=(), **settings) -> dict[str, tuple]:
 
 
 def grpo(**settings) -> GRPOConfig:
-    return GRPOConfig.model_validate({"rewards": [{"use": "rewards.accuracy:Accuracy"}], **settings})
+    return GRPOConfig.model_validate({"rewards": [{"use": "rewards.accuracy:Accuracy"}]} | settings)
 
 
 def test_roles_of_grpo_on_gpus():
@@ -82,25 +82,50 @@ def test_an_engine_over_nodes_has_a_bundle_on_each():
     config = grpo(generator={"engine": "vllm", "replicas": 4, "tensor_parallel": 16, "nodes": 2})
     assert asked(config, gpus=True)["generator"] == (8, {"CPU": 1.0, "GPU": 8.0}, "PACK")
     assert asked(config, gpus=True, placement="colocated")["generator"] == (8, {"CPU": 0.01, "GPU": 0.01}, "SPREAD")
-    check_nodes(config, nodes=2, gpus=True)
-    check_nodes(config, nodes=1, gpus=False)  # processes of one machine do not meet on a GPU there
-    with pytest.raises(RecipeError, match=r"generator\.nodes 2 is more than the cluster has: 1"):
-        check_nodes(config, nodes=1, gpus=True)
-    judged = grpo(judges={"generator": config.generator.model_dump()})
-    with pytest.raises(RecipeError, match=r"judges\.generator\.nodes 2"):
-        check_nodes(judged, nodes=1, gpus=True)
+
+
+@pytest.mark.parametrize(
+    ("there", "nodes", "fits"),
+    [([8, 8], 2, True), ([], 2, True), ([16], 2, True), ([8], 2, False), ([4, 4, 4], 2, False), ([4] * 4, 4, True)],
+)
+def test_parts_of_an_engine_do_not_meet_on_a_gpu(monkeypatch, there, nodes, fits):
+    """A cluster without GPUs has processes alone, which may meet."""
+    monkeypatch.setattr("cluster.actors.start_ray", lambda: None)
+    monkeypatch.setattr("cluster.actors.gpus_of_nodes", lambda: there)
+    engine = {"engine": "vllm", "tensor_parallel": 16, "nodes": nodes}
+    for config, inputs, key in (
+        (grpo(generator=engine), (), "generator"),
+        (grpo(judges={"generator": engine}), ("grm",), "judges.generator"),
+        (PreferenceDataConfig.model_validate({"judge": {"generator": engine}}), ("judge",), "judge.generator"),
+    ):
+        if fits:
+            check_nodes(config, inputs)
+        else:
+            with pytest.raises(RecipeError, match=rf"^{key}\.nodes 2 of 8 GPUs each .* {len(there)} nodes with "):
+                check_nodes(config, inputs)
+    check_nodes(grpo(judges={"generator": engine}), ())  # without a judge
+    check_nodes(grpo(generator=engine | {"device": "cpu"}), ())
 
 
 def test_models_that_judge_score_or_teach_have_bundles_where_the_stage_is_given_them():
     judges = {"generator": {"engine": "vllm", "replicas": 3, "tensor_parallel": 4}}
-    config = grpo(judges=judges)
+    rewards = [
+        {"use": "rewards.preference:HelpfulReward", "domains": ["general"]},
+        {"use": "rewards.preference:SafetyReward", "options": {"engine": "vllm", "tensor_parallel": 16, "nodes": 2}},
+    ]
+    config = grpo(judges=judges, rewards=rewards)
     assert "judge" not in asked(config, gpus=True) and "grm" not in asked(config, gpus=True)
     roles = asked(config, gpus=True, inputs=("policy", "grm", "helpful_rm"))
     assert roles["grm"] == (3, {"CPU": 1.0, "GPU": 4.0}, "PACK")
     assert roles["helpful_rm"] == (1, {"CPU": 1.0, "GPU": 1.0}, "PACK")
     assert "policy" not in roles and "safety_rm" not in roles
+    both = asked(config, gpus=True, inputs=("safety_rm", "helpful_rm"))
+    assert both["safety_rm"] == (2, {"CPU": 1.0, "GPU": 8.0}, "PACK")
     preferences = PreferenceDataConfig.model_validate({"judge": judges})
     assert asked(preferences, gpus=True, inputs=("policies.dev3", "judge"))["judge"][0] == 3
+    assert "judge" not in asked(preferences, gpus=True, inputs=("policies.dev3",))
+    in_turn = PreferenceDataConfig.model_validate({"judge": judges, "generator": judges["generator"]})
+    assert set(asked(in_turn, gpus=True, inputs=("judge",))) == {"generator", "reward"}
     distilled = OnPolicyDistillConfig.model_validate(
         {"teacher": {"engine": "vllm", "tensor_parallel": 8}, "kl": {"top_k": 8}}
     )

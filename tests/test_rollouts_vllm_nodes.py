@@ -1,10 +1,13 @@
 """One engine whose processes are spread over nodes, which are actors of one machine here; and whose GPUs are whose."""
 
+import time
+
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from models.checkpoint import load_model
 from models.weight_names import hub_views
@@ -97,14 +100,51 @@ def test_every_process_reads_what_a_trainer_sends(pool, name, tmp_path):
     kill(trainer)
 
 
-def test_a_lost_node_takes_the_engine_along_which_is_started_again(pool, other, caplog):
-    from cluster.actors import kill
+def processes(name: str, below: str = "") -> list[psutil.Process]:
+    """Of this name; those that one of the name `below` has started."""
+    found = [p for p in psutil.process_iter(["cmdline"]) if name in " ".join(p.info["cmdline"] or ())]
+    return [p for p in found if not below or below in " ".join(p.parent().cmdline())]
 
+
+def test_a_lost_node_takes_the_engine_along_which_is_started_again(pool, other, caplog):
     pool.sync(Files(other), version=2)
     before = tokens(pool.sample(REQUESTS, PARAMS))
-    kill(pool._members[0][0])
+    (member,) = processes("ray::EngineMember")
+    member.kill()
     assert tokens(pool.sample(REQUESTS, PARAMS)) == before
     assert "VLLMGenerator" in caplog.text and "starting it again" in caplog.text
+
+
+def test_what_was_sampled_when_a_process_was_lost_is_sampled_again(pool, caplog):
+    """Whatever notices it first: the collective that it was in, or who watches it."""
+    requests = [Request(key=f"q{i}", prompt_ids=[9, 40 + i, 300]) for i in range(24)]
+    params = SamplingParams(max_new_tokens=48, group_size=4, seed=2)
+    before = tokens(pool.sample(requests, params))
+    groups = {}
+    for group in pool.stream(requests, params):
+        if not groups:
+            (worker,) = processes("VLLM::Worker", below="ray::EngineMember")
+            worker.kill()
+        groups[group.key] = group
+    assert tokens([groups[request.key] for request in requests]) == before
+    assert "starting it again and sampling its share again" in caplog.text
+
+
+def test_a_node_lost_while_the_engine_starts_is_replaced(ray_session):
+    pytest.importorskip("vllm")
+    from rollouts.pool import GeneratorPool
+
+    known = {process.pid for process in processes("ray::EngineMember")}
+    starting = GeneratorPool(BASE, CONFIG)
+    try:
+        end = time.monotonic() + 60
+        while not (new := [p for p in processes("ray::EngineMember.serve") if p.pid not in known]):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        new[0].kill()
+        assert starting.context() == AutoConfig.from_pretrained(BASE).max_position_embeddings
+    finally:
+        starting.close()
 
 
 def test_what_it_does_not_return_on_cpu_is_refused(pool):
@@ -116,42 +156,72 @@ def test_what_it_does_not_return_on_cpu_is_refused(pool):
 # --- members, without an engine ---
 
 
-def start(member: str, start_s: float):
+def start(member: str, folder, start_s: float):
     from cluster.actors import spawn
 
-    members = [spawn(f"toy_engine_nodes:{member}") for _ in range(2)]
-    return members, spawn("toy_engine_nodes:Leader", members, start_s)
+    return spawn("toy_engine_nodes:Leader", member, str(folder), start_s)
 
 
-def test_every_node_is_told_its_rank_and_where_to_meet(ray_session):
+def serving(folder) -> list[int]:
+    """Process ids of both members."""
+    end = time.monotonic() + 60
+    while len(files := list(folder.glob("*.pid"))) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return [int(file.read_text()) for file in sorted(files)]
+
+
+def assert_gone(pid: int) -> None:
+    end = time.monotonic() + 30
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end, f"{pid} outlives its engine"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("end", ["killed by its owner", "crashed"])
+def test_members_know_where_to_meet_and_end_with_the_engine(ray_session, tmp_path, end):
     from cluster.actors import kill, wait
 
-    members, leader = start("LastingMember", 0.0)
+    leader = start("LastingMember", tmp_path, 0.0)
     told = wait(leader.told.remote(), phase="asking", deadline_s=60)
     assert (told["nnodes"], told["node_rank"], told["model"]) == (3, 0, "none")
     assert told["master_addr"] and told["master_port"] > 0
-    for actor in (leader, *members):
-        kill(actor)
+    members = serving(tmp_path)
+    if end == "crashed":
+        psutil.Process(wait(leader.pid.remote(), phase="asking", deadline_s=60)).kill()
+    else:
+        kill(leader)
+    for pid in members:
+        assert_gone(pid)
 
 
-def test_a_member_that_cannot_start_is_the_reason_that_the_engine_does_not(ray_session):
-    from cluster.actors import StartFailed, kill, wait
+def test_a_member_that_cannot_start_is_the_reason_that_the_engine_does_not(ray_session, tmp_path):
+    from cluster.actors import StartFailed, wait
 
-    members, leader = start("FailingMember", 60.0)
+    leader = start("FailingMember", tmp_path, 60.0)
     sentence = r"MemberLost: an engine cannot start without its processes on another node: node [12] of 3 is out of"
     with pytest.raises(StartFailed, match=sentence):
         wait(leader.told.remote(), phase="starting", deadline_s=30)
-    for member in members:
-        kill(member)
 
 
-def test_a_member_that_is_lost_later_ends_the_engine(ray_session):
-    from cluster.actors import ActorDied, kill, wait
+def test_an_engine_that_cannot_start_leaves_no_member(ray_session, tmp_path):
+    from cluster.actors import StartFailed, wait
 
-    members, leader = start("LastingMember", 0.0)
+    leader = start("LastingMember", tmp_path, -1.0)  # a sleep that raises
+    with pytest.raises(StartFailed, match="must be non-negative"):
+        wait(leader.told.remote(), phase="starting", deadline_s=30)
+    for file in tmp_path.glob("*.pid"):
+        assert_gone(int(file.read_text()))
+
+
+def test_a_member_that_is_lost_later_ends_the_engine(ray_session, tmp_path):
+    from cluster.actors import ActorDied, wait
+
+    leader = start("LastingMember", tmp_path, 0.0)
     wait(leader.told.remote(), phase="asking", deadline_s=60)
     working = leader.work.remote()
-    kill(members[1])
+    first, second = serving(tmp_path)
+    psutil.Process(first).kill()
     with pytest.raises(ActorDied, match="Leader"):
         wait(working, phase="working", deadline_s=30)
-    kill(members[0])
+    assert_gone(second)

@@ -226,7 +226,7 @@ def test_a_cut_off_run_ends_with_the_same_model(tiny_checkpoint, datasets, tmp_p
     with pytest.raises(KeyboardInterrupt):
         run_stage(stage, context(cut, tiny_checkpoint, datasets[objective], kill_at_5))
     run_stage(stage, context(cut, tiny_checkpoint, datasets[objective]))
-    for name in ("reward_head.safetensors", "model.safetensors", "reward_model.json", METRICS):
+    for name in ("reward_head/weight.safetensors", "model.safetensors", "reward_model.json", METRICS):
         assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
     assert artifact_fault(whole, "reward_model") is None
     assert "without the head" in artifact_fault(tiny_checkpoint, "reward_model")

@@ -2,8 +2,10 @@
 
 import os
 import time
+from pathlib import Path
 
-from rollouts.vllm_nodes import joined
+from cluster.placement import Spread
+from rollouts import vllm_nodes
 
 
 class FailingMember:
@@ -13,16 +15,22 @@ class FailingMember:
 
 class LastingMember:
     def serve(self, arguments, device):
+        (Path(arguments["folder"]) / f"{arguments['node_rank']}.pid").write_text(str(os.getpid()))
         time.sleep(600)
 
 
 class Leader:
-    def __init__(self, members, start_s: float):
-        with joined(members, {"model": "none"}, "cpu") as self.arguments:
+    def __init__(self, member: str, folder: str, start_s: float):
+        vllm_nodes._MEMBER = f"toy_engine_nodes:{member}"
+        spread = Spread(nodes=3, places=None, first=0, shared_gpus=0)
+        with vllm_nodes.joined(spread, {"model": "none", "folder": folder}, "cpu") as self.arguments:
             time.sleep(start_s)
 
     def told(self):
         return self.arguments
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def work(self):
         time.sleep(600)

@@ -18,10 +18,10 @@ Conversation = tuple[Sequence[Mapping[str, str]], str]  # the turns up to the re
 class RewardScorer:
     """Rewards in [0, 1] of a reward model's folder."""
 
-    def __init__(self, folder: str, row_tokens: int = 8192, device: str = "auto"):
+    def __init__(self, folder: str, row_tokens: int = 8192, device: str = "auto", dtype: str = "float32"):
         self.device, self.row_tokens = resolve_device(device), row_tokens
         self.tokenizer, self.room = load_tokenizer(folder), context_length(folder)
-        self.model = load_model(folder, device=self.device).eval()
+        self.model = load_model(folder, dtype=getattr(torch, dtype), device=self.device).eval()
         self.head = load_head(Path(folder)).to(self.device)
         self.description = load_description(Path(folder))
 
