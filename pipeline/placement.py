@@ -14,12 +14,11 @@ from cluster.config import ClusterConfig
 from cluster.running import RunningStage
 from data.config import JUDGE_ROLES
 from pipeline.errors import RecipeError
-from rewards.combine import check_rewards
-from rewards.preference import PreferenceOptions
-from rollouts.config import GeneratorConfig
 
 if TYPE_CHECKING:
     from cluster.placement import RoleBundles
+    from rewards.preference import PreferenceOptions
+    from rollouts.config import GeneratorConfig
 
 _SHOWN_NODES = 8
 _TRACE = 0.01  # of a core: an actor takes all of it, so a bundle holds one actor; Ray refuses bundles of nothing
@@ -116,8 +115,10 @@ def bundles(config: Any, cluster: ClusterConfig, gpus: bool, inputs: Collection[
         yield from (model(role, teacher.device, ways=teacher.tensor_parallel) for role in named)
 
 
-def _reward_models(config: Any, inputs: Collection[str]) -> list[tuple[str, PreferenceOptions]]:
+def _reward_models(config: Any, inputs: Collection[str]) -> list[tuple[str, "PreferenceOptions"]]:
     """The inputs that score for a stage's rewards, each once, with the options of the first reward that reads it."""
+    from rewards.combine import check_rewards
+
     found: dict[str, Any] = {}
     specs = getattr(config, "rewards", ())
     for reward, options in check_rewards(specs) if specs else ():
@@ -127,7 +128,7 @@ def _reward_models(config: Any, inputs: Collection[str]) -> list[tuple[str, Pref
     return list(found.items())
 
 
-def _engines(config: Any, inputs: Collection[str]) -> Iterator[tuple[str, GeneratorConfig]]:
+def _engines(config: Any, inputs: Collection[str]) -> Iterator[tuple[str, "GeneratorConfig"]]:
     """The generators of a stage, with the keys of a recipe."""
     generator = getattr(config, "generator", None)
     if generator is not None and not getattr(config, "sample_in_trainer", False):
@@ -136,7 +137,7 @@ def _engines(config: Any, inputs: Collection[str]) -> Iterator[tuple[str, Genera
     yield from ((f"{key}.generator", settings) for _, settings in _judges(config, inputs))
 
 
-def _judges(config: Any, inputs: Collection[str]) -> Iterator[tuple[str, GeneratorConfig]]:
+def _judges(config: Any, inputs: Collection[str]) -> Iterator[tuple[str, "GeneratorConfig"]]:
     """Input and settings of the judges that have bundles of their own."""
     if (judges := getattr(config, "judges", None)) is not None:
         yield from ((role, judges.generator) for role in JUDGE_ROLES if role in inputs)
@@ -147,7 +148,7 @@ def _judges(config: Any, inputs: Collection[str]) -> Iterator[tuple[str, Generat
         yield "judge", judge.generator
 
 
-def _shape(generator: GeneratorConfig) -> tuple[int, int, int]:
+def _shape(generator: "GeneratorConfig") -> tuple[int, int, int]:
     return generator.replicas, generator.nodes, generator.tensor_parallel
 
 

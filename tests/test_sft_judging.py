@@ -419,7 +419,7 @@ def test_the_rule_judge_refuses_prompts_it_does_not_know(tmp_path):
 class Pool:
     """A judge's generators that are cut off at the first try, and remember how they were asked."""
 
-    def __init__(self, checkpoint, config):
+    def __init__(self, checkpoint, config, places):
         self.asked = []
 
     def context(self):
