@@ -75,6 +75,25 @@ def test_a_recipe_laid_out_for_a_device_fits(device):
     assert not any("larger than a node" in note for stage in made.stages for note in stage.notes)
 
 
+def test_judges_and_reward_models_take_memory_beside_the_rest():
+    h800 = DEEPSEEK.with_name("h800.yaml")
+    stages = {stage.name: stage for stage in planned(h800).stages}
+    scored, judged = stages["general_rl"], stages["rejection_sampling"]
+    one_of_two = 671e9 / 64  # in FP8; there are 512 devices for the 128 that both ask for
+    for moment in ("sampling", "training"):
+        assert scored.moments[moment].parts["judges and reward models"] == pytest.approx(one_of_two, rel=0.01)
+    assert judged.moments["sampling"].parts["judges and reward models"] == pytest.approx(671e9 / 32, rel=0.01)
+    engine = {"replicas": 32, "tensor_parallel": 16, "nodes": 2}
+    wide = [
+        f"rejection_sampling.{key}.{name}={n}"
+        for key in ("generator", "judges.generator")
+        for name, n in engine.items()
+    ]
+    made = planned(h800, wide)
+    assert not next(stage for stage in made.stages if stage.name == "rejection_sampling").fits
+    assert "judges and reward models" not in stages["zero"].moments["training"].parts
+
+
 def test_an_engine_that_no_node_holds_is_said_to_be_too_large():
     wide = planned(DEEPSEEK, ["all.generator.replicas=32", "all.generator.tensor_parallel=16"])
     sentence = "an engine on 16 devices is larger than a node of 8: set its nodes to 2"
