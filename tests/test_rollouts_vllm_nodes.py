@@ -1,6 +1,7 @@
 """One engine whose processes are spread over nodes, which are actors of one machine here; and whose GPUs are whose."""
 
 import time
+from contextlib import suppress
 
 import numpy as np
 import psutil
@@ -101,9 +102,15 @@ def test_every_process_reads_what_a_trainer_sends(pool, name, tmp_path):
 
 
 def processes(name: str, below: str = "") -> list[psutil.Process]:
-    """Of this name; those that one of the name `below` has started."""
-    found = [p for p in psutil.process_iter(["cmdline"]) if name in " ".join(p.info["cmdline"] or ())]
-    return [p for p in found if not below or below in " ".join(p.parent().cmdline())]
+    """Of this test's own Ray, with this name; those that one of the name `below` has started."""
+    found = [p for p in psutil.Process().children(recursive=True) if name in _shown(p)]
+    return [p for p in found if not below or below in _shown(p.parent())]
+
+
+def _shown(process: psutil.Process | None) -> str:
+    with suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline()) if process is not None else ""
+    return ""
 
 
 def test_a_lost_node_takes_the_engine_along_which_is_started_again(pool, other, caplog):
