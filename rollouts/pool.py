@@ -24,7 +24,9 @@ from rollouts.records import Group, Request, SamplingParams
 from rollouts.transport import Transport
 
 logger = logging.getLogger(__name__)
-_MAX_RESTARTS = 3  # per call of `stream`; a replica that keeps dying is a fault to report, not to hide
+# Per call; a replica that keeps dying is a fault to report, not to hide. More than one, because it may be started again
+# on the node with which it was lost, before Ray knows that this has left.
+_MAX_RESTARTS = 3
 _UNREAD_GROUPS = 64  # per replica, finished and not yet taken: beyond that it waits for the rewards
 
 
@@ -73,13 +75,15 @@ class GeneratorPool:
         Until the next sync the transport must be able to bring the same ones again, to a replica that is replaced.
         """
         self._synced = (transport, version)
-        try:
-            transport.send(self.replicas, version, self.config.deadline_s)
-        except ActorDied as error:
-            logger.warning("%s; starting all replicas again", error)
+        for left in reversed(range(_MAX_RESTARTS)):
+            try:
+                return transport.send(self.replicas, version, self.config.deadline_s)
+            except ActorDied as error:
+                if not left:
+                    raise
+                logger.warning("%s; starting all replicas again", error)
             for index in range(len(self.replicas)):  # those that live as well: an engine cannot begin an update twice
                 self._restart(index, weights=False)
-            transport.send(self.replicas, version, self.config.deadline_s)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[np.ndarray]]:
         """Per replica: logprobs of the tokens of each sequence but its first (see `Generator.score`)."""
@@ -111,15 +115,16 @@ class GeneratorPool:
         return [self._answer(index, call, method, args, phase, weights) for index, call in enumerate(calls)]
 
     def _answer(self, index: int, call: Any, method: str, args: Any, phase: str, weights: bool) -> Any:
-        try:
-            return wait(call, phase=phase, deadline_s=self.config.deadline_s)
-        except ActorDied as error:
-            if self.shared is not None:
-                raise
-            logger.warning("%s; starting it again", error)
-        self._restart(index, weights=weights)
-        again = getattr(self.replicas[index], method).remote(*args)
-        return wait(again, phase=phase, deadline_s=self.config.deadline_s)
+        for left in reversed(range(_MAX_RESTARTS)):
+            try:
+                return wait(call, phase=phase, deadline_s=self.config.deadline_s)
+            except ActorDied as error:
+                if self.shared is not None or not left:
+                    raise
+                logger.warning("%s; starting it again", error)
+            self._restart(index, weights=weights)
+            call = getattr(self.replicas[index], method).remote(*args)
+        raise AssertionError("the last attempt returns or raises")
 
     def stream(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[Group]:
         """Groups of all requests, each once, in the order they finish. See `Generator.sample` for what they hold.
@@ -210,8 +215,14 @@ class GeneratorPool:
                 "a generator died while rollouts ran ahead of the trainer, which has other weights by now; with "
                 "generator.sync.transport files it would get the same ones again"
             )
-        kill(self.replicas[index])  # it may only have been out of reach: two would share its memory and its cores
-        self.replicas[index] = self._start(index)
-        if weights and self._synced is not None:
-            transport, version = self._synced
-            transport.send([self.replicas[index]], version, self.config.deadline_s)
+        for left in reversed(range(_MAX_RESTARTS)):
+            kill(self.replicas[index])  # it may only have been out of reach: two would share its memory and its cores
+            self.replicas[index] = self._start(index)
+            if not weights or self._synced is None:
+                return
+            try:
+                return self._synced[0].send([self.replicas[index]], self._synced[1], self.config.deadline_s)
+            except ActorDied as error:
+                if not left:
+                    raise
+                logger.warning("%s; starting it again", error)
