@@ -138,7 +138,7 @@ def spawn(
     role, place: whose bundles, and which of them, where the stage has reserved some (cluster.placement); None: any
         that is free.
     places: the bundles themselves, for a process that runs no stage.
-    shared_gpus: how many GPUs it looks at where roles share those of a node (cluster.gpus); 0: at all.
+    shared_gpus: how many GPUs it looks at where roles share those of a node (cluster.gpus); 0: at all of them.
     Elsewhere CPUs are not reserved: phases take turns on the same cores, so reservations would deadlock.
     """
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
