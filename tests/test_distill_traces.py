@@ -1,10 +1,8 @@
 """Rows of one's own and of a teacher behind a server: filtered, deduplicated, decontaminated, cut to a budget."""
 
 import json
-import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,6 +27,7 @@ from rollouts.config import GeneratorConfig, RolloutConfig
 from sft.conversations import read_conversations
 from sft.filters import FilterConfig
 from sft.held_out import HeldOut
+from tests.chat_server import Server, said
 from tests.test_sft_sampling_stages import KNOWN, TRUTH, problems_file, taught
 from training.stage import StageContext, StageError
 
@@ -291,33 +290,6 @@ def test_a_budget_below_one_row_says_how_long_rows_are(tmp_path):
 # --- a teacher behind a server ---
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, reply):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.reply, self.asked = reply, []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(body | {"key": self.headers.get("Authorization")})
-        status, answer = self.server.reply(len(self.server.asked), body)
-        self.send_response(status)
-        self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
-
-    def log_message(self, *_): ...
-
-
-def said(content, reasoning=None, finish="stop"):
-    message = {"content": content, "reasoning_content": reasoning}
-    return 200, {"choices": [{"message": message, "finish_reason": finish}]}
-
-
 def teaches(number, body):
     """Every second sample of a sum is right; what is said depends on prompt and seed alone."""
     a, b = (int(part.strip("? ")) for part in body["messages"][-1]["content"].removeprefix("What is").split("+"))
@@ -339,6 +311,10 @@ def without_pauses(monkeypatch):
     monkeypatch.setattr("distill.endpoint_sampler.PAUSE_S", 0.0)
 
 
+def seeds(server) -> list[int]:
+    return [body["seed"] for *_, body in server.asked]
+
+
 def taught_by(server, problems, **keys) -> TracesConfig:
     teacher = {"url": server.url, "model": "teacher", "concurrency": 2} | keys.pop("endpoint", {})
     given = {"prompts": 6, "samples_per_prompt": 3, "chunk_prompts": 4, "rollout": RolloutConfig(max_new_tokens=50)}
@@ -349,10 +325,11 @@ def test_a_teacher_behind_a_server_is_sampled_and_verified(ray_session, tmp_path
     monkeypatch.setenv("TEACHER_KEY", "s3cret")
     server = Server(teaches)
     kept = run(tmp_path / "out", taught_by(server, sums, endpoint={"api_key_env": "TEACHER_KEY"}))
-    assert len(server.asked) == 18 and {body["key"] for body in server.asked} == {"Bearer s3cret"}
-    assert len({body["seed"] for body in server.asked}) == 18
-    assert {(body["model"], body["max_tokens"], body["temperature"]) for body in server.asked} == {("teacher", 50, 1.0)}
-    right = [body for body in server.asked if body["seed"] % 2 == 0]
+    assert len(server.asked) == 18 and {key for _, key, _ in server.asked} == {"Bearer s3cret"}
+    asked = [body for *_, body in server.asked]
+    assert len(set(seeds(server))) == 18
+    assert {(body["model"], body["max_tokens"], body["temperature"]) for body in asked} == {("teacher", 50, 1.0)}
+    right = [body for body in asked if body["seed"] % 2 == 0]
     assert len(kept) == len(right) > 0 and len({row["id"] for row in kept}) == len(kept)
     for row in kept:
         answer = row["messages"][-1]["content"]
@@ -366,22 +343,21 @@ def test_a_teacher_behind_a_server_is_sampled_and_verified(ray_session, tmp_path
 def test_no_answer_of_a_server_is_asked_for_twice(ray_session, tmp_path, sums):
     server = Server(teaches)
     run(tmp_path / "whole", taught_by(server, sums))
-    down = Server(lambda number, body: teaches(number, body) if number <= 8 else (503, {}))
+    down = Server(lambda number, body: teaches(number, body) if number <= 8 else (503, "{}"))
     config = taught_by(down, sums, endpoint={"retries": 0})
     with pytest.raises(StageError, match=r"endpoint: \d+ of 12 answers did not come.*kept") as caught:
         run(tmp_path / "cut", config)
     assert caught.value.retry
     back = Server(teaches)
     run(tmp_path / "cut", taught_by(back, sums))
-    first = [body["seed"] for body in down.asked[:8]]
-    assert Counter(first + [body["seed"] for body in back.asked]) == Counter(body["seed"] for body in server.asked)
+    assert Counter(seeds(down)[:8] + seeds(back)) == Counter(seeds(server))
     for name in (path.name for path in dataset_files(tmp_path / "whole")):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
     assert card(tmp_path / "whole")["n_rows"] == card(tmp_path / "cut")["n_rows"]
 
 
 def test_busy_servers_are_asked_again_and_refusals_are_counted(ray_session, tmp_path, sums):
-    replies = {1: (503, {}), 2: (429, {}), 3: (400, {"error": "too long"}), 4: said("")}
+    replies = {1: (503, "{}"), 2: (429, "{}"), 3: (400, '{"error": "too long"}'), 4: said("")}
     server = Server(lambda number, body: replies.get(number) or teaches(number, body))
     config = taught_by(server, sums, chunk_prompts=6, endpoint={"failed_limit": 0.1})
     run(tmp_path / "out", config)
@@ -391,7 +367,7 @@ def test_busy_servers_are_asked_again_and_refusals_are_counted(ray_session, tmp_
 
 @pytest.mark.parametrize(("status", "says"), [(401, "endpoint.api_key_env"), (404, "endpoint.model")])
 def test_what_no_retry_can_mend_stops_at_once(ray_session, tmp_path, sums, status, says):
-    server = Server(lambda number, body: (status, {}))
+    server = Server(lambda number, body: (status, "{}"))
     with pytest.raises(StageError, match=f"^endpoint: .*status {status}.*{says}"):
         run(tmp_path / "out", taught_by(server, sums))
     assert len(server.asked) < 6

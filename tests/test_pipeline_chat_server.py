@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 import typer
@@ -17,19 +17,17 @@ from typer.testing import CliRunner
 from pipeline import chat_server
 from pipeline.chat_command import _print_completion, _print_stream, chat
 from pipeline.cli import plain_errors
+from tests.chat_server import LoopbackServer
 
 app = typer.Typer()
 app.command()(plain_errors()(chat))
 
 
-class FakeServer(ThreadingHTTPServer):
+class FakeServer(LoopbackServer):
     """Answers with `models` and `answer`, each (status, body or pieces of it); keeps what was asked."""
 
-    daemon_threads = True
-
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), FakeHandler)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        super().__init__(FakeHandler)
         self.models = 200, json.dumps({"data": [{"id": "zero", "max_model_len": 512}]})
         self.answer = 200, events({"content": "7"}, finish="stop")
         self.asked, self.headers = [], []
@@ -68,7 +66,6 @@ def events(*deltas, finish="stop", end="data: [DONE]\n\n"):
 @pytest.fixture
 def server():
     with FakeServer() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
 
