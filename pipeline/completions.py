@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.problems import Problem
+from data.safety_prompts import SAFETY
 from pipeline.statistics import summarise
 from rewards.canonical import canonical_answer
 from rewards.ifeval import tally_completion
@@ -16,6 +17,7 @@ from rewards.utility import utility_of_completion
 from rollouts.records import Completion
 
 GENERAL = "general"  # domain of general instructions
+OPEN_DOMAINS = (GENERAL, SAFETY)  # their prompts have no one answer: no part of pass@1
 INSTRUCTION = "instruction"  # the checker of those whose true utility is known
 IFEVAL = "ifeval"
 _LONGEST_TRUTH = 10_000  # characters; the tests of a program can be megabytes, and stand in every row
@@ -83,10 +85,10 @@ def load_rows(path: Path) -> list[dict[str, Any]]:
 def score_checkpoint(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Scores of one checkpoint: overall, by domain, by language.
 
-    General instructions have a row of their own among the domains and are left out of the rest: passing all checks of
-    an instruction and getting a right answer are not one quantity.
+    General instructions and safety prompts have rows of their own among the domains and are left out of the rest:
+    passing all checks of an instruction and getting a right answer are not one quantity.
     """
-    reasoning = [row for row in rows if row["domain"] != GENERAL]
+    reasoning = [row for row in rows if row["domain"] not in OPEN_DOMAINS]
     return {
         "overall": summarise(reasoning),
         "by_domain": {domain: summarise(part) for domain, part in _split(rows, "domain").items()},

@@ -19,7 +19,7 @@ from data.problems import Problem
 from models.checkpoint import load_tokenizer
 from pipeline.artifact import write_json
 from pipeline.checkpoint_pool import CheckpointPool
-from pipeline.completions import GENERAL, completion_row, load_rows, score_checkpoint, write_rows
+from pipeline.completions import OPEN_DOMAINS, completion_row, load_rows, score_checkpoint, write_rows
 from pipeline.errors import did_you_mean
 from pipeline.evaluate_config import CODE, EvaluateConfig, Prompting
 from rewards.config import RewardSpec
@@ -89,7 +89,7 @@ def _check_labels(config: EvaluateConfig, labels: list[str]) -> None:
 
 def _suite(config: EvaluateConfig, problems: list[Problem], labels: list[str]) -> Row:
     """What was asked, and how: enough to tell whether two result files can be compared."""
-    general = sum(problem.domain == GENERAL for problem in problems)
+    general = sum(problem.domain in OPEN_DOMAINS for problem in problems)
     return {
         "split": "held_out",
         "problem_seed": config.problem_seed,
@@ -161,7 +161,7 @@ class _Evaluator:
 
     def _sampled(self, folder: Path, requests: list[Request], label: str) -> Iterator[Group]:
         """What is sampled equally often goes together."""
-        general = {problem.id for problem in self.problems if problem.domain == GENERAL}
+        general = {problem.id for problem in self.problems if problem.domain in OPEN_DOMAINS}
         asked: dict[int, list[Request]] = {}
         for request in requests:
             samples_of = self.config.general_samples_of if request.key in general else self.config.samples_of
@@ -223,7 +223,8 @@ class _Progress:
         """One more problem of this checkpoint is done."""
         self._step += 1
         self._tokens += sum(row["length"] for row in rows)
-        self._verdicts += [row["correct"] for row in rows if row["domain"] != GENERAL and row["correct"] is not None]
+        reasoned = [row["correct"] for row in rows if row["domain"] not in OPEN_DOMAINS]
+        self._verdicts += [correct for correct in reasoned if correct is not None]
         event = {"step": self._step, "total_steps": self._total, "phase": self._label}
         event["tokens_per_s"] = self._tokens / max(1e-3, time.monotonic() - self._started)
         if self._verdicts:

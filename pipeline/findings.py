@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.completions import GENERAL, OPEN_DOMAINS
 from pipeline.statistics import Estimate, mean_ci, paired_difference, problem_means
 
 MAY_FALL = 0.01  # share; less of a fall than this is none
@@ -185,10 +186,11 @@ class Measurements:
         return checkpoint in self._by_checkpoint
 
     def of(self, checkpoint: str, quantity: str) -> dict[str, float]:
-        """Problem -> mean. Rows of the domain "general" have a utility and are left out of all else, as of the headline
-        scores."""
+        """Problem -> mean: a utility is of general prompts, all else of what the headline scores are of."""
         rows = self._by_checkpoint.get(checkpoint, ())
-        return problem_means((r for r in rows if (r.get("domain") == "general") == (quantity == "utility")), quantity)
+        if quantity == "utility":
+            return problem_means((r for r in rows if r.get("domain") == GENERAL), quantity)
+        return problem_means((r for r in rows if r.get("domain") not in OPEN_DOMAINS), quantity)
 
 
 def check_findings(completions: Iterable[Mapping[str, Any]]) -> list[CheckedFinding]:

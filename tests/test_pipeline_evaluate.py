@@ -276,6 +276,15 @@ def test_an_unscorable_completion_has_no_values_and_leaves_every_mean():
     assert overall["pass@1"]["mean"] == 1.0 and overall["unscorable"] == 1
 
 
+def test_safety_prompts_are_no_part_of_the_headline_scores():
+    problems = CONFIG.problems.model_copy(update={"safety_share": 1.0})
+    asked = stage.held_out_problems(CONFIG.model_copy(update={"problems": problems}))
+    passed = Score(verdict=Verdict.PASS, value=3.0, parts=dict.fromkeys(("accuracy", "format", "language"), 1.0))
+    scores = score_checkpoint([completion_row("r1", problem, 0, completed("No."), passed) for problem in asked])
+    assert scores["overall"]["n_problems"] == 8 and scores["by_domain"]["safety"]["n_problems"] == 2
+    assert scores["by_domain"]["safety"]["utility"]["mean"] > 0
+
+
 def test_settings_without_effect_are_refused():
     with pytest.raises(ValueError, match=r"prompting\.<checkpoint>\.template"):
         EvaluateConfig(rollout=RolloutConfig(template="plain"))
