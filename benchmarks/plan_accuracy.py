@@ -35,7 +35,8 @@ from pipeline.plan_requests import read_model
 from planning.assumptions import Assumptions
 from planning.calibration import Calibration, calibration_file
 from planning.lengths import Lengths
-from planning.plan import LocalMachine, plan_stage
+from planning.machines import LocalMachine
+from planning.plan import plan_stage
 from planning.workload import DatasetSize, Request
 from rl.batch import TrainingSequence, make_mini_batches
 from rl.config import GRPOConfig

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pipeline.config import Pipeline
     from planning.assumptions import Assumptions
     from planning.fit import Change
-    from planning.plan import Machine, StagePlan
+    from planning.machines import Machine
+    from planning.plan import StagePlan
 
 _PAPER = "paper"
 
@@ -132,7 +133,7 @@ def open_machine(cluster: str, assumed: "Assumptions") -> "tuple[Machine, str]":
     """The machine to plan for, and what to call it."""
     from planning.calibration import Calibration, calibration_file
     from planning.devices import LOCAL, UnknownCluster, parse_cluster
-    from planning.plan import GpuMachine, LocalMachine
+    from planning.machines import GpuMachine, LocalMachine
 
     if cluster == LOCAL:
         file = calibration_file()

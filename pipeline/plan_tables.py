@@ -73,12 +73,13 @@ def _totals(console: Console, made: PipelinePlan) -> None:
 
 
 def _remarks(console: Console, made: PipelinePlan, stage: StagePlan, verbose: bool) -> None:
-    lines = [f"{moment}: {memory}" for moment, memory in stage.moments.items() if verbose or memory.total > stage.room]
+    over = [moment for moment, memory in stage.moments.items() if not memory.fits(stage.room)]
+    lines = [f"{moment}: {memory}" for moment, memory in stage.moments.items() if verbose or moment in over]
     if not stage.fits:
         change = made.changes.get(stage.name)
-        with_it = f"it does with {change}" if change else "no change of its settings that was tried makes it fit"
-        over = [m for m, memory in stage.moments.items() if memory.total > stage.room]
-        lines.append(f"{' and '.join(over)} does not fit in {size(stage.room)}: {with_it}")
+        with_it = f"the stage does with {change}" if change else "no change of settings that was tried mends it"
+        verb = "does" if len(over) == 1 else "do"
+        lines.append(f"{' and '.join(over)} {verb} not fit in {size(stage.room)}: {with_it}")
     lines += stage.notes
     if lines:
         console.print(f"\n{stage.name} ({stage.model})", markup=False)

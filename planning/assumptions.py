@@ -88,7 +88,7 @@ class Assumptions(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         gt=0,
         le=1,
         description="share of a GPU's memory that tensors may take; the rest is the driver's, NCCL's and lost between "
-        "blocks. vLLM's own default is 0.9",
+        "blocks. What vLLM takes by default",
     )
     split_latent_cache: bool = Field(
         default=False,

@@ -14,7 +14,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from planning.assumptions import Assumptions
-from planning.plan import Machine, devices_used, in_place, nodes_of_engine, stage_memory
+from planning.machines import Machine, nodes_of_engine
+from planning.memory import VLLM_SHARE, engine_share
+from planning.stage_memory import devices_used, in_place, share_left, stage_memory
 from planning.stage_workloads import workload
 from planning.workload import Request
 
@@ -43,14 +45,36 @@ def smallest_change(request: Request, machine: Machine, assumed: Assumptions) ->
     """None when nothing that is tried makes the stage fit. For a stage that does not fit as it is."""
 
     def fits(change: Change) -> bool:
-        return _fits(request, change, machine, assumed)
+        return _with_shares(request, change, machine, assumed) is not None
 
     families = [family for family in _families(request.config, machine) if family]
     for shorter in (NOTHING, *_of_lengths(request.config)):
         found = _search(families, lambda change, shorter=shorter: fits(change + shorter))
         if found is not None:
-            return found + shorter
+            return _with_shares(request, found + shorter, machine, assumed)
     return None
+
+
+def _with_shares(request: Request, change: Change, machine: Machine, assumed: Assumptions) -> Change | None:
+    """The change; where engines of vLLM would take memory that others need, with the share that each may take. None if
+    the stage does not fit even so."""
+    for whole in (change, change + _shares(request, change, machine, assumed)):
+        if _fits(request, whole, machine, assumed):
+            return whole
+    return None
+
+
+def _shares(request: Request, change: Change, machine: Machine, assumed: Assumptions) -> Change:
+    config = with_settings(request.config, dict(change.settings))
+    if config is None or not machine.cuda:
+        return NOTHING
+    left = share_left(in_place(workload(replace(request, config=config), assumed)), machine)
+    engines = [key for key in _GENERATORS if (engine := _get(config, key)) is not None and engine_share(engine)]
+    together = 1 + ("judges.generator" in engines)
+    if left / together >= VLLM_SHARE or left <= 0:
+        return NOTHING
+    share = int(100 * left / together) / 100
+    return _set(*((f"{key}.engine_args.gpu_memory_utilization", share) for key in engines if key != "judge.generator"))
 
 
 def _search(families: Sequence[Family], fits: Callable[[Change], bool]) -> Change | None:
@@ -85,7 +109,7 @@ def _fits(request: Request, change: Change, machine: Machine, assumed: Assumptio
         return False
     work = in_place(workload(replace(request, config=config), assumed))
     memory = stage_memory(work, machine, assumed).values()
-    return all(one.total <= machine.room for one in memory) and devices_used(work, machine) <= machine.devices
+    return all(one.fits(machine.room) for one in memory) and devices_used(work, machine) <= machine.devices
 
 
 def with_settings(config: Any, settings: dict[str, Any]) -> Any:
@@ -109,7 +133,7 @@ def _with(config: BaseModel, keys: list[str], value: Any) -> BaseModel:
         raise KeyError(first)
     here = getattr(config, first)
     if rest:
-        value = _with(here, rest, value)
+        value = {**here, rest[0]: value} if isinstance(here, dict) else _with(here, rest, value)
     elif isinstance(here, BaseModel):
         value = type(here).model_validate(value)
     return config.model_copy(update={first: value})

@@ -26,6 +26,9 @@ class Memory:
     def total(self) -> float:
         return sum(self.parts.values())
 
+    def fits(self, room: float) -> bool:
+        return self.total <= room * (1 + 1e-9)  # a sum of parts that is meant to be all there is
+
     def __str__(self) -> str:
         shown = ", ".join(f"{name} {size / GIB:.1f}" for name, size in self.parts.items() if size >= GIB / 20)
         return f"{self.total / GIB:.1f} GiB ({shown})" if shown else f"{self.total / 2**20:.0f} MiB"
@@ -158,6 +161,13 @@ def logit_bytes(model: Architecture, training: Training, tokens: float, cuda: bo
 
 
 # --- sampling ---
+
+VLLM_SHARE = 0.92  # of a GPU's memory: its default of gpu_memory_utilization (0.32; before 0.20 it was 0.9)
+
+
+def engine_share(engine: GeneratorConfig | PreferenceOptions) -> float:
+    """Share of a GPU's memory that an engine takes when it starts, whatever it needs. 0: it takes what it needs."""
+    return float(engine.engine_args.get("gpu_memory_utilization", VLLM_SHARE)) if engine.engine == "vllm" else 0.0
 
 
 def weight_bytes(generator: GeneratorConfig | PreferenceOptions) -> float:

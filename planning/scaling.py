@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 
 from planning.assumptions import Assumptions
 from planning.devices import Cluster
+from planning.machines import GpuMachine
 from planning.memory import generator_weights, slots_that_fit
-from planning.plan import GpuMachine, in_place
 from planning.simulation import Outcome, Schedule, simulate
 from planning.speed import GpuSpeed
+from planning.stage_memory import in_place
 from planning.stage_workloads import workload
 from planning.workload import Reading, Request, Sampling, Training, Workload
 from rollouts.config import GeneratorConfig

@@ -8,7 +8,7 @@ from data.config import JUDGE_ROLES
 from planning.architecture import Architecture
 from planning.assumptions import Assumptions
 from planning.lengths import Lengths
-from planning.memory import generator_weights, weight_bytes
+from planning.memory import engine_share, generator_weights, weight_bytes
 from planning.workload import DatasetSize, Loaded, Part, Reading, Request, Sampling, Training, Workload
 from rewards.combine import check_rewards
 
@@ -159,13 +159,14 @@ def _loaded(request: Request) -> tuple[Loaded, ...]:
         if role in JUDGE_ROLES and judges is not None:
             devices = judges.generator.replicas * judges.generator.tensor_parallel
             held = generator_weights(model, judges.generator)
-            found[role] = Loaded(role=role, bytes_per_device=held, devices=devices)
+            found[role] = Loaded(role=role, weights=held, devices=devices, share=engine_share(judges.generator))
     options: Any
     for reward, options in check_rewards(specs) if specs else ():
         role: Any = getattr(reward, "input_role", None)
         if role in request.models and role not in found:
             held = weight_bytes(options) * request.models[role].main_parameters / options.tensor_parallel
-            found[role] = Loaded(role=role, bytes_per_device=held, devices=options.tensor_parallel)
+            ways = options.tensor_parallel
+            found[role] = Loaded(role=role, weights=held, devices=ways, share=engine_share(options))
     return tuple(found.values())
 
 

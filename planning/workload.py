@@ -97,8 +97,9 @@ class Loaded:
     """A model with processes of its own, there as long as the stage is: a judge's engine, or a reward model."""
 
     role: str
-    bytes_per_device: float  # of its weights
+    weights: float  # bytes on each device
     devices: int
+    share: float = 0.0  # of a GPU's memory, which its engine takes (planning.memory.engine_share)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

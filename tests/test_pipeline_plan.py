@@ -79,10 +79,11 @@ def test_judges_and_reward_models_take_memory_beside_the_rest():
     h800 = DEEPSEEK.with_name("h800.yaml")
     stages = {stage.name: stage for stage in planned(h800).stages}
     scored, judged = stages["general_rl"], stages["rejection_sampling"]
-    one_of_two = 671e9 / 64  # in FP8; there are 512 devices for the 128 that both ask for
+    memory = scored.room / 0.92
+    one_of_two = 0.15 * memory  # the engine's share; there are 512 devices for the 128 that both ask for
     for moment in ("sampling", "training"):
-        assert scored.moments[moment].parts["judges and reward models"] == pytest.approx(one_of_two, rel=0.01)
-    assert judged.moments["sampling"].parts["judges and reward models"] == pytest.approx(671e9 / 32, rel=0.01)
+        assert scored.moments[moment].parts["judges and reward models"] == pytest.approx(one_of_two)
+    assert judged.moments["sampling"].parts["judges and reward models"] == pytest.approx(0.45 * memory)
     engine = {"replicas": 32, "tensor_parallel": 16, "nodes": 2}
     wide = [
         f"rejection_sampling.{key}.{name}={n}"
@@ -92,6 +93,17 @@ def test_judges_and_reward_models_take_memory_beside_the_rest():
     made = planned(h800, wide)
     assert not next(stage for stage in made.stages if stage.name == "rejection_sampling").fits
     assert "judges and reward models" not in stages["zero"].moments["training"].parts
+
+
+def test_an_engine_takes_its_share_of_a_gpu_whatever_it_needs():
+    h800, share = DEEPSEEK.with_name("h800.yaml"), "generator.engine_args.gpu_memory_utilization"
+    whole = planned(h800, [f"zero.{share}=0.92"])  # vLLM's default
+    assert not whole.stages[0].fits and str(whole.changes["zero"]) == f"{share}=0.79"
+    kept = whole.stages[0].moments["sampling"].parts["kept by the engine"]
+    assert whole.stages[0].moments["sampling"].total - kept < whole.stages[0].room
+    fewer = planned(h800, [f"zero.{share}=0.6"]).stages[0]
+    (said,) = [note for note in fewer.notes if "fit a replica's cache" in note]
+    assert fewer.fits and int(said.split()[0]) < 42
 
 
 def test_an_engine_that_no_node_holds_is_said_to_be_too_large():
