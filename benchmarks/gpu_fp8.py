@@ -69,8 +69,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--backend", default="auto", choices=("auto", "reference", "cublaslt", "deepgemm"))
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
-    parser.add_argument("--out", type=Path, default=REPO / "docs" / "results" / "gpu_fp8.json")
+    parser.add_argument("--out", type=Path, help="docs/results/gpu_fp8.json when all parts are run")
     arguments = parser.parse_args()
+    if arguments.out is None:
+        some = set(arguments.parts) != set(PARTS) or arguments.small
+        arguments.out = Path("gpu_fp8_some.json") if some else REPO / "docs" / "results" / "gpu_fp8.json"
     if arguments.device == "cuda" and not torch.cuda.is_available():
         sys.exit("there is no CUDA device here; --device cpu --small tries the script on the reference")
     bench = Bench(arguments)
@@ -262,12 +265,14 @@ def layers(bench: Bench) -> Iterator[dict[str, Any]]:
         hidden, torch.arange(tokens, device=bench.device)[None]
     )
 
-    def moe(layer: Any) -> None:
-        layer(hidden.detach().requires_grad_()).backward(gradient)
+    def moe(layer: Any) -> dict[str, torch.Tensor]:
+        x = hidden.detach().requires_grad_()
+        return _passed(layer, x, layer(x), gradient)
 
-    def attention(layer: Any) -> None:
-        out, _ = layer(hidden.detach().requires_grad_(), position_embeddings=rotary, attention_mask=None, layout=layout)
-        out.backward(gradient)
+    def attention(layer: Any) -> dict[str, torch.Tensor]:
+        x = hidden.detach().requires_grad_()
+        out, _ = layer(x, position_embeddings=rotary, attention_mask=None, layout=layout)
+        return _passed(layer, x, out, gradient)
 
     makers = {
         "moe": (lambda: v3.DeepseekV3MoE(config), moe),
@@ -275,9 +280,24 @@ def layers(bench: Bench) -> Iterator[dict[str, Any]]:
     }
     for name, (make, work) in makers.items():
         subjects = {kind: _layer(bench, make, kind) for kind in KINDS}
+        expected = work(subjects[KINDS[0]])
         runs = {kind: (lambda layer=layer, work=work: work(layer)) for kind, layer in subjects.items()}
         for subject, line in bench.compare(runs).items():
+            line |= {} if "error" in line else _off(work(subjects[subject]), expected)
             yield {"layer": name, "tokens": tokens, "subject": subject} | line | _rate(line, "tokens_per_s", tokens)
+
+
+def _passed(layer: Any, x: torch.Tensor, out: torch.Tensor, gradient: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Backward; the output, and the gradients of the input and of the largest weight."""
+    out.backward(gradient)
+    largest = max(layer.parameters(), key=torch.Tensor.numel)
+    found = {"output": out.detach(), "dx": x.grad, "dw": largest.grad}
+    layer.zero_grad()
+    return found
+
+
+def _off(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {f"{what}_off": _apart(found[what], expected[what]) for what in expected}
 
 
 def training_step(bench: Bench) -> Iterator[dict[str, Any]]:

@@ -24,11 +24,12 @@ def read_gpqa(row: Row) -> dict[str, Any]:
     right = options[0]
     random.Random(question).shuffle(options)
     fields = lettered(question, options, options.index(right))
-    subject = row.get("High-level domain")
+    subject, solution = row.get("High-level domain"), str(row.get("Explanation") or "").strip()
+    metadata = {"subject": str(subject)} if subject else {}
     return fields | {
         "id": str(row["Record ID"]) if row.get("Record ID") else None,
         "domain": "gpqa",
-        "metadata": {"subject": str(subject)} if subject else {},
+        "metadata": metadata | ({"solution": solution} if solution else {}),
     }
 
 

@@ -74,7 +74,7 @@ class ProblemSource(RowSource, extra="forbid", frozen=True):
     columns: Columns = Field(default=Columns(), description="column names for `row_schema: columns`")
     name: str | None = Field(
         default=None,
-        description="prefix of generated ids; none: folder and file name, which keeps sources apart",
+        description="prefix of generated ids; none: folder and file name",
     )
     where: dict[str, Where] = Field(
         default={},

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Generic, TypeVar
 
-from data.problems import Problem
+from data.problems import INSTRUCTION, Problem
 
 Row = TypeVar("Row")
 
@@ -105,9 +105,11 @@ def decontaminate(
 
 
 def problem_texts(problem: Problem) -> list[str]:
-    """Question and, where the source has one, reference solution: R1 decontaminates against both."""
+    """Question, without the line that its source adds to all, and, where there is one, reference solution: R1
+    decontaminates against both."""
+    question = problem.question.removesuffix(problem.metadata.get(INSTRUCTION, ""))
     solution = problem.metadata.get("solution")
-    return [problem.question, *([solution] if isinstance(solution, str) and solution else [])]
+    return [question, *([solution] if isinstance(solution, str) and solution else [])]
 
 
 def _hash(text: str) -> int:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -102,9 +103,14 @@ class ProblemPool:
         if self._judging is not None:
             self.contaminated = self._judging.contaminated
             return
-        self._listed = _Listed(config.sources, "epoch", seed, held_out)
-        self._general = _Listed(config.general_sources, "general epoch", seed, held_out)
+        ids: set[str] = set()
+        self._listed = _Listed(config.sources, "epoch", seed, held_out, ids)
+        self._general = _Listed(config.general_sources, "general epoch", seed, held_out, ids)
         self.contaminated = self._listed.contaminated + self._general.contaminated
+
+    def listed_domains(self) -> set[str] | None:
+        """Domains of the problems that files have; None where problems are not from files."""
+        return self._listed.domains() | self._general.domains() if self.config.sources else None
 
     def draw(self, start: int, count: int, instruction_share: float | None = None) -> list[Problem]:
         """Problems start, ..., start + count - 1. `instruction_share` overrides the recipe's, for schedules."""
@@ -148,9 +154,10 @@ class _Listed:
     """All problems of some sources, in another order in every epoch. Raises SourceError when sources hold none."""
 
     def __init__(
-        self, sources: Sequence[ProblemSource], name: str, seed: int, held_out: Sequence[ProblemSource]
+        self, sources: Sequence[ProblemSource], name: str, seed: int, held_out: Sequence[ProblemSource], ids: set[str]
     ) -> None:
-        listed = (problem for source in sources for problem in read_problems(source))
+        """`ids`: those taken by other sources, to which these are added."""
+        listed = (_with_own_id(p, number, ids) for number, s in enumerate(sources, start=1) for p in read_problems(s))
         clean = decontaminate(listed, held_out_texts(held_out if sources else ()), problem_texts)
         self._problems, self.contaminated = clean.kept, clean.dropped_count
         self._name, self._seed = name, seed
@@ -159,6 +166,9 @@ class _Listed:
             found = f" that are not held out ({self.contaminated} are)" if self.contaminated else ""
             raise SourceError(f"no problems in {', '.join(source.path for source in sources)}{found}")
 
+    def domains(self) -> set[str]:
+        return {problem.domain for problem in self._problems}
+
     def problem(self, index: int) -> Problem:
         epoch, place = divmod(index, len(self._problems))
         if epoch not in self._orders:
@@ -166,6 +176,15 @@ class _Listed:
             random.Random(f"{self._seed}-{self._name}-{epoch}").shuffle(order)
             self._orders = {epoch: order}
         return self._problems[self._orders[epoch][place]]
+
+
+def _with_own_id(problem: Problem, number: int, ids: set[str]) -> Problem:
+    """Two sources may count from 1 both; what is asked and graded is told apart by ids. `number`: of the source."""
+    own = problem.id
+    while own in ids:
+        own = f"{own}@{number}"
+    ids.add(own)
+    return problem if own == problem.id else replace(problem, id=own)
 
 
 def _judging_pool(config: ProblemsConfig, split: Split, seed: int, held_out: Sequence[ProblemSource]) -> Any:

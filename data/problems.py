@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+INSTRUCTION = "instruction"  # key of metadata: the line that a source adds to every question
 UNCHECKED = "none"  # the checker of what no rule can judge: its answers are for reward models
 
 

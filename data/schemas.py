@@ -8,13 +8,14 @@ mapping).
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from data.choice_schemas import is_gpqa, is_mmlu, read_gpqa, read_mmlu
 from data.config import ProblemSource
 from data.ifeval import is_ifeval, read_ifeval
 from data.live_code_bench import is_live_code_bench, read_live_code_bench
-from data.problems import UNCHECKED, Problem
+from data.problems import INSTRUCTION, UNCHECKED, Problem
 
 Row = Mapping[str, Any]
 
@@ -174,11 +175,12 @@ def _read_aime(row: Row, source: ProblemSource) -> dict[str, Any]:
     if not re.fullmatch(r"\d{1,3}", answer):
         raise SourceError(f"the answer {answer!r} is not a whole number from 0 to 999, as AIME answers are")
     year = row.get(names.get("year", "year"))
+    solution = _optional(row, names.get("solution", "solution"))
     return {
         "question": _text(row, names["problem"]),
         "answer": str(int(answer)),
         "id": _optional(row, names.get("id", "id")),
-        "metadata": {} if year is None else {"year": int(year)},
+        "metadata": ({} if year is None else {"year": int(year)}) | ({"solution": solution} if solution else {}),
     }
 
 
@@ -265,17 +267,10 @@ _FITS: dict[str, Callable[[Row], bool]] = {
 
 
 def with_instruction(problem: Problem, instruction: str) -> Problem:
+    """The line stands in `metadata` too, so that decontamination can leave out what all questions share."""
     *history, last = problem.messages
     asked = {**last, "content": f"{last['content'].rstrip()}\n{instruction}"}
-    return Problem(
-        id=problem.id,
-        messages=(*history, asked),
-        ground_truth=problem.ground_truth,
-        checker=problem.checker,
-        domain=problem.domain,
-        language=problem.language,
-        metadata=problem.metadata,
-    )
+    return replace(problem, messages=(*history, asked), metadata={**problem.metadata, INSTRUCTION: instruction})
 
 
 def _messages(value: Any) -> tuple[dict[str, str], ...]:

@@ -90,7 +90,8 @@ class TeacherSampler:
         if len(failed) > self.config.failed_limit * size * len(by_key):
             raise StageError(
                 f"endpoint: {len(failed)} of {size * len(by_key)} answers did not come, more than failed_limit "
-                f"{self.config.failed_limit:g} ({failed[0][2].fault}); those that came are kept",
+                f"{self.config.failed_limit:g} ({failed[0][2].fault}); those that came are kept. Where some never "
+                "will, raise endpoint.failed_limit: samples that lack are counted as no_answer",
                 retry=True,
             )
         for key, number, answer in failed:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from cluster.actors import start_ray
+from data.config import ProblemSource
+from data.problem_pool import ProblemPool
 from data.problems import Problem
 from distill.config import OnPolicyDistillConfig
 from distill.taught import Taught, TaughtRow, pack_taught
@@ -81,6 +83,16 @@ class Session(SamplingSession):
                 raise StageError(
                     f"{stage}: weights.{domain} names {unknown[0]}, and the input teachers has {', '.join(teachers)}"
                 )
+
+    def open_problems(self, held_out: Sequence[ProblemSource]) -> ProblemPool:
+        problems = super().open_problems(held_out)
+        domains = problems.listed_domains()
+        if domains is not None and (unknown := sorted(self.config.weights.keys() - domains)):
+            raise StageError(
+                f"{self.context.name}: weights names the domain {unknown[0]}, and the problems have "
+                f"{', '.join(sorted(domains))}; a source's `domain` says which one its problems have"
+            )
+        return problems
 
     def sample(self, step: int) -> list[Sample]:
         self.report(step, phase="sampling")

@@ -145,14 +145,14 @@ def _scale(largest: torch.Tensor, scales: Scales, floor: float) -> torch.Tensor:
 # --- weights of checkpoints and of the wire ---
 
 
-def quantize_blocks(weight_RC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_blocks(weight_RC: torch.Tensor, scales: Scales = "float32") -> tuple[torch.Tensor, torch.Tensor]:
     """(q float8_e4m3fn [R, C], scale float32 [ceil(R/128), ceil(C/128)]) of a weight.
 
     Raises ValueError for anything but a finite matrix.
     """
     if weight_RC.ndim != 2 or not torch.isfinite(weight_RC).all():
         raise ValueError(f"block quantisation takes a finite matrix, got shape {tuple(weight_RC.shape)}")
-    quantised = quantize(weight_RC, SQUARE)
+    quantised = quantize(weight_RC, SQUARE, scales=scales)
     return quantised.values, quantised.scales
 
 
@@ -167,16 +167,19 @@ def requantize_blocks(weight_RC: torch.Tensor, scale: torch.Tensor) -> tuple[tor
     """`quantize_blocks`, but with the scales that a weight came with wherever its blocks still hold their values.
 
     A block that was read as q * scale is written with the same q and scale, bit for bit; max |w| / 448 may be another
-    number in the last place, or far away when the scale was no such quotient. weight_RC float32 or bfloat16.
+    number in the last place, or far away when the scale was no such quotient. Where all scales are powers of two, those
+    of other blocks are too. weight_RC float32 or bfloat16; scales come back in the dtype of `scale`.
     """
-    fresh, fresh_scale = quantize_blocks(weight_RC)
+    stored, scale = scale.dtype, scale.float()
+    powers = bool((scale.frexp().mantissa == 0.5).all())
+    fresh, fresh_scale = quantize_blocks(weight_RC, "power_of_two" if powers else "float32")
     given = (_blocked(weight_RC.float(), SQUARE) / scale[:, None, :, None]).clamp(-LARGEST, LARGEST)
     kept = Quantized(_unblocked(given, weight_RC.shape).to(torch.float8_e4m3fn), scale, SQUARE)
     differs = kept.dequantize().to(weight_RC.dtype) != weight_RC
     same = ~_blocked(differs.float(), SQUARE).bool().any(dim=3).any(dim=1)
     of_value = same.repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)[: weight_RC.shape[0], : weight_RC.shape[1]]
     values = torch.where(of_value, kept.values.view(torch.uint8), fresh.view(torch.uint8)).view(torch.float8_e4m3fn)
-    return values, torch.where(same, scale, fresh_scale)
+    return values, torch.where(same, scale, fresh_scale).to(stored)
 
 
 def _blocked(matrix_RC: torch.Tensor, tile: Tile) -> torch.Tensor:

@@ -9,8 +9,10 @@ with `scale_fmt: ue8m0` where scales are powers of two. transformers' own reader
 `kv_a_proj_with_mqa`, whose 576 rows are no multiple of 128.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ FORMAT = {
     "activation_scheme": "dynamic",
     "weight_block_size": [BLOCK, BLOCK],
 }
+_KEPT = "modules_to_not_convert"  # read by vLLM and transformers
+_FLOAT = ("embed_tokens", "lm_head", "head", "eh_proj")  # float in every engine
 
 
 def is_fp8(config: Any) -> bool:
@@ -40,6 +44,15 @@ def is_fp8(config: Any) -> bool:
             f"float16 ones and DeepSeek's FP8 with blocks of {BLOCK}x{BLOCK}: convert it to one of these first"
         )
     return True
+
+
+def is_stored_in_fp8(folder: Path) -> bool:
+    """`is_fp8` by a folder's config.json; False where there is none."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return is_fp8(SimpleNamespace(quantization_config=config.get("quantization_config")))
 
 
 class TensorFiles:
@@ -101,13 +114,24 @@ def fp8_tensors(
             yield name, tensor if name.endswith("e_score_correction_bias") else tensor.bfloat16()
             continue
         scale = source.scale(name) if source is not None else None
-        quantised, new = quantize_blocks(tensor) if scale is None else requantize_blocks(tensor, scale.float())
+        quantised, new = quantize_blocks(tensor) if scale is None else requantize_blocks(tensor, scale)
         yield name, quantised
-        yield name + SCALE_SUFFIX, new if scale is None else new.to(scale.dtype)
+        yield name + SCALE_SUFFIX, new
 
 
 def quantization_config(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """What config.json says about stored tensors."""
+    """What config.json says about stored tensors, of which all but the scales may be on the meta device.
+
+    Layers that an engine might take for FP8, and that are not, are listed: vLLM would leave scales of them unset.
+    """
     scales = [tensor.float() for name, tensor in tensors.items() if name.endswith(SCALE_SUFFIX)]
     powers_of_two = all(bool((scale.frexp().mantissa == 0.5).all()) for scale in scales)
-    return FORMAT | ({"scale_fmt": "ue8m0"} if powers_of_two else {})
+    kept = sorted(name.removesuffix(".weight") for name, tensor in tensors.items() if _is_kept_layer(name, tensor))
+    biased = {name.removesuffix(".e_score_correction_bias") for name in tensors}  # V3's router, float in every engine
+    listed = [layer for layer in kept if layer not in biased]
+    return FORMAT | ({"scale_fmt": "ue8m0"} if powers_of_two else {}) | ({_KEPT: listed} if listed else {})
+
+
+def _is_kept_layer(name: str, tensor: torch.Tensor) -> bool:
+    layer = name.removesuffix(".weight").rpartition(".")[2]
+    return name.endswith(".weight") and tensor.ndim == 2 and tensor.dtype != torch.float8_e4m3fn and layer not in _FLOAT

@@ -25,16 +25,28 @@ def stored_weights(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]
             yield stored, tensor
 
 
-def hub_pieces(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """One of `stored_weights` as it is stored: fused experts one by one. Views of it."""
-    stem, _, leaf = name.rpartition(".")
-    parts = (v4_names.EXPERT_PARTS if stem.endswith(".ffn.experts") else _EXPERT_PARTS).get(leaf)
-    if parts is None:
+def is_fused(name: str) -> bool:
+    """Whether one of `stored_weights` holds all experts of a layer, along its first dimension."""
+    return bool(_expert_parts(name))
+
+
+def hub_pieces(name: str, tensor: torch.Tensor, first: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
+    """One of `stored_weights` as it is stored: fused experts one by one. Views of it.
+
+    first: which expert a tensor of some of them begins with.
+    """
+    parts, stem = _expert_parts(name), name.rpartition(".")[0]
+    if not parts:
         yield name, tensor
         return
-    for index, expert in enumerate(tensor):
+    for index, expert in enumerate(tensor, start=first):
         for part, piece in zip(parts, expert.chunk(len(parts)), strict=True):
             yield f"{stem}.{index}.{part}.weight", piece
+
+
+def _expert_parts(name: str) -> tuple[str, ...]:
+    stem, _, leaf = name.rpartition(".")
+    return (v4_names.EXPERT_PARTS if stem.endswith(".ffn.experts") else _EXPERT_PARTS).get(leaf, ())
 
 
 def hub_views(model: PreTrainedModel) -> dict[str, torch.Tensor]:

@@ -4,6 +4,8 @@ Leaves completions.parquet (every completion) and results.json (the score table)
 under checkpoints/, so a stage that was cut off goes on with the next one.
 """
 
+import hashlib
+import json
 import logging
 import re
 import time
@@ -95,6 +97,8 @@ def _suite(config: EvaluateConfig, problems: list[Problem], labels: list[str]) -
         "problem_seed": config.problem_seed,
         "problems": len(problems) - general,
         "general_problems": general,
+        "problems_sha256": _fingerprint(problems),
+        "from": config.problems.model_dump(mode="json", exclude_defaults=True),
         "temperature": config.rollout.temperature,
         "top_p": config.rollout.top_p,
         "top_k": config.rollout.top_k,
@@ -105,6 +109,12 @@ def _suite(config: EvaluateConfig, problems: list[Problem], labels: list[str]) -
         "general_samples": {label: config.general_samples_of(label) for label in labels},
         "prompting": {label: config.prompting_of(label).model_dump() for label in labels},
     }
+
+
+def _fingerprint(problems: Sequence[Problem]) -> str:
+    """Of what was asked and what was right, wherever it was read from."""
+    asked = [(problem.messages, problem.ground_truth, problem.checker) for problem in problems]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 class _Evaluator:

@@ -43,9 +43,11 @@ def export(
     with tempfile.TemporaryDirectory(prefix=".r1-export-", dir=folder.absolute().parent) as scratch:
         written = Path(scratch) / "checkpoint"
         try:
-            export_checkpoint(source, written, precision)
+            refused = export_checkpoint(source, written, precision)
         except ValueError as error:
             raise RecipeError(f"{checkpoint}: {error}") from None
         (written / "README.md").write_text(model_card(source, folder.name, precision), encoding="utf-8")
         os.rename(written, folder)
     print(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:,.1f} MB in {precision}")
+    if refused:
+        print(refused)

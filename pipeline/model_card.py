@@ -15,6 +15,7 @@ _METHODS = {
     "sft": "supervised fine-tuning",
     "grpo": "reinforcement learning (GRPO)",
     "distill": "supervised fine-tuning on a teacher's samples",
+    "on_policy_distill": "distillation on the student's own samples",
     "reward_model": "a scalar head trained on judgements",
 }
 
@@ -59,9 +60,22 @@ def lineage(checkpoint: Path) -> Iterator[tuple[str, Manifest | None]]:
 def _lineage_row(stage: str, manifest: Manifest | None) -> str:
     if manifest is None:
         return f"| {stage} | given, not made here | | |"
-    what = _METHODS.get(manifest.stage_kind, manifest.kind)
+    what = _what(manifest)
     parents = ", ".join(f"{role}: {PurePath(parent['path']).name}" for role, parent in manifest.parents.items())
     return f"| {stage} | {what} | {parents} | {manifest.content_hash[:16]} |"
+
+
+def _what(manifest: Manifest) -> str:
+    config = manifest.config
+    if manifest.stage_kind == "import":
+        model = str(config.get("model", ""))
+        named = model if model.count("/") == 1 and not model.startswith((".", "/", "~")) else PurePath(model).name
+        commit = manifest.counts.get("revision") or config.get("revision")
+        revision = f", revision {commit}" if commit else ""
+        return f"`{named}` as it is published{revision}"
+    if manifest.stage_kind == "distill" and config.get("kl"):
+        return "distillation from a teacher's probabilities"
+    return _METHODS.get(manifest.stage_kind, manifest.kind)
 
 
 def _scores(checkpoint: Path, manifest: Manifest) -> list[str]:
@@ -90,8 +104,10 @@ def _evaluations(run: Path) -> Iterator[tuple[dict[str, Any], Manifest]]:
 
 
 def _score_table(overall: Mapping[str, Any], suite: Mapping[str, Any]) -> list[str]:
+    sources = ((suite.get("from") or {}).get("sources")) or ()
+    named = " of " + ", ".join(PurePath(source["path"]).name for source in sources) if sources else ""
     asked = (
-        f"{suite.get('problems')} held-out problems, {overall['k']} completions each, temperature "
+        f"{suite.get('problems')} held-out problems{named}, {overall['k']} completions each, temperature "
         f"{suite.get('temperature')}, top-p {suite.get('top_p')}; in %, with 95 % intervals over problems."
     )
     lines = ["## Scores", "", asked, "", "| quantity | score |", "|---|---|"]

@@ -172,7 +172,7 @@ def engine_share(engine: GeneratorConfig | PreferenceOptions) -> float:
 
 def weight_bytes(generator: GeneratorConfig | PreferenceOptions) -> float:
     """Of one weight at rest in an engine, or a reward model."""
-    if generator.engine_args.get("quantization") == "fp8":
+    if str(generator.engine_args.get("quantization", "")).startswith("fp8"):
         return 1
     return 2 if generator.dtype == "bfloat16" else 4
 

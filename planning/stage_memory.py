@@ -64,6 +64,10 @@ def stage_memory(work: Workload, machine: Machine, assumed: Assumptions) -> dict
         if part.in_trainer and not machine.cuda:
             parts |= _left_by_training(work, machine)
         _keep_larger(moments, "sampling", Memory(parts | processes))
+    if sent := _sync_bytes(work, machine):
+        sampling = work.of(Sampling)[0]
+        engine = max(_engine_bytes(sampling, machine), generator_weights(sampling.model, sampling.generator))
+        moments["weight sync"] = Memory(rest | others | {"engine": engine, "gathered": sent})
     for part in work.of(Training):
         assert work.trainer is not None and work.optimizer is not None
         own = training_memory(
@@ -113,8 +117,18 @@ def share_left(work: Workload, machine: Machine) -> float:
     """Share of a device's memory, in whole hundredths, that trainer and reward models leave to the engines that sample
     and judge there."""
     rewards = replace(work, loaded=tuple(one for one in work.loaded if one.role not in JUDGE_ROLES))
-    left = machine.room - _beside(work, machine) - _loaded_bytes(rewards, machine)
+    left = machine.room - _beside(work, machine) - _loaded_bytes(rewards, machine) - _sync_bytes(work, machine)
     return int(100 * left / machine.memory) / 100
+
+
+def _sync_bytes(work: Workload, machine: Machine) -> float:
+    """What a sharded trainer holds while it sends weights to engines on its own devices: the largest weight in one
+    piece, of split experts those of one rank beside its own (training.trainer.Trainer.weights)."""
+    if not (machine.cuda and work.syncs and work.trainer and not work.in_trainer and _shares_devices(work, machine)):
+        return 0.0
+    mesh, model = work.trainer.mesh, work.of(Training)[0].model
+    fused = 2 * model.width * model.expert_ffn * model.experts / mesh.expert * (2 if mesh.expert > 1 else 1)
+    return 4 * max(fused, model.embedding_parameters) if mesh.ranks > 1 else 0.0
 
 
 def _engine_bytes(part: Sampling, machine: Machine) -> float:

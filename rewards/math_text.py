@@ -204,6 +204,10 @@ def read_number_word(text: str) -> str | None:
     return str(_CHINESE[text.strip()]) if text.strip() in _CHINESE else None
 
 
+_LETTER_IN_FONT = re.compile(rf"(?:{_WORDS_IN_TEX}|\\(?:mathbf|mathit|mathsf|boldsymbol|bm))?\s*\{{([^{{}}]*)\}}")
+_FONT_SWITCH = re.compile(r"\\(?:bf|rm|it|sf|bfseries)(?![a-zA-Z])\s*")
+
+
 def is_choice(gold: str) -> bool:
     """Whether a normalised gold answer is one option letter: `C`, `(C)`. Later letters (`N`) are variables."""
     return _CHOICE.fullmatch(gold) is not None
@@ -217,7 +221,7 @@ def read_labelled(gold: str) -> tuple[str, str] | None:
 
 def read_chosen(answer: str) -> str | None:
     """The one option an answer names: `C`, `(c)`, `C.`, `(C) 42`, `option C`; None for several, or one taken back."""
-    answer = re.sub(rf"{_WORDS_IN_TEX}\s*\{{([^{{}}]*)\}}", r"\1", answer).strip()
+    answer = _LETTER_IN_FONT.sub(r"\1", _FONT_SWITCH.sub("", answer)).strip()
     match = _CHOSEN.fullmatch(answer)
     rest = (match and match["rest"]) or ""
     if match is None or _OTHER_OPTION.search(rest) or _TAKEN_BACK.search(rest):

@@ -84,6 +84,16 @@ class OwnSamplesConfig(TrainingConfig, extra="forbid", frozen=True):
             )
         return self
 
+    @model_validator(mode="after")
+    def _both_sides_quantise_alike(self) -> Self:
+        trainer, wire = self.trainer, self.generator.sync.wire
+        if wire == "fp8" and trainer.precision == "fp8" and trainer.fp8.scales != "float32":
+            raise ValueError(
+                "generator.sync.wire fp8 has float32 scales, and trainer.fp8.scales power_of_two would train on other "
+                "weights; set trainer.fp8.scales: float32 or generator.sync.wire: bfloat16"
+            )
+        return self
+
 
 class GRPOConfig(OwnSamplesConfig, extra="forbid", frozen=True):
     """GRPO as DeepSeek-R1 runs it (section 2.1): sample a rollout batch, split it into mini-batches, one step each."""

@@ -12,6 +12,7 @@ from cluster.actors import wait
 from data.config import ProblemSource
 from data.problem_pool import ProblemPool
 from data.problems import Problem
+from models.fp8_checkpoint import is_stored_in_fp8
 from rl.config import OwnSamplesConfig
 from rollouts.pool import GeneratorPool
 from rollouts.probe import SyncFault, check_sync
@@ -39,6 +40,12 @@ class SamplingSession:
     ):
         """`trainer`: the class by its import path; `of_trainer`: further arguments of it."""
         self.settings, self.context = settings, context
+        if settings.generator.engine == "vllm" and not settings.sample_in_trainer and is_stored_in_fp8(policy):
+            raise StageError(
+                f"{context.name}: {policy.name} is stored in FP8, and vLLM would keep blocks that weight sync does not "
+                f"fill; write it in bfloat16 (r1 export {policy} FOLDER) and start from there. engine_args: "
+                "{quantization: fp8_per_block} has vLLM quantise what it is sent"
+            )
         self.problems = self.open_problems((*settings.held_out_sources, *held_out))
         generator = settings.generator
         self.trainer = spawn_trainer(

@@ -81,3 +81,34 @@ def test_shares_that_general_files_decide_are_refused(tmp_path):
         ProblemsConfig(
             instruction_share=1.0, safety_share=0.1, general_sources=(general_source(tmp_path, [{"prompt": "Hi."}]),)
         )
+
+
+def test_problems_of_two_sources_that_count_alike_have_ids_of_their_own(tmp_path):
+    sources = []
+    for number, question in enumerate(["What is 1 + 1?", "What is 2 + 3?"]):
+        (tmp_path / str(number)).mkdir()
+        named = source(tmp_path / str(number), "test.jsonl", [question]).model_copy(update={"name": "test"})
+        sources.append(named)
+    pool = ProblemPool(ProblemsConfig(sources=tuple(sources)), "held_out", 0)
+    drawn = pool.draw_distinct(2, 0.0)
+    assert {p.question for p in drawn} == {"What is 1 + 1?", "What is 2 + 3?"}
+    assert {p.id for p in drawn} == {"test-1", "test-1@2"}
+
+
+def test_the_line_that_all_questions_end_with_is_no_overlap(tmp_path):
+    line = {"instruction": "Answer with the letter of the right choice, in a box."}
+    train = source(tmp_path, "train.jsonl", ["Which is it? None of the above"]).model_copy(update=line)
+    held_out = source(tmp_path, "benchmark.jsonl", ["Who was it? None of the above"]).model_copy(update=line)
+    pool = ProblemPool(ProblemsConfig(sources=(train,)), "train", 0, [held_out])
+    assert pool.contaminated == 0 and pool.draw(0, 1)[0].question.endswith(line["instruction"])
+    copied = source(tmp_path, "copied.jsonl", [BENCHMARK]).model_copy(update=line)
+    leak = source(tmp_path, "leak.jsonl", ["What is 1 + 1?", f"So: {BENCHMARK}"]).model_copy(update=line)
+    assert ProblemPool(ProblemsConfig(sources=(leak,)), "train", 0, [copied]).contaminated == 1
+
+
+def test_solutions_of_benchmarks_are_held_out_too(tmp_path):
+    solution = "Let x be the number of hens; then three x eggs are laid on each of seven days."
+    (tmp_path / "aime.jsonl").write_text(json.dumps({"Problem": "How many?", "Answer": "21", "Solution": solution}))
+    train = source(tmp_path, "train.jsonl", ["What is 2 + 3?", f"Why? {solution}"])
+    held_out = ProblemSource(path=str(tmp_path / "aime.jsonl"), row_schema="aime")
+    assert ProblemPool(ProblemsConfig(sources=(train,)), "train", 0, [held_out]).contaminated == 1

@@ -1,11 +1,13 @@
 """The stages of distillation by a teacher's probabilities, with their real processes, on very small models."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from data.config import ProblemSource
 from data.problem_pool import ProblemsConfig
 from data.write import DataCard, write_dataset
 from distill.config import DistillConfig, KLConfig, OnPolicyDistillConfig, TeacherLogprobsConfig
@@ -130,6 +132,16 @@ def test_weights_name_teachers_that_are_there(llama_checkpoint, tiny_checkpoint,
     inputs = {"student": llama_checkpoint, "teachers__two": tiny_checkpoint}
     with pytest.raises(StageError, match=r"weights\.chain_sum names one, and the input teachers has two"):
         run_on_policy(ON_POLICY, context(tmp_path, **inputs))
+
+
+def test_weights_name_domains_that_files_have(llama_checkpoint, tiny_checkpoint, tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text(json.dumps({"question": "1 + 1?", "answer": "So: 2\n#### 2"}))
+    problems = ProblemsConfig(sources=(ProblemSource(path=str(file)),))
+    config = ON_POLICY.model_copy(update={"problems": problems, "weights": {"math": {"one": 1.0}}})
+    inputs = {"student": llama_checkpoint, "teachers__one": tiny_checkpoint}
+    with pytest.raises(StageError, match=r"weights names the domain math, and the problems have gsm8k"):
+        run_on_policy(config, context(tmp_path / "run", **inputs))
 
 
 @pytest.mark.slow

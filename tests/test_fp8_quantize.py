@@ -172,6 +172,17 @@ def test_weights_read_and_written_again_are_the_same(seed, stretch):
         assert torch.equal(again.float(), values.float())  # as numbers: minus zero may lose its sign
 
 
+def test_changed_blocks_of_powers_of_two_get_powers_of_two():
+    weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0))
+    values, scale = quantize_blocks(weight, "power_of_two")
+    changed = dequantize_blocks(values, scale)
+    changed[:128, :128] *= 1.37
+    again, scale_again = requantize_blocks(changed, scale.to(torch.float8_e8m0fnu))
+    assert scale_again.dtype == torch.float8_e8m0fnu and torch.equal(scale_again.float()[1], scale[1])
+    error = dequantize_blocks(again, scale_again.float()) - changed
+    assert error.norm() / changed.norm() < 0.04 and not error[128:].any()
+
+
 def test_rows_that_are_not_there_are_zeros_whatever_the_first_row_holds():
     matrix = torch.randn(3, 200)
     matrix[0] = torch.inf

@@ -46,10 +46,13 @@ def test_result_files_are_compared_problem_by_problem(tmp_path):
 
 def test_what_cannot_be_compared_is_one_sentence(tmp_path, tiny_checkpoint):
     one, other = made_up_results(tmp_path, "one", [1, 2]), made_up_results(tmp_path, "other", [1, 2], temperature=1.0)
+    here, there = (made_up_results(tmp_path, name, [1, 2], problems_sha256=name) for name in "ab")
+    read_results([one, here])  # one is from before it was written down
     (tmp_path / "notes.json").write_text("{}", encoding="utf-8")
     base = str(tiny_checkpoint)
     for arguments, said in (
         ([str(one), str(other), "--compare"], "temperature is 1.0, and 0.6 in"),
+        ([str(here), str(there), "--compare"], "problems_sha256 is b, and a in"),
         ([str(one), "--compare"], "--compare: name two or more"),
         ([str(one)], "is a file; name checkpoint folders"),
         ([str(one), base, "--compare"], "not both"),

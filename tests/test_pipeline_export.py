@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -51,6 +51,20 @@ def test_fp8_has_deepseeks_blocks_and_is_read_back_within_their_error(tiny_check
     ids = torch.tensor([[5, 9, 17, 33, 4]])
     logits = [load_model(f, attention="sdpa")(input_ids=ids).logits for f in (tiny_checkpoint, tmp_path / "out")]
     assert torch.nn.functional.cosine_similarity(*logits, dim=-1).min() > 0.9
+
+
+def test_fp8_names_the_layers_that_stay_and_says_what_vllm_refuses(llama_checkpoint, tmp_path):
+    folder = tmp_path / "odd"
+    shutil.copytree(llama_checkpoint, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.mlp.gate.weight"] = torch.randn(4, 64)  # as Qwen's routers, which vLLM takes for FP8
+    weights["model.layers.1.mlp.gate.weight"] = torch.randn(4, 64)
+    weights["model.layers.1.mlp.gate.e_score_correction_bias"] = torch.zeros(4)  # as DeepSeek's, which it does not
+    save_file(weights, folder / "model.safetensors")
+    result = export(folder, tmp_path / "out", "--format", "fp8")
+    assert result.exit_code == 0 and "vLLM will not load it" in result.output and "no multiple of 128" in result.output
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["modules_to_not_convert"] == ["model.layers.0.mlp.gate"]
 
 
 def test_fp8_of_fp8_is_bit_for_bit_and_its_bfloat16_is_multiplied_out(tiny_checkpoint, tmp_path):
@@ -112,6 +126,25 @@ def test_the_card_tells_lineage_scores_and_versions(llama_checkpoint, tmp_path):
     (distilled / "manifest.json").unlink()
     assert "how it was made is not recorded" in model_card(distilled, "student", "fp8")
     assert not {"manifest.json", "metrics.jsonl"} & {file.name for file in (tmp_path / "student").iterdir()}
+
+
+def test_the_card_names_the_published_model_and_the_benchmark(llama_checkpoint, tmp_path):
+    distilled = make_run(tmp_path / "run", llama_checkpoint)
+    base = tmp_path / "run" / "student_base"
+    base.mkdir()
+    common = {"files": {}, "parents": {}, "seed": 0, "versions": {}, "code_version": {}, "content_hash": "s"}
+    config = {"model": "meta-llama/Llama-3.1-8B", "revision": "main"}
+    counts = {"revision": "0e9e39f"}
+    Manifest(
+        kind="checkpoint", stage="student_base", stage_kind="import", config=config, counts=counts, **common
+    ).write(base)
+    results = tmp_path / "run" / "evaluate" / "results.json"
+    scores = json.loads(results.read_text())
+    scores["suite"]["from"] = {"sources": [{"path": "HuggingFaceH4/MATH-500"}]}
+    results.write_text(json.dumps(scores))
+    card = model_card(distilled, "student", "bfloat16")
+    assert "`meta-llama/Llama-3.1-8B` as it is published, revision 0e9e39f" in card
+    assert "9 held-out problems of MATH-500, 4 completions each" in card
 
 
 def test_what_cannot_be_exported_is_one_sentence(tiny_checkpoint, v4_checkpoint, tmp_path):

@@ -39,7 +39,7 @@ def test_other_lists_fail(answer):
     [
         ("true", ["True", "yes", "YES.", "真", "是", "对", r"\text{true}", "**Yes**"]),
         ("否", ["no", "False", "假", "错"]),
-        ("B", ["b", "(B)", "B.", r"\text{(B)}", "B. Paris", "Option B"]),
+        ("B", ["b", "(B)", "B.", r"\text{(B)}", r"\mathbf{B}", r"\bf B", r"{\bf B}", "B. Paris", "Option B"]),
     ],
 )
 def test_choice_by_meaning_passes(truth, answers):

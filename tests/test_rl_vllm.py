@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data.problem_pool import ProblemsConfig
+from models.export import export_checkpoint
 from rewards.config import RewardSpec
 from rl.config import GRPOConfig
 from rl.objective import ObjectiveConfig
@@ -40,6 +41,18 @@ def run(config, checkpoint, output):
 
 def with_generator(**changes) -> GRPOConfig:
     return CONFIG.model_copy(update={"generator": CONFIG.generator.model_copy(update=changes)})
+
+
+def test_a_policy_stored_in_fp8_is_refused_before_anything_starts(tiny_checkpoint, tmp_path):
+    export_checkpoint(tiny_checkpoint, tmp_path / "fp8", "fp8")
+    with pytest.raises(StageError, match=r"fp8 is stored in FP8.*r1 export .*fp8 FOLDER"):
+        run(CONFIG, tmp_path / "fp8", tmp_path / "run")
+
+
+def test_a_wire_that_quantises_otherwise_than_the_trainer_is_refused():
+    trainer = {"precision": "fp8", "fp8": {"scales": "power_of_two"}}
+    with pytest.raises(ValueError, match="would train on other weights"):
+        GRPOConfig.model_validate({"trainer": trainer, "generator": {"sync": {"wire": "fp8"}}})
 
 
 def test_vllm_samples_the_policy_that_trains(ray_session, tiny_checkpoint, tmp_path):

@@ -10,6 +10,7 @@ weights then live on different meshes, and yet no two ranks hold the same piece 
 that.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, cast
 
@@ -20,7 +21,7 @@ from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUs
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from models.indexer import awake
 from models.late_weights import fill
@@ -118,6 +119,25 @@ class Ranks:
             tensor = torch.empty_like(like, device=self.pipeline.device_type)
             dist.recv(tensor, group=group, group_src=source)
         return tensor
+
+    def expert_shares(self, weight: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The experts of each rank of `expert` in turn, on rank 0 (of a pipeline: on that of its layers), so that a
+        device has those of one rank beside its own at most. Every rank must ask; others are given their own."""
+        assert self.expert is not None and self.expert_data is not None and isinstance(weight, DTensor)
+        names = weight.device_mesh.mesh_dim_names or ()
+        own = weight.redistribute(
+            placements=[Shard(0) if name == "expert" else Replicate() for name in names]
+        ).to_local()
+        group, place = self.expert.get_group(), self.expert.get_local_rank()
+        for source in range(self.expert.size()):
+            share = own
+            if source and self.expert_data.get_local_rank() == 0:
+                if place == source:
+                    dist.send(own.contiguous(), group=group, group_dst=0)
+                if place == 0:
+                    share = torch.empty_like(own)
+                    dist.recv(share, group=group, group_src=source)
+            yield share
 
     def barrier(self) -> None:
         """Of all ranks."""

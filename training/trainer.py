@@ -29,7 +29,7 @@ from models.checkpoint import (
 from models.mtp import MTPModule, mtp_state_dict
 from models.recompute import Recompute, set_recompute
 from models.routing import LoadCounter, SequenceBalance, load_metrics, routers
-from models.weight_names import hub_pieces, stored_weights
+from models.weight_names import hub_pieces, is_fused, stored_weights
 from training.config import LoRAConfig, OptimizerConfig, check_sharded
 from training.layers import PolicyPart, rank_of_weight
 from training.logprobs import LossOf
@@ -208,19 +208,33 @@ class Trainer:
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(checkpoint name, weight) of the policy: where they are, not to be written to. Sharded ones are put together,
-        and adapters merged into theirs, one at a time, and only rank 0 is given them; the others must ask as well."""
+        and adapters merged into theirs, one at a time (of split experts, those of one rank at a time), and only rank 0
+        is given them; the others must ask as well."""
         held = dict(stored_weights(self.model))
         if self.adapters is not None:
             held = self.adapters.at_rest(held)
         for name, like in self.outline.items():
-            in_one_piece = whole(held[name]) if name in held else None
-            if self.adapters is not None and in_one_piece is not None:
-                in_one_piece = self.adapters.merged(name, in_one_piece)
+            for first, piece in self._put_together(name, held.get(name), like):
+                if self.ranks.rank == 0 and piece is not None:
+                    yield from hub_pieces(name, piece, first)
+
+    def _put_together(
+        self, name: str, weight: torch.Tensor | None, like: torch.Tensor
+    ) -> Iterator[tuple[int, torch.Tensor | None]]:
+        """(first row, rows) on rank 0. weight: what this rank holds; like: the whole on the meta device."""
+        shares = self.ranks.expert.size() if self.ranks.expert is not None and is_fused(name) else 1
+        if shares > 1:
+            like = like[: len(like) // shares]
+        pieces: Iterator[torch.Tensor | None] = itertools.repeat(None, shares)
+        if weight is not None and shares > 1:
+            pieces = self.ranks.expert_shares(weight)
+        elif weight is not None:
+            pieces = iter([whole(weight) if self.adapters is None else self.adapters.merged(name, whole(weight))])
+        for number, piece in enumerate(pieces):
             if self.ranks.pipeline is not None:
                 source = rank_of_weight(name, self.model.config.num_hidden_layers, self.ranks.pipeline.size())
-                in_one_piece = self.ranks.bring(in_one_piece, like, source)
-            if self.ranks.rank == 0 and in_one_piece is not None:
-                yield from hub_pieces(name, in_one_piece)
+                piece = self.ranks.bring(piece, like, source)
+            yield number * (len(like) if shares > 1 else 0), piece
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Checkpoint name -> shape of everything in `weights`, in one piece."""
