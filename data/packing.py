@@ -47,6 +47,13 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
+def fill_rate(lengths_of_rows: Sequence[Sequence[int]], capacity: int) -> float:
+    """Share of a step's room that its tokens fill, from the lengths of each rank's rows: all ranks run as many rows as
+    the one that has most. Above 1 where sequences are longer than a row; 0 without rows."""
+    passes = len(lengths_of_rows) * max(map(len, lengths_of_rows), default=0)
+    return sum(map(sum, lengths_of_rows)) / (passes * capacity) if passes else 0.0
+
+
 def _longest_first(lengths: Sequence[int]) -> list[int]:
     for index, length in enumerate(lengths):
         if length < 1:

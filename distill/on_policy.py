@@ -13,6 +13,7 @@ import numpy as np
 
 from cluster.actors import start_ray
 from data.config import ProblemSource
+from data.packing import fill_rate
 from data.problem_pool import ProblemPool
 from data.problems import Problem
 from distill.config import OnPolicyDistillConfig
@@ -76,6 +77,7 @@ class Session(SamplingSession):
             self.close()
             raise
         self.metrics: dict[str, float] = {}  # of the samples, logged with the step that they are for
+        self.filled = 0.0  # share of the rows' room in the last step
 
     def _check_weights(self, stage: str, teachers: tuple[str, ...]) -> None:
         for domain, weights in self.config.weights.items():
@@ -144,13 +146,16 @@ class Session(SamplingSession):
         rows: list[TaughtRow] = pack_taught(taught, self.config.trainer.row_tokens)
         dealt = self.trainer.dealt(rows, lambda row: len(row.input_ids))
         metrics = self.wait(self.trainer.step.remote(dealt, lr), f"step {step + 1}")
+        lengths = [[len(row.input_ids) for row in share] for share in dealt.values]
+        self.filled = fill_rate(lengths, self.config.trainer.row_tokens)
         self.saving.poll()
         self.log.log(step + 1, self.metrics | metrics)
         self.report(step + 1, phase="training", loss=metrics["loss/kl"])
 
     def end_step(self, step: int) -> None:
         tokens, seconds = self.metrics["experience/tokens"], sum(self.seconds.values())
-        self.log.log_timing(step, self.seconds | {"throughput/tokens_per_s": tokens / seconds})
+        speed = {"throughput/tokens_per_s": tokens / seconds, "packing/fill": self.filled}
+        self.log.log_timing(step, self.seconds | speed)
         self.seconds = {}
         self.report(step, tokens_per_s=tokens / seconds)
         if step % self.config.trainer.checkpoint_every == 0 and step < self.config.steps:

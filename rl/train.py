@@ -16,6 +16,7 @@ import numpy as np
 
 from cluster.actors import ActorDied, PhaseTimeout, kill, start_ray
 from cluster.running import StageStopped
+from data.packing import best_fit, fill_rate
 from rewards.pool import RewardPool
 from rewards.reward import Verdict
 from rl.batch import MissingRoutes, NonFiniteLoss, TrainingSequence, make_mini_batches
@@ -86,6 +87,7 @@ class Session(SamplingSession):
         self.pending_metrics: dict[str, float] = {}  # of the rollout batch; logged with its first step
         self.watch_metrics: dict[str, float] = {}
         self.tokens = 0
+        self.filled: list[float] = []  # share of the rows' room, of each step since the last rollout batch
         self.longest = config.rollout.max_new_tokens  # of this rollout batch's completions
         self._warn_of_staleness()
         self.start_rewards()
@@ -237,6 +239,7 @@ class Session(SamplingSession):
         with self.phase("update", step + 1):
             try:
                 shares = self.trainer.dealt(mini_batch, len)
+                self.filled.append(_filled(shares.values, self.config.trainer.row_tokens))
                 metrics = self.wait(self.trainer.update.remote(shares, lr, self.longest), f"step {step + 1}")
                 self.saving.poll()
             except NonFiniteLoss as error:
@@ -273,11 +276,15 @@ class Session(SamplingSession):
         seconds = sum(self.seconds.values())
         if self.pending_metrics:  # no completion had a signal, so no step was taken
             self.log.log(step, self.pending_metrics)
-        self.log.log_timing(step, self.seconds | {"throughput/tokens_per_s": self.tokens / seconds})
+        self.log.log_timing(step, self.seconds | {"throughput/tokens_per_s": self.tokens / seconds} | self._packing())
         self.seconds = {}
         self.report(step, tokens_per_s=self.tokens / seconds)
         if saves:
             self.saving.begin(step, beside=self._save_beside)
+
+    def _packing(self) -> dict[str, float]:
+        filled, self.filled = self.filled, []
+        return {"packing/fill": sum(filled) / len(filled)} if filled else {}
 
     def _save_beside(self, folder: Path) -> None:
         self.batches.save(folder)
@@ -309,3 +316,8 @@ class Session(SamplingSession):
                 arrays |= {f"{i}/support_ids": support.ids, f"{i}/support_sizes": support.sizes}
         np.savez_compressed(file, **{key: value for key, value in arrays.items() if value is not None})
         return file
+
+
+def _filled(shares: Sequence[Sequence[TrainingSequence]], capacity: int) -> float:
+    lengths = [[len(sequence) for sequence in share] for share in shares]
+    return fill_rate([[sum(own[i] for i in row) for row in best_fit(own, capacity)] for own in lengths], capacity)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.actors import start_ray, wait
+from data.packing import fill_rate
 from sft.batch import Row
 from sft.config import IndexerStage, PretrainConfig, SFTConfig
 from training.background_save import BackgroundSave, Wait
@@ -83,14 +84,17 @@ def _take_steps(
     for step in range(first, steps):
         started = time.monotonic()
         lr = config.optimizer.lr_at(step, steps)
-        pending = take_step(trainer.dealt(rows, lambda row: len(row.input_ids)), lr)
-        tokens = sum(len(row.input_ids) for row in rows)
+        dealt = trainer.dealt(rows, lambda row: len(row.input_ids))
+        pending = take_step(dealt, lr)
+        lengths = [[len(row.input_ids) for row in share] for share in dealt.values]
+        tokens = sum(map(sum, lengths))
         rows = batches(step + 1) if step + 1 < steps else []  # made while the trainer computes
         metrics = waits(pending, f"step {step}")
         seconds = time.monotonic() - started
         saving.poll()
         log.log(step + 1, metrics)
-        log.log_timing(step + 1, {"time/step_s": seconds, "throughput/tokens_per_s": tokens / seconds})
+        speed = {"time/step_s": seconds, "throughput/tokens_per_s": tokens / seconds}
+        log.log_timing(step + 1, speed | {"packing/fill": fill_rate(lengths, config.trainer.row_tokens)})
         context.report(
             {"step": step + 1, "total_steps": steps, "loss": metrics[loss], "tokens_per_s": tokens / seconds}
         )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.packing import best_fit, deal
+from data.packing import best_fit, deal, fill_rate
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=60)
 
@@ -63,6 +63,21 @@ def test_known_packings(lengths, bins):
 
 def test_a_sequence_longer_than_a_row_has_one_of_its_own():
     assert best_fit([1, 2, 11, 12], 10) == [[3], [2], [1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "filled"),
+    [
+        ([[10, 10]], 1.0),
+        ([[10, 5], [10, 5]], 0.75),
+        ([[10, 10], [10]], 0.75),
+        ([[12]], 1.2),
+        ([[], [5]], 0.25),
+        ([[]], 0.0),
+    ],
+)
+def test_what_a_step_fills_counts_the_rows_that_wait_for_the_longest_share(rows, filled):
+    assert fill_rate(rows, 10) == pytest.approx(filled)
 
 
 def test_an_empty_sequence_is_named():

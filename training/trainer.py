@@ -28,7 +28,7 @@ from models.checkpoint import (
 )
 from models.mtp import MTPModule, mtp_state_dict
 from models.recompute import Recompute, set_recompute
-from models.routing import LoadCounter, SequenceBalance, load_metrics, routers
+from models.routing import LoadCounter, SequenceBalance, is_selection_bias, load_metrics, routers
 from models.weight_names import hub_pieces, is_fused, stored_weights
 from training.config import LoRAConfig, OptimizerConfig, check_sharded
 from training.layers import PolicyPart, rank_of_weight
@@ -92,6 +92,7 @@ class Trainer:
         if mtp_module is not None:
             mtp_module.requires_grad_(self.train_mtp)
         self.outline = {name: weight.to("meta") for name, weight in stored_weights(self.model)}  # of the whole model
+        self.has_biases = any(map(is_selection_bias, self.outline))
         self.router_names = [name for name, _ in routers(self.model, mtp_module)]  # likewise
         self.adapters = None if lora is None else Adapters(self.model, lora, seed)
         self.policy = self._shard(self._held_here(self.model, mtp_module)).train()
@@ -167,7 +168,8 @@ class Trainer:
             self.load.sum_over_ranks(self.ranks.shards.get_group())
         loads = [load for part in self.ranks.along_pipeline(self.load.loads()) for load in part.items()]
         self.load.update_bias(speed)
-        return load_metrics(dict(loads)) | {"moe/bias_speed": speed}
+        moved = {"moe/bias_speed": speed} if self.has_biases else {}
+        return load_metrics(dict(loads)) | moved
 
     # --- one row, where all layers are here ---
 
