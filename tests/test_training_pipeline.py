@@ -66,6 +66,13 @@ def test_losses_and_every_gradient_are_those_of_one_process(ranks, checkpoint, s
     assert_same_gradients(ranks.run(size, job("gradients"), checkpoint, mesh), expected)
 
 
+def test_ranks_in_the_middle_of_a_pipeline_of_four_do_their_part(ranks, tmp_path):
+    """Eight chunks and nine layers; no text or loss reaches ranks 1 and 2."""
+    deep = str(make_checkpoint(tmp_path / "deep", num_layers=9))
+    expected = ranks.alone(job("gradients"), deep, {})
+    assert_same_gradients(ranks.run(4, job("gradients"), deep, {"pipeline": 4}), expected)
+
+
 def test_a_head_that_is_the_embedding_gets_both_gradients(ranks, tmp_path):
     dense = {"architecture": "llama", "num_heads": 2, "num_layers": 4}
     tied = str(make_checkpoint(tmp_path / "tied", tie_embeddings=True, **dense))
