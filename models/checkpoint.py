@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager, nullcontext
@@ -28,6 +29,7 @@ from models.mtp import MTPModule, check_mtp, mtp_layers, mtp_state_dict, mtp_vie
 from models.routing import is_selection_bias
 from models.weight_names import hub_views
 
+logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 _FORMAT = {"format": "pt"}
 _LOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # of a repository on a hub
@@ -124,16 +126,17 @@ def _described(folder: Path, config: Any, dtype: torch.dtype, attention: str, on
 
 
 def load_mtp_module(path: Path | str, config, on_meta: bool = False) -> MTPModule | None:
-    """The MTP layer of a DeepSeek checkpoint folder, or None when it has none. on_meta: without its weights.
+    """The MTP layer of a DeepSeek checkpoint, or None when it has none. on_meta: without its weights. One that
+    config.json promises and the files lack is a warning: some release the main model alone.
 
     Raises ValueError for MTP layers that cannot be computed here, KeyError when a tensor is missing.
     """
-    folder = Path(path)
-    if mtp_layers(config) == 0 or not folder.is_dir():
+    if mtp_layers(config) == 0:
         return None
     check_mtp(config)
-    files = TensorFiles(folder)
+    files = TensorFiles(_folder(path))
     if not files.names(f"model.layers.{config.num_hidden_layers}."):
+        logger.warning("%s: config.json says that there is an MTP layer, and its files have none; it is left out", path)
         return None
     with init_empty_weights(include_buffers=False) if on_meta else nullcontext():
         mtp = MTPModule(config)

@@ -66,12 +66,13 @@ def test_without_weights_it_takes_no_memory(tiny_checkpoint):
     assert mtp is not None and all(p.is_meta for p in mtp.parameters())
 
 
-def test_a_checkpoint_without_mtp_has_none(tiny_checkpoint, llama_checkpoint, tmp_path):
+def test_a_checkpoint_without_mtp_has_none(tiny_checkpoint, llama_checkpoint, tmp_path, caplog):
     llama = load_model(llama_checkpoint)
     assert load_mtp_module(llama_checkpoint, llama.config) is None
     model = load_model(tiny_checkpoint)
     save_model(tmp_path, model, load_tokenizer(tiny_checkpoint))
     assert load_mtp_module(tmp_path, model.config) is None
+    assert "says that there is an MTP layer, and its files have none" in caplog.text
 
 
 def reference_mtp_loss(trainer, sequences, masks) -> float:
