@@ -9,10 +9,8 @@ with `scale_fmt: ue8m0` where scales are powers of two. transformers' own reader
 `kv_a_proj_with_mqa`, whose 576 rows are no multiple of 128.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -44,15 +42,6 @@ def is_fp8(config: Any) -> bool:
             f"float16 ones and DeepSeek's FP8 with blocks of {BLOCK}x{BLOCK}: convert it to one of these first"
         )
     return True
-
-
-def is_stored_in_fp8(folder: Path) -> bool:
-    """`is_fp8` by a folder's config.json; False where there is none."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return is_fp8(SimpleNamespace(quantization_config=config.get("quantization_config")))
 
 
 class TensorFiles:

@@ -1,10 +1,11 @@
 """What stages that train a policy on its own samples have in common: processes, weight sync, logs and checkpoints."""
 
 import hashlib
+import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from cluster.actors import wait
 from data.config import ProblemSource
 from data.problem_pool import ProblemPool
 from data.problems import Problem
-from models.fp8_checkpoint import is_stored_in_fp8
 from rl.config import OwnSamplesConfig
 from rollouts.pool import GeneratorPool
 from rollouts.probe import SyncFault, check_sync
@@ -40,7 +40,7 @@ class SamplingSession:
     ):
         """`trainer`: the class by its import path; `of_trainer`: further arguments of it."""
         self.settings, self.context = settings, context
-        if settings.generator.engine == "vllm" and not settings.sample_in_trainer and is_stored_in_fp8(policy):
+        if settings.generator.engine == "vllm" and not settings.sample_in_trainer and _is_quantised(policy):
             raise StageError(
                 f"{context.name}: {policy.name} is stored in FP8, and vLLM would keep blocks that weight sync does not "
                 f"fill; write it in bfloat16 (r1 export {policy} FOLDER) and start from there. engine_args: "
@@ -144,3 +144,10 @@ def derived_seed(seed: int, purpose: str, step: int) -> int:
     """Depends on a stage's seed, the purpose and the step alone, so that a resumed run repeats it."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
+
+
+def _is_quantised(checkpoint: Path) -> bool:
+    """By config.json, which is all that the driver reads of a checkpoint."""
+    with suppress(OSError, ValueError):
+        return bool(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("quantization_config"))
+    return False
