@@ -12,6 +12,11 @@ settings.register_profile("r1", deadline=None)  # how long an example takes says
 settings.load_profile("r1")
 
 TESTS = Path(__file__).parent
+# Whoever starts Ray first in a process, a fixture or a stage: its workers can import the modules in tests/.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(TESTS), str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+sys.path.append(str(TESTS))
 LONGEST = ("test_recipes_smoke.py", "test_rl_train.py", "test_rl_vllm.py")
 
 
@@ -76,13 +81,10 @@ def v4_checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_session():
-    """One local Ray for all tests; its workers can import the modules in tests/."""
+    """One local Ray for all tests."""
     pytest.importorskip("ray")
     from cluster.actors import start_ray, stop_ray
 
-    paths = [str(TESTS), str(TESTS.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    sys.path.append(str(TESTS))
     start_ray()
     yield
     stop_ray()
