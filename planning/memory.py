@@ -162,7 +162,7 @@ def logit_bytes(model: Architecture, training: Training, tokens: float, cuda: bo
 
 # --- sampling ---
 
-VLLM_SHARE = 0.92  # of a GPU's memory: its default of gpu_memory_utilization (0.32; before 0.20 it was 0.9)
+VLLM_SHARE = 0.92  # of a GPU's memory: its default of gpu_memory_utilization, in 0.32
 
 
 def engine_share(engine: GeneratorConfig | PreferenceOptions) -> float:
