@@ -14,6 +14,7 @@ from rewards.reference_judge import ReferenceJudge, ReferenceJudgeOptions, read_
 from rewards.reward import Score, Verdict
 from rewards.testing import make_problem
 from tests.chat_server import Server, said
+from tests.killing import kill_and_wait
 from tests.toy_judges import ByLength, Down, NoRoom, Quotes, Says
 
 PROBLEM = make_problem(question="Say something.", checker="instruction", domain="general")
@@ -144,7 +145,7 @@ def test_lots_hold_everything_once_and_are_even(count, most):
 
 
 def test_a_judge_in_an_actor_scores_for_reward_workers(ray_session):
-    from cluster.actors import kill, spawn
+    from cluster.actors import spawn
 
     handle = spawn("toy_judges:ServedByLength")
     specs = [RewardSpec(use="rewards.generative:Generative", options={"votes": 2})]
@@ -152,7 +153,7 @@ def test_a_judge_in_an_actor_scores_for_reward_workers(ray_session):
     try:
         pool.submit("key", PROBLEM, ["aaaa", "bb"])
         assert [s.value for s in pool.collect()["key"]] == pytest.approx([3 / 9, 1 / 9])
-        kill(handle)
+        kill_and_wait(handle)
         pool.submit("again", PROBLEM, ["aaaa", "bb"])
         assert all("the judge gave no answer" in s.detail for s in pool.collect()["again"])
     finally:

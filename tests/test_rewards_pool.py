@@ -2,13 +2,14 @@
 
 import pytest
 
-from cluster.actors import ActorDied, kill
+from cluster.actors import ActorDied
 from cluster.config import ClusterConfig
 from cluster.running import running
 from data.problems import Problem
 from rewards.config import RewardSpec, RewardWorkersConfig
 from rewards.pool import RewardPool
 from rewards.reward import Verdict
+from tests.killing import kill_and_wait
 
 PROBLEM = Problem(
     id="p", messages=({"role": "user", "content": "1+1?"},), ground_truth="2", checker="math", domain="sums",
@@ -69,7 +70,7 @@ def test_what_a_worker_has_judged_is_counted_when_it_dies_afterwards(make_pool):
     pool = make_pool()
     pool.submit("a", PROBLEM, ["x", "y"])
     pool.collect()
-    kill(pool._workers[0])
+    kill_and_wait(pool._workers[0])
     assert pool.take_counts()["obedient"]["pass"] == 2
     pool.submit("b", PROBLEM, ["x"])
     assert verdicts(pool.collect()) == {"b": [Verdict.PASS]}

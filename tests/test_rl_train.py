@@ -22,6 +22,7 @@ from rl.config import GRPOConfig
 from rl.objective import ObjectiveConfig
 from rollouts.config import GeneratorConfig, RolloutConfig
 from tests.conftest import make_checkpoint
+from tests.killing import kill_and_wait
 from training.config import OptimizerConfig, TrainerConfig
 from training.mesh import MeshConfig
 from training.run_log import read_log
@@ -259,16 +260,15 @@ def test_rollouts_that_run_ahead_learn_too_and_go_on_bit_for_bit(ray_session, ti
 
 @pytest.mark.slow
 def test_workers_that_die_and_one_that_is_slow_change_nothing(undisturbed, tiny_checkpoint, tmp_path):
-    from cluster.actors import kill
     from rl.train import Session, train
 
     def disturb(event):
         if event.get("phase") != "sampling":
             return
         if event["step"] == 2:
-            kill(session.rewards._workers[0])
+            kill_and_wait(session.rewards._workers[0])
         elif event["step"] == 4:
-            kill(session.pool.replicas[0])
+            kill_and_wait(session.pool.replicas[0])
         elif event["step"] == 6:
             slow = _process_of("TransformersGenerator")
             slow.suspend()

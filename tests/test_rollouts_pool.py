@@ -13,6 +13,7 @@ from rollouts.config import GeneratorConfig
 from rollouts.records import Request, SamplingParams
 from rollouts.transformers_generator import TransformersGenerator
 from rollouts.transport import Files
+from tests.killing import kill_and_wait
 
 PARAMS = SamplingParams(max_new_tokens=40, group_size=4, seed=3)
 CONFIG = GeneratorConfig(replicas=2, max_slots=8, deadline_s=120)
@@ -83,14 +84,13 @@ def test_a_second_call_gives_the_same(pool, expected):
 
 @pytest.mark.slow
 def test_a_replica_killed_while_sampling_is_replaced_and_nothing_changes(pool, expected):
-    from cluster.actors import kill
 
     victim, other = pool.replicas
     arrived = []
     for group in pool.stream(requests(), PARAMS):
         arrived.append(group)
         if len(arrived) == 2:
-            kill(victim)
+            kill_and_wait(victim)
     assert len(arrived) == len({g.key for g in arrived}) == 12
     by_key = {group.key: group for group in arrived}
     assert content([by_key[r.key] for r in requests()]) == expected
@@ -101,12 +101,12 @@ def test_a_replica_killed_while_sampling_is_replaced_and_nothing_changes(pool, e
 @pytest.mark.slow
 def test_a_replica_that_dies_while_the_trainer_goes_on_gets_no_other_weights(pool, expected, monkeypatch):
     """From files it gets those of the last sync; a trainer that has moved on is not asked."""
-    from cluster.actors import ActorDied, kill
+    from cluster.actors import ActorDied
 
     pool.weights_move = True
-    kill(pool.replicas[0])
+    kill_and_wait(pool.replicas[0])
     assert content(pool.sample(requests(), PARAMS)) == expected
-    kill(pool.replicas[0])
+    kill_and_wait(pool.replicas[0])
     with monkeypatch.context() as patch:
         patch.setattr(pool, "_synced", (SimpleNamespace(repeats=False), 5))
         with pytest.raises(ActorDied, match=r"a generator died while rollouts ran ahead.*sync\.transport files"):
@@ -117,17 +117,15 @@ def test_a_replica_that_dies_while_the_trainer_goes_on_gets_no_other_weights(poo
 
 @pytest.mark.slow
 def test_a_replica_killed_between_calls_gets_the_last_weights(pool, expected):
-    from cluster.actors import kill
 
-    kill(pool.replicas[1])
+    kill_and_wait(pool.replicas[1])
     assert content(pool.sample(requests(), PARAMS)) == expected
 
 
 @pytest.mark.slow
 def test_a_replica_killed_before_a_sync_gets_its_weights(pool, other_weights, expected):
-    from cluster.actors import kill
 
-    kill(pool.replicas[0])
+    kill_and_wait(pool.replicas[0])
     pool.sync(other_weights, version=6)
     groups = pool.sample(requests(), PARAMS)
     assert {v for g in groups for c in g.completions for v in c.policy_versions} == {6}
@@ -137,11 +135,10 @@ def test_a_replica_killed_before_a_sync_gets_its_weights(pool, other_weights, ex
 
 @pytest.mark.slow
 def test_a_replica_killed_before_a_probe_gets_the_last_weights(pool):
-    from cluster.actors import kill
 
     sequences = [[9, 20, 31, 7, 250]]
     before = [scores[0].tolist() for scores in pool.score(sequences)]
-    kill(pool.replicas[1])
+    kill_and_wait(pool.replicas[1])
     assert [scores[0].tolist() for scores in pool.score(sequences)] == before
     assert pool.context() == 128
 
@@ -149,16 +146,16 @@ def test_a_replica_killed_before_a_probe_gets_the_last_weights(pool):
 @pytest.mark.slow
 def test_a_replica_killed_while_the_trainer_works_is_replaced(ray_session, tiny_checkpoint, other_weights, monkeypatch):
     """Put to sleep like the others, awake when it is time, and with the weights of the sync that follows."""
-    from cluster.actors import kill, wait
+    from cluster.actors import wait
     from rollouts import pool as module
 
     monkeypatch.setitem(module._ENGINES, "transformers", "faulty_generators:Sleepy")
     pool = module.GeneratorPool(str(tiny_checkpoint), CONFIG.model_copy(update={"replicas": 1, "sleep": True}))
     try:
-        kill(pool.replicas[0])
+        kill_and_wait(pool.replicas[0])
         pool.sleep()
         assert wait(pool.replicas[0].is_asleep.remote(), phase="testing", deadline_s=60)
-        kill(pool.replicas[0])
+        kill_and_wait(pool.replicas[0])
         pool.wake()
         pool.sync(other_weights, version=7)
         [group] = pool.sample(requests(1), PARAMS)
@@ -242,7 +239,6 @@ def _out_of_reach_once():
 @pytest.mark.slow
 def test_stolen_work_is_sampled_once_and_the_same(ray_session, tiny_checkpoint, other_weights, expected):
     """Batches of two prompts from one queue; one replica dies with a batch in hand."""
-    from cluster.actors import kill
     from rollouts.pool import GeneratorPool
 
     stealing = GeneratorPool(str(tiny_checkpoint), CONFIG.model_copy(update={"work_stealing": True}))
@@ -252,7 +248,7 @@ def test_stolen_work_is_sampled_once_and_the_same(ray_session, tiny_checkpoint, 
         for group in stealing.stream(requests(), PARAMS):
             arrived.append(group)
             if len(arrived) == 3:
-                kill(stealing.replicas[1])
+                kill_and_wait(stealing.replicas[1])
     finally:
         stealing.close()
     assert sorted(group.key for group in arrived) == sorted(request.key for request in requests())
