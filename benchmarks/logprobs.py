@@ -62,9 +62,9 @@ def ours_values(hidden, weight, targets):
 
 def ours_loss(hidden, weight, targets):
     """training.logprobs.token_loss: a sum over tokens, with entropy; logits computed once."""
-    from training.logprobs import token_loss
+    from training.logprobs import LossOf, token_loss
 
-    return token_loss(hidden, weight, targets, lambda logprobs_C, chunk: -logprobs_C.sum())[0]
+    return token_loss(hidden, weight, targets, LossOf(lambda logprobs_C, *_: -logprobs_C.sum()))[0]
 
 
 def ours_nll(hidden, weight, targets):

@@ -63,17 +63,22 @@ def _machine() -> Iterator[Line]:
 
 def _training() -> Iterator[Line]:
     import torch
+    import torch.distributed as dist
 
     from fp8.gemm import backends
 
     cuda = torch.cuda.is_available()
     yield Line("precision float32", True, "")
+    native = cuda and torch.cuda.get_device_capability() >= (8, 0)
+    yield Line("precision bfloat16", True, "" if native else "right, and no faster than float32 on this machine")
     slow = "in float32, by the definition: right, and several times slower than precision float32"
     for name, missing in backends("cuda" if cuda else "cpu").items():
         yield Line(f"precision fp8, backend {name}", not missing, missing or (slow if name == "reference" else ""))
     able = cuda and torch.cuda.get_device_capability() >= (8, 9)
     without = "" if able and _version("triton") else "they need a GPU of compute capability 8.9 and the package triton"
     yield Line("FP8 quantisers by Triton", not without, without)
+    collectives, there = ("nccl", dist.is_nccl_available()) if cuda else ("gloo", dist.is_gloo_available())
+    yield Line("mesh of several ranks", there, f"by {collectives}" if there else f"this torch lacks {collectives}")
 
 
 def _sampling() -> Iterator[Line]:

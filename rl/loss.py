@@ -2,6 +2,7 @@
 
     rho_t  = exp(policy_t - old_t)             importance ratio (GSPO: its geometric mean over t)
     loss   = - sum_t w_t c_t M_i min(rho_t A_i, clip(rho_t, 1 - clip_low, 1 + clip_high) A_i)  +  kl_coef sum_t w_t KL_t
+             - entropy_coef sum_t w_t H_t
 
 for token t of sequence i. c_t is the correction and M_i the off-policy sequence mask (`rl.correction`), 1 when off. The
 weight w_t carries the whole normalisation; its denominators belong to the *mini-batch*:
@@ -15,6 +16,8 @@ the mini-batch, however it was split. The one condition: a sequence lies in one 
 
 Axes: T completion tokens of the micro-batch (prompt tokens never get here), N its sequences.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,7 +36,8 @@ def policy_loss(
     sequence_of_token_T: Tensor,
     objective: Objective,
     denominators: Denominators,
-    weight_T: Tensor | None = None,
+    entropy_T: Tensor | None = None,
+    owed: "SequenceTerms | None" = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """One micro-batch's share of the mini-batch loss, and sums for its metrics.
 
@@ -44,8 +48,9 @@ def policy_loss(
         sequence_of_token_T: int64 in [0, N): the sequence each token belongs to. Tokens may come in any order.
         denominators: `sequences`, `tokens` and `max_length` of the whole mini-batch, over all micro-batches and ranks.
             (Data-parallel wrappers that average gradients over ranks need the loss times the number of ranks.)
-        weight_T: `token_weights` of these tokens, where they are not the whole of their sequences; only for objectives
-            that sum over tokens.
+        entropy_T: nats, with gradient; needed when entropy_coef > 0.
+        owed: where these tokens are not the whole of their sequences: what they owe to the whole, made before; only for
+            objectives that sum over tokens.
 
     Returns:
         (loss, sums): a scalar, and detached scalars to be reduced by `rl.metrics.combine`.
@@ -54,14 +59,14 @@ def policy_loss(
     logprob, which a clipped or masked term would hide. Check both before stepping the optimizer.
     An empty micro-batch (T = N = 0) has loss 0 with zero gradient.
     """
-    _check_inputs(policy_T, old_T, ref_T, sampling_T, sequence_of_token_T, objective)
+    _check_inputs(policy_T, old_T, ref_T, sampling_T, entropy_T, sequence_of_token_T, objective)
     old_T = old_T.detach().to(policy_T.dtype)
     ref_T = None if ref_T is None else ref_T.detach().to(policy_T.dtype)
     sampling_T = None if sampling_T is None else sampling_T.detach().to(policy_T.dtype)
     advantage_T = advantages_N.to(policy_T.dtype)[sequence_of_token_T]
-    if weight_T is None:
-        weight_T = token_weights(sequence_of_token_T, len(advantages_N), objective, denominators)
-    weight_T = weight_T.to(policy_T.dtype)
+    if owed is None:
+        owed = sequence_terms(policy_T, old_T, sampling_T, advantages_N, sequence_of_token_T, objective, denominators)
+    weight_T = owed.weight_T.to(policy_T.dtype)
 
     log_ratio_T = policy_T - old_T
     if objective.ratio_level == "sequence":
@@ -70,18 +75,10 @@ def policy_loss(
     clipped_T = ratio_T.clamp(1 - objective.clip_low, 1 + objective.clip_high)
     surrogate_T = torch.minimum(ratio_T * advantage_T, clipped_T * advantage_T)
 
-    kept_N = torch.ones_like(advantages_N, dtype=torch.bool)
     if objective.sequence_mask_delta is not None:
-        assert sampling_T is not None
-        kept_N = off_policy_kept(policy_T, sampling_T, advantages_N, sequence_of_token_T, objective.sequence_mask_delta)
-        surrogate_T = surrogate_T * kept_N[sequence_of_token_T]
-    correction_sums = {}
-    if objective.correction != "none":
-        assert sampling_T is not None
-        correction_T, correction_sums = correction_weights(
-            old_T, sampling_T, sequence_of_token_T, len(advantages_N), objective
-        )
-        surrogate_T = surrogate_T * correction_T
+        surrogate_T = surrogate_T * owed.kept_N[sequence_of_token_T]
+    if owed.correction_T is not None:
+        surrogate_T = surrogate_T * owed.correction_T
     loss = -(weight_T * surrogate_T).sum()
 
     if objective.needs_reference:
@@ -90,12 +87,52 @@ def policy_loss(
         if objective.unbiased_kl:
             kl_T = torch.exp(policy_T - old_T) * kl_T  # the ratio keeps its gradient: that is what removes the bias
         loss = loss + objective.kl_coef * (weight_T * kl_T).sum()
+    if objective.entropy_coef > 0:
+        assert entropy_T is not None
+        loss = loss - objective.entropy_coef * (weight_T * entropy_T).sum()
 
     with torch.no_grad():
-        sums = _metric_sums(policy_T, old_T, ref_T, sampling_T, ratio_T, advantage_T, objective) | correction_sums
+        sums = _metric_sums(policy_T, old_T, ref_T, sampling_T, ratio_T, advantage_T, objective) | owed.correction_sums
         sums["sequences"] = policy_T.new_tensor(len(advantages_N))
-        sums["masked_sequences"] = (~kept_N).sum()
+        sums["masked_sequences"] = (~owed.kept_N).sum()
     return loss, sums
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceTerms:
+    """What tokens owe to the whole of their sequences."""
+
+    weight_T: Tensor  # float64: `token_weights`
+    kept_N: Tensor  # bool: the off-policy sequence mask
+    correction_T: Tensor | None  # None: 1
+    correction_sums: dict[str, Tensor]  # of the correction, for metrics
+
+    def part(self, tokens: slice) -> "SequenceTerms":
+        """Of some tokens. The sums are not theirs, and are left out."""
+        correction_T = None if self.correction_T is None else self.correction_T[tokens]
+        return SequenceTerms(self.weight_T[tokens], self.kept_N, correction_T, {})
+
+
+@torch.no_grad()
+def sequence_terms(
+    policy_T: Tensor,
+    old_T: Tensor,
+    sampling_T: Tensor | None,
+    advantages_N: Tensor,
+    sequence_of_token_T: Tensor,
+    objective: Objective,
+    denominators: Denominators,
+) -> SequenceTerms:
+    """Of whole sequences. Arguments are those of `policy_loss`; the mask alone looks at policy_T."""
+    weight_T = token_weights(sequence_of_token_T, len(advantages_N), objective, denominators)
+    kept_N, correction_T, sums = torch.ones_like(advantages_N, dtype=torch.bool), None, {}
+    if objective.sequence_mask_delta is not None:
+        assert sampling_T is not None
+        kept_N = off_policy_kept(policy_T, sampling_T, advantages_N, sequence_of_token_T, objective.sequence_mask_delta)
+    if objective.correction != "none":
+        assert sampling_T is not None
+        correction_T, sums = correction_weights(old_T, sampling_T, sequence_of_token_T, len(advantages_N), objective)
+    return SequenceTerms(weight_T, kept_N, correction_T, sums)
 
 
 def kl_estimate(policy_T: Tensor, ref_T: Tensor, estimator: KLEstimator) -> Tensor:
@@ -158,6 +195,7 @@ def _check_inputs(
     old_T: Tensor,
     ref_T: Tensor | None,
     sampling_T: Tensor | None,
+    entropy_T: Tensor | None,
     sequence_of_token_T: Tensor,
     objective: Objective,
 ) -> None:
@@ -167,7 +205,10 @@ def _check_inputs(
         raise ValueError(f"kl_coef {objective.kl_coef} needs reference logprobs: give ref_T or set kl_coef to 0")
     if objective.needs_sampling and sampling_T is None:
         raise ValueError("correction and sequence_mask_delta need the generator's sampling logprobs; give sampling_T")
-    named = {"old_T": old_T, "ref_T": ref_T, "sampling_T": sampling_T, "sequence_of_token_T": sequence_of_token_T}
+    if objective.entropy_coef > 0 and entropy_T is None:
+        raise ValueError(f"entropy_coef {objective.entropy_coef} needs the entropy of each token: give entropy_T")
+    named = {"old_T": old_T, "ref_T": ref_T, "sampling_T": sampling_T, "entropy_T": entropy_T}
+    named["sequence_of_token_T"] = sequence_of_token_T
     for name, tensor in named.items():
         if tensor is not None and tensor.shape != policy_T.shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, but policy_T has {tuple(policy_T.shape)}")

@@ -1,6 +1,7 @@
 """What the policy maximises: named presets, each field of which a recipe may override on its own.
 
-    J = agg_t [ c M min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) - kl_coef KL(policy || reference) ]
+    J = agg_t [ c M min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) - kl_coef KL(policy || reference)
+                + entropy_coef H(policy) ]
 
 Sources: r1 = DeepSeek-R1 (arXiv:2501.12948), v3_2 = DeepSeek-V3.2 (2512.02556, section 3.1), dapo = DAPO (2503.14476),
 dr_grpo = Dr. GRPO (2503.20783), gspo = GSPO (2507.18071). What a paper leaves open is chosen here and marked "ours".
@@ -42,6 +43,7 @@ class Objective:
     kl_coef: float
     kl_estimator: KLEstimator
     unbiased_kl: bool
+    entropy_coef: float
     advantage_std: bool
     ratio_level: RatioLevel
     aggregation: Aggregation
@@ -79,8 +81,9 @@ class Objective:
 
     @property
     def sums_over_tokens(self) -> bool:
-        """Whether a token's share of the loss depends on no other token's policy logprob."""
-        return self.ratio_level == "token" and self.sequence_mask_delta is None and self.correction == "none"
+        """Whether a token's share of the loss depends on no other token's policy logprob, but for the mask of
+        sequences, which the old logprobs nearly always tell."""
+        return self.ratio_level == "token"
 
     @property
     def needs_sampling(self) -> bool:
@@ -113,6 +116,7 @@ _R1 = Objective(
     kl_coef=0.001,
     kl_estimator="k3",
     unbiased_kl=False,
+    entropy_coef=0.0,
     advantage_std=True,
     ratio_level="token",
     aggregation="sequence_mean",  # not stated; ours, as in DeepSeekMath
@@ -194,6 +198,13 @@ class ObjectiveConfig(BaseModel, extra="forbid", frozen=True):
         default=None,
         description="Multiply k3 by the importance ratio, gradient included (DeepSeek-V3.2 eq. 7), which makes the KL "
         "gradient unbiased when completions come from the old policy. v3_2: true. Others: false, as printed.",
+    )
+    entropy_coef: float | None = Field(
+        default=None,
+        ge=0,
+        description="Weight of the entropy of each token's distribution (nats, at the rollout's temperature and over "
+        "its sampling mask) in what is maximised: it keeps a policy from narrowing. All presets: 0; no paper of theirs "
+        "has it.",
     )
     advantage_std: bool | None = Field(
         default=None,

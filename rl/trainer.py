@@ -12,7 +12,8 @@ import torch
 from models.routing import routers
 from models.routing_replay import RoutingReplay
 from rl.batch import MicroBatch, MissingRoutes, NonFiniteLoss, TrainingSequence
-from rl.loss import policy_loss, token_weights
+from rl.chunked_loss import loss_in_chunks
+from rl.loss import policy_loss
 from rl.metrics import combine, mini_batch_metrics
 from rl.mismatch import mismatch_sums
 from rl.objective import Denominators, Objective
@@ -140,23 +141,17 @@ class PolicyTrainer(SamplingTrainer):
         old_T, sampling_T = self._tensor(row.old_logprobs), self._tensor(row.sampling_logprobs)
         ref_T = None if row.ref_logprobs is None else self._tensor(row.ref_logprobs)
         advantages_N, sequence_T = self._tensor(row.advantages), self._tensor(row.sequence_of_token)
-        weight_T = token_weights(sequence_T, len(advantages_N), self.objective, denominators)
-
-        def loss_of(policy_C: torch.Tensor, part: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            ref_C = None if ref_T is None else ref_T[part]
-            return policy_loss(
-                policy_C, old_T[part], ref_C, sampling_T[part], advantages_N, sequence_T[part], self.objective,
-                denominators, weight_T[part],
-            )  # fmt: skip
+        given = old_T, ref_T, sampling_T, advantages_N, sequence_T, self.objective, denominators
 
         # The gradient of a sum over tokens is made while each chunk's logits are there; what is logged is computed
         # again from the values.
-        in_chunks = (lambda policy_C, part: loss_of(policy_C, part)[0]) if self.objective.sums_over_tokens else None
+        in_chunks = loss_in_chunks(*given) if self.objective.sums_over_tokens else None
         predictions = predict(self.temperature, "alone" if self.train_mtp else "off", in_chunks)
-        assert predictions.logprobs_C is not None and predictions.entropies_C is not None
-        loss, sums = loss_of(predictions.logprobs_C, slice(None))
+        logprobs_T, entropies_T = predictions.logprobs_C, predictions.entropies_C
+        assert logprobs_T is not None and entropies_T is not None
+        loss, sums = policy_loss(logprobs_T, *given, entropies_T)
         loss = loss if predictions.loss is None else predictions.loss
-        return loss, predictions.entropies_C.sum(), predictions.mtp_nll, sums | mismatch_sums(old_T, sampling_T)
+        return loss, entropies_T.sum(), predictions.mtp_nll, sums | mismatch_sums(old_T, sampling_T)
 
     def _step(self, lr: float, metrics: dict[str, float]) -> None:
         """Step on the gradients, unless the loss or their norm is not finite."""

@@ -284,7 +284,8 @@ def test_nothing_heavy_is_imported_when_everything_is_made(tmp_path, arguments):
 def test_interrupt_is_exit_code_130_and_the_same_command_resumes(tmp_path):
     write_recipes(tmp_path / "recipes", zero=RECIPES["zero.yaml"] + "pause_s: 3.0\n")
     arguments = [sys.executable, "-u", "-c", PROGRAM, "run", "recipes/pipeline.yaml"]
-    with subprocess.Popen(arguments, cwd=tmp_path, stdout=-1, stderr=-1, text=True) as process:
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 also where the tests run in the background
+    with subprocess.Popen(arguments, cwd=tmp_path, stdout=-1, stderr=-1, text=True, preexec_fn=heard) as process:
         while not process.stdout.readline().startswith("zero: step 1/5"):
             assert process.poll() is None
         process.send_signal(signal.SIGINT)

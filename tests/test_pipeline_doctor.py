@@ -25,6 +25,8 @@ def test_a_machine_without_a_gpu(monkeypatch):
     output = run(monkeypatch)
     assert "torch 2." in line(output, "packages")
     assert line(output, "precision float32") == "precision float32 yes"
+    assert "bfloat16 yes right, and no faster" in line(output, "precision bfloat16")
+    assert line(output, "mesh of several ranks") == "mesh of several ranks yes by gloo"
     assert "backend reference yes" in line(output, "precision fp8, backend reference")
     assert line(output, "precision fp8, backend cublaslt") == (
         "precision fp8, backend cublaslt no it needs a CUDA device"

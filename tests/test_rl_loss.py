@@ -316,6 +316,23 @@ def test_combine_keeps_a_nan_maximum_in_either_order():
         assert math.isnan(combine(parts)["x_max"])
 
 
+@given(mini_batches(), st.sampled_from(["r1", "dapo", "dr_grpo", "gspo", "v3_2"]))
+def test_an_entropy_bonus_adds_the_mean_entropy_as_the_tokens_are_weighed(group, preset):
+    plain, bonus = PRESETS[preset], replace(PRESETS[preset], entropy_coef=0.3)
+    flat, advantages, owner = tensors(group)
+    entropy = torch.rand(len(owner), dtype=torch.float64, requires_grad=True)
+    parts = (flat["policy"], flat["old"], flat["ref"], flat["sampling"], advantages, owner)
+    without, _ = policy_loss(*parts, plain, denominators_of(group))
+    loss, _ = policy_loss(*parts, bonus, denominators_of(group), entropy)
+    tokens, sequences = len(owner), len(group)
+    per_sequence = {"dapo": 1 / tokens, "dr_grpo": 1 / sequences / MAX_LENGTH}
+    weights = [per_sequence.get(preset, 1 / sequences / len(o["policy"])) for o in group for _ in o["policy"]]
+    gained = sum(w * h for w, h in zip(weights, entropy.tolist(), strict=True))
+    assert (without - loss).item() == pytest.approx(0.3 * gained, abs=1e-9)
+    (gradient,) = torch.autograd.grad(loss, entropy)
+    assert gradient.tolist() == pytest.approx([-0.3 * w for w in weights])
+
+
 def test_missing_inputs_and_half_precision_are_refused():
     flat, advantages, owner = tensors([one([-1.0], [-1.0], 1.0)])
     policy, old, denominators = flat["policy"], flat["old"], Denominators.of([1], 4)
@@ -327,6 +344,8 @@ def test_missing_inputs_and_half_precision_are_refused():
         policy_loss(policy.bfloat16(), old, old, None, advantages, owner, PRESETS["r1"], denominators)
     with pytest.raises(ValueError, match="old_T has shape"):
         policy_loss(policy, old[:0], old, None, advantages, owner, PRESETS["r1"], denominators)
+    with pytest.raises(ValueError, match=r"entropy_coef 0\.1 needs the entropy of each token"):
+        policy_loss(policy, old, old, None, advantages, owner, replace(PRESETS["r1"], entropy_coef=0.1), denominators)
     loss, sums = policy_loss(policy, old, None, None, advantages, owner, PRESETS["dapo"], denominators)
     assert math.isfinite(loss.item())
     assert "kl/reference_k3" not in mini_batch_metrics(combine([sums]))

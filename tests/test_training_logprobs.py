@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from training import head_chunks
-from training.logprobs import summed_nll, token_logprobs, token_loss
+from training.logprobs import LossOf, summed_nll, token_logprobs, token_loss
 
 CHUNKS = pytest.mark.parametrize("rows_per_chunk", [1, 7, 100])  # many, some with a rest, one
 
@@ -67,11 +67,13 @@ def test_against_float64(tokens, temperature, seed):
     assert got.dtype == entropy.dtype == torch.float32
 
 
-def gradients(case, temperature, support, scale):
-    """(of the hidden states, of the head) by float64 autograd through whole logits, of sum(scale * logprobs)."""
+def gradients(case, temperature, support, scale, entropy_scale=0.0):
+    """(of the hidden states, of the head) by float64 autograd through whole logits, of sum(scale * logprobs +
+    entropy_scale * entropy)."""
     hidden, weight = leaves(*case[:2], torch.float64)
     of = reference if support is None else partial(reference_over, support)
-    (of(hidden, weight, case[2], temperature)[0] * scale).sum().backward()
+    logprobs, entropy = of(hidden, weight, case[2], temperature)
+    (logprobs * scale + entropy * entropy_scale).sum().backward()
     return hidden.grad, weight.grad
 
 
@@ -89,16 +91,36 @@ def test_gradients_against_float64(monkeypatch, rows_per_chunk, supported, way):
         values, entropy = token_logprobs(hidden, weight, case[2], 1.3, support)
         loss = (values * scale).sum()
     else:
-        loss, values, entropy = token_loss(
-            hidden, weight, case[2], lambda logprobs_C, chunk: (logprobs_C * scale[chunk]).sum(), 1.3, support
-        )
-        assert not values.requires_grad
-    assert not entropy.requires_grad
+        loss_of = LossOf(lambda logprobs_C, entropy_C, chunk: (logprobs_C * scale[chunk]).sum())
+        loss, values, entropy = token_loss(hidden, weight, case[2], loss_of, 1.3, support)
+        assert not values.requires_grad and not entropy.requires_grad
     (3 * loss).backward()
     of = reference if support is None else partial(reference_over, support)
-    for got, expected in zip((values.detach(), entropy), of(*case, 1.3), strict=True):
+    for got, expected in zip((values.detach(), entropy.detach()), of(*case, 1.3), strict=True):
         torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-4)
     for got, expected in zip((hidden.grad, weight.grad), gradients(case, 1.3, support, 3 * scale), strict=True):
+        torch.testing.assert_close(got.double(), expected, atol=3e-5, rtol=1e-4)
+
+
+@CHUNKS
+@pytest.mark.parametrize("supported", [False, True])
+@pytest.mark.parametrize("way", ["values", "loss", "entropy alone"])
+def test_gradients_of_the_entropy_against_float64(monkeypatch, rows_per_chunk, supported, way):
+    limit_chunks(monkeypatch, rows_per_chunk)
+    case = inputs(20)
+    support = random_support(case[2], largest=6) if supported else None
+    scale, by = torch.randn(2, 20, generator=torch.Generator().manual_seed(5))
+    if way == "entropy alone":
+        scale = torch.zeros(20)
+    hidden, weight = leaves(*case[:2])
+    if way == "loss":
+        loss_of = LossOf(lambda logprobs_C, entropy_C, c: (logprobs_C * scale[c] + entropy_C * by[c]).sum())
+        loss, _, _ = token_loss(hidden, weight, case[2], loss_of, 1.3, support)
+    else:
+        values, entropy = token_logprobs(hidden, weight, case[2], 1.3, support)
+        loss = (entropy * by).sum() if way == "entropy alone" else (values * scale + entropy * by).sum()
+    loss.backward()
+    for got, expected in zip((hidden.grad, weight.grad), gradients(case, 1.3, support, scale, by), strict=True):
         torch.testing.assert_close(got.double(), expected, atol=3e-5, rtol=1e-4)
 
 
@@ -109,8 +131,15 @@ def test_float64_passes_gradcheck(monkeypatch, rows_per_chunk, supported):
     hidden, weight, targets = inputs(8, width=5, vocab=11)
     support = random_support(targets, vocab=11, largest=6) if supported else None
     torch.autograd.gradcheck(
-        lambda h, w: token_logprobs(h, w, targets, 0.7, support)[0], leaves(hidden, weight, torch.float64)
+        lambda h, w: token_logprobs(h, w, targets, 0.7, support), leaves(hidden, weight, torch.float64)
     )
+
+
+def test_a_peaked_distribution_has_a_finite_gradient_of_its_entropy():
+    hidden, weight, targets = inputs(20, scale=1e3)  # most probabilities are 0 in float32
+    hidden.requires_grad_(), weight.requires_grad_()
+    token_logprobs(hidden, weight, targets)[1].sum().backward()
+    assert torch.isfinite(hidden.grad).all() and torch.isfinite(weight.grad).all()
 
 
 @CHUNKS
@@ -129,7 +158,8 @@ def test_a_loss_that_bends_has_its_own_gradient(monkeypatch, rows_per_chunk):
     grads = []
     for way in ("loss", "values"):
         h, w = leaves(hidden, weight)
-        loss = token_loss(h, w, targets, surrogate)[0] if way == "loss" else surrogate(token_logprobs(h, w, targets)[0])
+        in_chunks = LossOf(lambda logprobs_C, _, chunk: surrogate(logprobs_C, chunk))
+        loss = token_loss(h, w, targets, in_chunks)[0] if way == "loss" else surrogate(token_logprobs(h, w, targets)[0])
         loss.backward()
         grads.append((loss.detach(), h.grad, w.grad))
     for one, other in zip(*grads, strict=True):
@@ -217,9 +247,10 @@ def test_nothing_as_large_as_the_logits_is_made(monkeypatch, supported, way, fro
     hidden.requires_grad_(), weight.requires_grad_(not frozen_head)
     with _Sizes() as sizes:
         if way == "values":
-            token_logprobs(hidden, weight, targets, 0.7, support)[0].sum().backward()
+            torch.stack(token_logprobs(hidden, weight, targets, 0.7, support)).sum().backward()
         else:
-            token_loss(hidden, weight, targets, lambda logprobs_C, _: logprobs_C.sum(), 0.7, support)[0].backward()
+            loss_of = LossOf(lambda logprobs_C, entropy_C, _: (logprobs_C + entropy_C).sum())
+            token_loss(hidden, weight, targets, loss_of, 0.7, support)[0].backward()
     assert sizes.largest <= max(4 * 50, hidden.numel(), weight.numel())
 
 

@@ -72,14 +72,11 @@ class ChunkedHead:
         return ChunkSoftmax(exps_CV, sums_C, chosen_CK - largest_C1 - log_sums_C[:, None], entropy_C)
 
     def _exp_weighted(self, logits_CV: Tensor) -> Tensor:
-        """sum_v exp(l_v) l_v of each row, [C]; the logits become exponentials. Some rows at a time, for the second
-        buffer that this takes."""
+        """sum_v exp(l_v) l_v of each row, [C]; the logits become exponentials."""
         sums_C = logits_CV.new_empty(len(logits_CV))
-        rows = max(1, self.size // 8)
-        for start in range(0, len(logits_CV), rows):
-            part_RV = logits_CV[start : start + rows]
-            exps_RV = torch.exp(part_RV, out=self._buffer("exps", slice(0, len(part_RV))))
-            sums_C[start : start + rows] = part_RV.mul_(exps_RV).sum(1)
+        for rows, part_RV, exps_RV in self._in_parts(logits_CV):
+            torch.exp(part_RV, out=exps_RV)
+            sums_C[rows] = part_RV.mul_(exps_RV).sum(1)
             part_RV.copy_(exps_RV)
         return sums_C
 
@@ -89,20 +86,50 @@ class ChunkedHead:
         return grad_TD, self.weight_VD.new_zeros(self.weight_VD.shape, dtype=self.dtype) if weight else None
 
     def add_gradients(
-        self, chunk: slice, softmax: ChunkSoftmax, grad_CK: Tensor, hidden_TD: Tensor, weight_VD: Tensor | None
+        self,
+        chunk: slice,
+        softmax: ChunkSoftmax,
+        grad_CK: Tensor,
+        hidden_TD: Tensor,
+        weight_VD: Tensor | None,
+        entropy_grad_C: Tensor | None = None,
     ) -> None:
-        """Given d loss / d logprobs_CK: the chunk's rows of the hidden states' gradient, and its part of the head's.
+        """Given d loss / d logprobs_CK, and d loss / d entropy_C or None for 0: the chunk's rows of the hidden states'
+        gradient, and its part of the head's.
 
-        d logprob_k / d logit_v = [v is id k] - p_v, so the gradient of the logits is made of the exponentials in place.
+        d logprob_k / d logit_v = [v is id k] - p_v, d entropy / d logit_v = -p_v (log p_v + entropy), so the gradient
+        of the logits is made of the exponentials in place.
         """
         grad_CK = grad_CK.to(self.dtype) / self.temperature
-        logits_CV = softmax.exps_CV.mul_((-grad_CK.sum(1) / softmax.sums_C)[:, None])
+        factor_C = -grad_CK.sum(1) / softmax.sums_C
+        if entropy_grad_C is None:
+            logits_CV = softmax.exps_CV.mul_(factor_C[:, None])
+        else:
+            logits_CV = self._with_entropy(softmax, factor_C, entropy_grad_C.to(self.dtype) / self.temperature)
         rows_C1 = torch.arange(len(grad_CK), device=grad_CK.device)[:, None]
         logits_CV.index_put_((rows_C1.expand_as(grad_CK), self.ids_TK[chunk]), grad_CK, accumulate=True)
         logits_CV = logits_CV.to(self.hidden_TD.dtype)  # half precision on a GPU: operands as in the forward pass
         _mm(logits_CV, self.weight_VD, out=hidden_TD[chunk])
         if weight_VD is not None:
             _add_mm(weight_VD, logits_CV.t(), self.hidden_TD[chunk])
+
+    def _with_entropy(self, softmax: ChunkSoftmax, factor_C: Tensor, grad_C: Tensor) -> Tensor:
+        """exps times (factor - grad / sum (log p + entropy)), in place, some rows at a time."""
+        assert softmax.entropy_C is not None
+        slope_C = grad_C / softmax.sums_C
+        level_C = factor_C - slope_C * (softmax.entropy_C - softmax.sums_C.log())
+        smallest = torch.finfo(self.dtype).tiny  # what has no probability adds 0, not 0 times infinity
+        for rows, part_RV, logs_RV in self._in_parts(softmax.exps_CV):
+            torch.clamp(part_RV, min=smallest, out=logs_RV).log_()
+            part_RV.mul_(logs_RV.mul_(-slope_C[rows, None]).add_(level_C[rows, None]))
+        return softmax.exps_CV
+
+    def _in_parts(self, chunk_CV: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """An eighth of a chunk at a time: which of its rows, these, and a buffer of their shape."""
+        size = max(1, self.size // 8)
+        for start in range(0, len(chunk_CV), size):
+            rows = slice(start, min(start + size, len(chunk_CV)))
+            yield rows, chunk_CV[rows], self._buffer("part", slice(0, rows.stop - start))
 
     def _buffer(self, name: str, chunk: slice) -> Tensor:
         rows = chunk.stop - chunk.start

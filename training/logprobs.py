@@ -7,18 +7,34 @@ fused linear cross-entropy (arXiv:2410.10989, section 3.2). Both hold one chunk 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from training.head_chunks import ChunkedHead, SupportTensors, check_support
+from training.head_chunks import ChunkedHead, ChunkSoftmax, SupportTensors, check_support
 
-# Logprobs of a chunk's tokens, [C] or [C, K], and which tokens they are -> its share of the loss, a scalar.
-LossOf = Callable[[Tensor, slice], Tensor]
+# Logprobs [C, K] and entropies [C] (None where nobody asked) of a chunk's tokens, and which tokens they are -> its
+# share of the loss, a scalar.
+ChunkLoss = Callable[[Tensor, Tensor | None, slice], Tensor]
 # Final hidden states [C, D] of the tokens that predict, and the head's weight [V, D] -> a loss, a scalar.
 HeadLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LossOf:
+    """A loss that is a sum over tokens.
+
+    tokens: given logprobs [C] and entropies [C] of some tokens, and which they are (a slice of 0..T), their share of
+        the loss, a scalar. It must not look at other tokens.
+    settled: for a share that depends on more than its token, as on a mask of sequences, and had to be guessed: told all
+        logprobs [T], whether the guess was right. If not, `tokens` is asked once more, and must know better by then.
+    """
+
+    tokens: Callable[[Tensor, Tensor, slice], Tensor]
+    settled: Callable[[Tensor], bool] | None = None
 
 
 def token_logprobs(
@@ -28,7 +44,7 @@ def token_logprobs(
     temperature: float = 1.0,
     support: SupportTensors | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """log p(target) and entropy (nats, no gradient) of softmax(hidden @ weight.T / temperature), both float32 [T].
+    """log p(target) and entropy (nats) of softmax(hidden @ weight.T / temperature), both float32 [T], with gradient.
 
     hidden_TD: float [T, D]; weight_VD: float [V, D]; targets_T: int64 [T]; temperature > 0. Float64 stays float64.
     support: the tokens that each target was drawn from; the softmax is then over these alone (DeepSeek-V3.2, section
@@ -51,39 +67,33 @@ def token_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A loss that is a sum over tokens, with logprobs and entropy [T] as of `token_logprobs`, but without gradient.
 
-    loss_of: given logprobs [C] of some tokens and which they are (a slice of 0..T), their share of the loss, a scalar.
-    It must not look at other tokens. The gradient is made here, so backward may be called once only.
+    The gradient is made here, so backward may be called once only. It costs a softmax more for each time that
+    `loss_of.settled` says no.
     """
     if support is not None:
         check_support(support, targets_T)
 
-    def of_tokens(logprobs_CK: Tensor, chunk: slice) -> Tensor:
-        return loss_of(logprobs_CK.squeeze(1), chunk)
+    def of_chunk(logprobs_CK: Tensor, entropy_C: Tensor | None, chunk: slice) -> Tensor:
+        assert entropy_C is not None
+        return loss_of.tokens(logprobs_CK.squeeze(1), entropy_C, chunk)
 
-    loss, logprobs_TK, entropy_T = selected_loss(
-        hidden_TD, weight_VD, targets_T[:, None], of_tokens, temperature, support, entropy=True
-    )
-    assert entropy_T is not None
+    settled = loss_of.settled
+    keep, given = torch.is_grad_enabled(), (hidden_TD, weight_VD, targets_T[:, None])
+    loss, logprobs_TK, entropy_T = _LossInForward.apply(*given, of_chunk, temperature, support, True, settled, keep)
     return loss, logprobs_TK.squeeze(1), entropy_T
 
 
 def summed_nll(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor) -> Tensor:
     """Sum of -log p(target) over all tokens, nats: a scalar, with gradient."""
-    return selected_loss(hidden_TD, weight_VD, targets_T[:, None], lambda logprobs_CK, _: -logprobs_CK.sum())[0]
+    return selected_loss(hidden_TD, weight_VD, targets_T[:, None], lambda logprobs_CK, *_: -logprobs_CK.sum())
 
 
 def selected_loss(
-    hidden_TD: Tensor,
-    weight_VD: Tensor,
-    ids_TK: Tensor,
-    loss_of: LossOf,
-    temperature: float = 1.0,
-    support: SupportTensors | None = None,
-    entropy: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`token_loss` with K ids per token: `loss_of` is given logprobs [C, K]. Entropy is None when not asked for."""
+    hidden_TD: Tensor, weight_VD: Tensor, ids_TK: Tensor, loss_of: ChunkLoss, temperature: float = 1.0
+) -> Tensor:
+    """The loss of `token_loss` with K ids per token: `loss_of` is given logprobs [C, K], and no entropies."""
     keep = torch.is_grad_enabled()
-    return _LossInForward.apply(hidden_TD, weight_VD, ids_TK, loss_of, temperature, support, entropy, keep)
+    return _LossInForward.apply(hidden_TD, weight_VD, ids_TK, loss_of, temperature, None, False, None, keep)[0]
 
 
 class _Logprobs(torch.autograd.Function):
@@ -104,42 +114,54 @@ class _Logprobs(torch.autograd.Function):
                 ctx.softmax = softmax
         ctx.save_for_backward(hidden_TD, weight_VD, ids_TK)
         ctx.temperature, ctx.support = temperature, support
-        ctx.mark_non_differentiable(entropy_T)
+        ctx.set_materialize_grads(False)  # the entropy's gradient costs something: None where no loss uses it
         return logprobs_TK, entropy_T
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_TK: Tensor, _) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_TK: Tensor | None, entropy_grad_T: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_TD, weight_VD, ids_TK = ctx.saved_tensors
         kept, ctx.softmax = ctx.softmax, None  # its buffer becomes the gradient of the logits
         head = ChunkedHead(hidden_TD, weight_VD, ids_TK, ctx.temperature, ctx.support)
         grad_TD, grad_VD = head.zero_gradients(weight=ctx.needs_input_grad[1])
+        grad_TK = torch.zeros_like(ids_TK, dtype=head.dtype) if grad_TK is None else grad_TK
         for chunk in head.chunks():
-            head.add_gradients(chunk, kept or head.softmax(chunk), grad_TK[chunk], grad_TD, grad_VD)
+            softmax = kept or head.softmax(chunk, entropy=entropy_grad_T is not None)
+            entropy_grad_C = None if entropy_grad_T is None else entropy_grad_T[chunk]
+            head.add_gradients(chunk, softmax, grad_TK[chunk], grad_TD, grad_VD, entropy_grad_C)
         return (*_as_given(ctx, hidden_TD, weight_VD, grad_TD, grad_VD), None, None, None, None)
 
 
 class _LossInForward(torch.autograd.Function):
-    """The loss and its gradients in one pass; backward scales them."""
+    """The loss and its gradients in one pass, or two where `settled` wants it; backward scales them."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_TD, weight_VD, ids_TK, loss_of: LossOf, temperature: float, support, entropy: bool, keep: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        ctx: Any, hidden_TD, weight_VD, ids_TK, loss_of: ChunkLoss, temperature: float, support, entropy: bool,
+        settled: Callable[[Tensor], bool] | None, keep: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         head = ChunkedHead(hidden_TD, weight_VD, ids_TK, temperature, support)
         logprobs_TK, entropy_T = _empty(head)
         wanted = keep and any(ctx.needs_input_grad[:2])
-        grad_TD, grad_VD = head.zero_gradients(ctx.needs_input_grad[1]) if wanted else (None, None)
-        total = hidden_TD.new_zeros((), dtype=head.dtype)
-        for chunk in head.chunks():
-            softmax = head.softmax(chunk, entropy)
-            logprobs_TK[chunk] = softmax.logprobs_CK
-            if softmax.entropy_C is not None:
-                entropy_T[chunk] = softmax.entropy_C
-            loss, grad_CK = _loss_and_gradient(loss_of, softmax.logprobs_CK, chunk)
-            total += loss
-            if grad_TD is not None:
-                head.add_gradients(chunk, softmax, grad_CK, grad_TD, grad_VD)
+
+        def one_pass() -> tuple[Tensor, Tensor | None, Tensor | None]:
+            grad_TD, grad_VD = head.zero_gradients(ctx.needs_input_grad[1]) if wanted else (None, None)
+            total = hidden_TD.new_zeros((), dtype=head.dtype)
+            for chunk in head.chunks():
+                softmax = head.softmax(chunk, entropy)
+                logprobs_TK[chunk] = softmax.logprobs_CK
+                if softmax.entropy_C is not None:
+                    entropy_T[chunk] = softmax.entropy_C
+                loss, grad_CK, entropy_grad_C = _loss_and_gradient(loss_of, softmax, chunk)
+                total += loss
+                if grad_TD is not None:
+                    head.add_gradients(chunk, softmax, grad_CK, grad_TD, grad_VD, entropy_grad_C)
+            return total, grad_TD, grad_VD
+
+        total, grad_TD, grad_VD = one_pass()
+        if settled is not None and not settled(logprobs_TK.squeeze(1)):
+            del grad_TD, grad_VD  # not two of the head's at once
+            total, grad_TD, grad_VD = one_pass()
         if grad_TD is not None:
             ctx.gradients = _as_given(ctx, hidden_TD, weight_VD, grad_TD, grad_VD)
         ctx.mark_non_differentiable(logprobs_TK, entropy_T)
@@ -151,7 +173,7 @@ class _LossInForward(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("this loss made its gradient in the forward pass and gives it away once: call it again")
-        return (*(None if g is None else g.mul_(grad) for g in gradients), *[None] * 6)
+        return (*(None if g is None else g.mul_(grad) for g in gradients), *[None] * 7)
 
 
 def _empty(head: ChunkedHead) -> tuple[Tensor, Tensor]:
@@ -160,12 +182,16 @@ def _empty(head: ChunkedHead) -> tuple[Tensor, Tensor]:
     return logprobs_TK, logprobs_TK.new_empty(len(logprobs_TK))
 
 
-def _loss_and_gradient(loss_of: LossOf, logprobs_CK: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+def _loss_and_gradient(loss_of: ChunkLoss, softmax: ChunkSoftmax, chunk: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradient of the entropies is None where the loss does not use them."""
     with torch.enable_grad():
-        logprobs_CK = logprobs_CK.detach().requires_grad_()
-        loss = loss_of(logprobs_CK, chunk)
-        (grad_CK,) = torch.autograd.grad(loss, logprobs_CK)
-    return loss.detach(), grad_CK
+        logprobs_CK = softmax.logprobs_CK.detach().requires_grad_()
+        entropy_C = None if softmax.entropy_C is None else softmax.entropy_C.detach().requires_grad_()
+        loss = loss_of(logprobs_CK, entropy_C, chunk)
+        inputs = [logprobs_CK] if entropy_C is None else [logprobs_CK, entropy_C]
+        grad_CK, *rest = torch.autograd.grad(loss, inputs, allow_unused=True)
+    grad_CK = torch.zeros_like(logprobs_CK) if grad_CK is None else grad_CK
+    return loss.detach(), grad_CK, rest[0] if rest else None
 
 
 def _as_given(ctx: Any, hidden_TD, weight_VD, grad_TD, grad_VD) -> tuple[Tensor | None, Tensor | None]:

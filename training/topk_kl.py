@@ -43,13 +43,12 @@ def topk_kl(
     kl_T = hidden_TD.new_empty(len(hidden_TD), dtype=torch.promote_types(hidden_TD.dtype, torch.float32))
     weights_T = torch.ones_like(kl_T) if weights_T is None else weights_T
 
-    def of_tokens(student_CK: Tensor, chunk: slice) -> Tensor:
+    def of_tokens(student_CK: Tensor, _: Tensor | None, chunk: slice) -> Tensor:
         kl_C = merged_kl(teacher_logprobs_TK[chunk].to(student_CK), student_CK, direction)
         kl_T[chunk] = kl_C.detach()
         return (weights_T[chunk] * kl_C).sum()
 
-    loss, _, _ = selected_loss(hidden_TD, weight_VD, teacher_ids_TK, of_tokens, temperature)
-    return loss, kl_T
+    return selected_loss(hidden_TD, weight_VD, teacher_ids_TK, of_tokens, temperature), kl_T
 
 
 def merged_kl(teacher_CK: Tensor, student_CK: Tensor, direction: Direction) -> Tensor:
