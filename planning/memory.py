@@ -55,7 +55,7 @@ def adapter_parameters(model: Architecture, trainer: TrainerConfig) -> float:
 
 
 def resident(
-    model: Architecture, trainer: TrainerConfig, optimizer: OptimizerConfig, *, reference: bool, mtp: bool
+    model: Architecture, trainer: TrainerConfig, optimizer: OptimizerConfig, *, reference: bool, mtp: bool, cuda: bool
 ) -> dict[str, float]:
     """What a trainer rank holds between steps (training.trainer, training.optimizer, training.reference).
 
@@ -67,6 +67,8 @@ def resident(
     learning = _learning(model, trainer, held, mtp)
     parts = {"weights": 4 * own}
     parts["moments"] = (4 if optimizer.moments == "bfloat16" else 8) * learning
+    if optimizer.ema_decay > 0 and not cuda:  # with the copy that it takes; beside GPUs it is in host memory
+        parts["average"] = 8 * learning
     if reference:
         bare = heaviest_rank(model, mesh, False)
         whole = trainer.lora is None
@@ -92,7 +94,7 @@ def training_memory(
     cuda: bool,
 ) -> Memory:
     """The peak of an optimizer step: at the start of the backward pass, or where AdamW works on all weights at once."""
-    parts = resident(model, trainer, optimizer, reference=reference, mtp=training.mtp)
+    parts = resident(model, trainer, optimizer, reference=reference, mtp=training.mtp, cuda=cuda)
     held = heaviest_rank(model, trainer.mesh, not trainer.drop_mtp)
     learning = _learning(model, trainer, held, training.mtp)
     tokens = row_tokens(trainer, training)

@@ -48,7 +48,7 @@ def devices_used(work: Workload, machine: Machine) -> int:
 def stage_memory(work: Workload, machine: Machine, assumed: Assumptions) -> dict[str, Memory]:
     """What a device holds when most is needed, by what is going on there."""
     moments: dict[str, Memory] = {}
-    shared, rest = _shares_devices(work, machine), _trainer_at_rest(work)
+    shared, rest = _shares_devices(work, machine), _trainer_at_rest(work, machine)
     processes = {"processes": machine.process_bytes} if machine.process_bytes else {}
     loaded = _loaded_bytes(work, machine)
     others = {"judges and reward models": loaded} if loaded else {}
@@ -138,7 +138,7 @@ def _engine_bytes(part: Sampling, machine: Machine) -> float:
 
 def _beside(work: Workload, machine: Machine) -> float:
     """Bytes that a trainer on the same devices keeps while others sample."""
-    return sum(_trainer_at_rest(work).values()) if _shares_devices(work, machine) else 0.0
+    return sum(_trainer_at_rest(work, machine).values()) if _shares_devices(work, machine) else 0.0
 
 
 def _loaded_bytes(work: Workload, machine: Machine) -> float:
@@ -153,11 +153,13 @@ def _loaded_bytes(work: Workload, machine: Machine) -> float:
     return max(sizes, default=0.0) if taken <= machine.devices else sum(sizes)
 
 
-def _trainer_at_rest(work: Workload) -> dict[str, float]:
+def _trainer_at_rest(work: Workload, machine: Machine) -> dict[str, float]:
     if work.trainer is None or work.optimizer is None or not work.of(Training):
         return {}
     training = work.of(Training)[0]
-    parts = resident(training.model, work.trainer, work.optimizer, reference=work.reference, mtp=training.mtp)
+    parts = resident(
+        training.model, work.trainer, work.optimizer, reference=work.reference, mtp=training.mtp, cuda=machine.cuda
+    )
     if work.optimizer.offload == "moments":
         parts.pop("moments")
     return parts

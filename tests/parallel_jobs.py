@@ -25,7 +25,7 @@ from training.parallel import whole
 from training.passes import Balance, Found, Predict, total
 from training.trainer import Trainer
 
-OPTIMIZER = OptimizerConfig(lr=1e-3, weight_decay=0.1, clip_norm=0.5)
+OPTIMIZER = OptimizerConfig(lr=1e-3, weight_decay=0.1, clip_norm=0.5, ema_decay=0.5)
 
 
 def share(items: list[Any], length, trainer: Trainer) -> list[Any]:
@@ -89,12 +89,14 @@ def gradients(
 
 
 def steps(checkpoint: str, mesh: dict, precision: str = "float32", mtp: bool = True) -> dict[str, Any]:
-    """Metrics of three steps, and what the weights are after them."""
+    """Metrics of three steps, and what the weights and their average are after them."""
     trainer = supervised(checkpoint, mesh, precision, mtp)
     metrics = [trainer.step(rows(trainer, seed), 1e-3, 0.1, 0.01) for seed in range(3)]
     biases = {name: router.e_score_correction_bias for name, router in routers(trainer.model)}
     weights = {name: whole(tensor) for name, tensor in trainer.policy.state_dict().items()}
-    return {"metrics": metrics, "biases": biases, "weights": weights}
+    assert trainer.optimizer.average is not None
+    average = {name: whole(tensor) for name, tensor in trainer.optimizer.average.tensors().items()}
+    return {"metrics": metrics, "biases": biases, "weights": weights, "average": average}
 
 
 def indexer_steps(checkpoint: str, mesh: dict, stage: str) -> dict[str, Any]:
@@ -180,7 +182,7 @@ def one_sequence(checkpoint: str, mesh: dict, recompute: str = "none") -> dict[s
 
 
 def train_and_save(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
-    """Two steps, all that is saved in any form, and then a third step."""
+    """Two steps, all that is saved in any form, and then a third step and the average of the weights after it."""
     trainer = supervised(checkpoint, mesh)
     for seed in range(2):
         trainer.step(rows(trainer, seed), 1e-3, 0.1, 0.01)
@@ -189,29 +191,37 @@ def train_and_save(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
     third = trainer.step(rows(trainer, 2), 1e-3, 0.1, 0.01)  # while the state is being written
     trainer.finish_save()
     assert not trainer.is_saving()
+    trainer.save_average(f"{folder}/average")
     return third
 
 
-def resume(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
-    """The third step, from what `train_and_save` has left."""
+def resume(checkpoint: str, mesh: dict, folder: str, average: str) -> dict[str, Any]:
+    """The third step and the average after it, from what `train_and_save` has left."""
     trainer = supervised(checkpoint, mesh)
     trainer.load_state(folder)
-    return trainer.step(rows(trainer, 2), 1e-3, 0.1, 0.01)
+    third = trainer.step(rows(trainer, 2), 1e-3, 0.1, 0.01)
+    trainer.save_average(average)
+    return third
 
 
 def policy_save(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
+    """A step, all that a resumed run needs, and then a second step and the average of the weights after it."""
     trainer = policy(checkpoint, mesh)
     trainer.update(trainer.annotate(sequences(trainer, 1)), 1e-3, 20)
     trainer.begin_save(folder)
     metrics = trainer.update(trainer.annotate(sequences(trainer, 2)), 1e-3, 20)
     trainer.finish_save()
+    trainer.save_average(f"{folder}/average")
     return metrics
 
 
-def policy_resume(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
+def policy_resume(checkpoint: str, mesh: dict, folder: str, average: str) -> dict[str, Any]:
+    """The second step and the average after it, from what `policy_save` has left."""
     trainer = policy(checkpoint, mesh)
     trainer.load_state(folder)
-    return trainer.update(trainer.annotate(sequences(trainer, 2)), 1e-3, 20)
+    metrics = trainer.update(trainer.annotate(sequences(trainer, 2)), 1e-3, 20)
+    trainer.save_average(average)
+    return metrics
 
 
 def sent_weights(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
@@ -241,6 +251,7 @@ def adapter_steps(checkpoint: str, mesh: dict, folder: str, precision: str = "fl
         metrics.append(trainer.update(annotated, 1e-3, 20))
     trainer.begin_save(f"{folder}/state")
     trainer.save_checkpoint(f"{folder}/hub")
+    trainer.save_average(f"{folder}/average")
     trainer.write_weights(f"{folder}/sent", 1 << 16, "float32")
     metrics.append(adapted_step(trainer))
     trainer.finish_save()

@@ -55,6 +55,14 @@ def test_memory_of_one_device_without_tricks_is_sixteen_bytes_a_parameter_and_ac
     assert training["activations"] > 0
 
 
+def test_an_average_of_the_weights_takes_memory_of_the_host():
+    request = sft(TINY, mesh={"data": 2})
+    averaging = replace(request, config=with_settings(request.config, {"optimizer.ema_decay": 0.9}))
+    plain, more = (plan_stage(one, LocalMachine(CALIBRATION), ASSUMED).peak for one in (request, averaging))
+    assert more.total - plain.total == more.parts["average"] == plain.parts["moments"]  # as much: 8 bytes a parameter
+    assert plan_stage(averaging, NODE, ASSUMED).peak == plan_stage(request, NODE, ASSUMED).peak
+
+
 @pytest.mark.parametrize(
     "saves",
     [{"recompute": "blocks"}, {"recompute": "norms_and_up_projections"}, {"row_tokens": 512}, {"precision": "bfloat16"},

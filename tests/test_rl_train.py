@@ -121,7 +121,8 @@ def test_sharded_ranks_train_and_generators_get_their_weights(undisturbed, tiny_
     from rl.train import run
 
     trainer = CONFIG.trainer.model_copy(update={"mesh": MeshConfig(data=2, expert=2)})
-    config = CONFIG.model_copy(update={"trainer": trainer, "steps": 4})
+    optimizer = CONFIG.optimizer.model_copy(update={"ema_decay": 0.9})
+    config = CONFIG.model_copy(update={"trainer": trainer, "optimizer": optimizer, "steps": 4})
     run(config, context_for(tiny_checkpoint, tmp_path))
     rows, alone = read_log(tmp_path / "metrics.jsonl"), read_log(undisturbed[0] / "metrics.jsonl")
     assert len(rows) == 4
@@ -129,7 +130,7 @@ def test_sharded_ranks_train_and_generators_get_their_weights(undisturbed, tiny_
     assert all(row["sync/probe_abs_mean"] < 1e-5 for row in rows if "sync/probe_abs_mean" in row)
     same = ("reward/mean", "loss/policy", "optimizer/grad_norm", "policy/entropy", "moe/max_violation")
     assert {k: rows[0][k] for k in same} == pytest.approx({k: alone[0][k] for k in same}, rel=1e-5, abs=1e-6)
-    assert (tmp_path / "model.safetensors").exists()
+    assert (tmp_path / "model.safetensors").exists() and (tmp_path / "average" / "model.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from sft.train import run as run_sft
 from sft.trainer import SupervisedTrainer
 from tests.architectures import make_architecture
 from tests.conftest import make_checkpoint
+from tests.test_training_parallel import assert_same_average
 from training.config import OptimizerConfig, TrainerConfig
 from training.mesh import MeshConfig
 from training.run_log import read_log
@@ -266,7 +267,8 @@ def test_a_run_cut_off_and_resumed_equals_an_uncut_one(ray_session, tiny_checkpo
 def test_two_ranks_train_as_one_does_and_one_goes_on_where_they_stopped(
     ray_session, mesh, layers, alike, later, tmp_path
 ):
-    """Batches of three rows at most, so a rank may have none. A checkpoint is all that is left of them.
+    """Batches of three rows at most, so a rank may have none. A checkpoint is all that is left of them, the average of
+    the weights in it.
 
     alike: steps that agree within 1e-5. later: bound of all six, as Adam makes roundings grow, more with more layers.
     """
@@ -279,6 +281,7 @@ def test_two_ranks_train_as_one_does_and_one_goes_on_where_they_stopped(
             raise Cut
 
     one = sft_config()
+    one = one.model_copy(update={"optimizer": one.optimizer.model_copy(update={"ema_decay": 0.5})})
     two = one.model_copy(
         update={"trainer": one.trainer.model_copy(update={"mesh": MeshConfig(**mesh), "row_tokens": 64})}
     )
@@ -292,6 +295,7 @@ def test_two_ranks_train_as_one_does_and_one_goes_on_where_they_stopped(
     assert len(rows_of_ranks) == 5 and len(found) == len(expected) == 6
     assert rows_of_ranks[:alike] == [pytest.approx(row, rel=1e-5) for row in expected[:alike]]
     assert found == [pytest.approx(row, rel=later) for row in expected]
+    assert_same_average(ranks / "average", alone / "average", rel=later)
 
 
 @pytest.mark.slow

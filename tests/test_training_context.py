@@ -11,6 +11,7 @@ from rl.config import GRPOConfig
 from sft.config import SFTConfig
 from tests.architectures import make_architecture
 from tests.gloo_ranks import GlooRanks
+from tests.test_training_parallel import assert_same_average, assert_same_weights
 from training.context import ContextGroup
 from training.mesh import MeshConfig
 
@@ -91,6 +92,7 @@ def test_supervised_steps_are_those_of_one_process(ranks, tiny_checkpoint):
             assert torch.equal(found["biases"][name], bias) and bias.any(), name
         for name, weight in expected["weights"].items():
             torch.testing.assert_close(found["weights"][name], weight, atol=1e-4, rtol=0)  # lr is 1e-3; Adam magnifies
+        assert_same_weights(found["average"], expected["average"], rel=5e-5)
 
 
 @pytest.mark.parametrize("replay", ["off", "rollout", "trainer"])
@@ -113,8 +115,9 @@ def test_ranks_without_tokens_or_rows_take_part(ranks, tiny_checkpoint):
 
 def test_a_saved_state_goes_on_without_context(ranks, tiny_checkpoint, tmp_path):
     saved = ranks.run(2, job("policy_save"), str(tiny_checkpoint), {"context": 2}, str(tmp_path))[0]
-    resumed = ranks.alone(job("policy_resume"), str(tiny_checkpoint), {}, str(tmp_path))
+    resumed = ranks.alone(job("policy_resume"), str(tiny_checkpoint), {}, str(tmp_path), str(tmp_path / "resumed"))
     assert resumed == pytest.approx(saved, rel=1e-5, abs=1e-6)
+    assert_same_average(tmp_path / "resumed", tmp_path / "average")
 
 
 def test_what_needs_whole_rows_is_refused(tmp_path):

@@ -31,7 +31,7 @@ def test_ranks_train_save_and_send_what_one_process_does(ranks, one, tiny_checkp
         for metrics, others in zip(found["metrics"], expected["metrics"], strict=True):
             assert_same_numbers(metrics, others)
         assert found["trained"] == expected["trained"]
-    for file in ("hub/model.safetensors", "hub/adapter/adapter_model.safetensors"):
+    for file in ("hub/model.safetensors", "hub/adapter/adapter_model.safetensors", "average/model.safetensors"):
         tensors, others = load_file(tmp_path / file), load_file(folder / file)
         assert tensors.keys() == others.keys()
         for name, tensor in others.items():

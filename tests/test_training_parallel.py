@@ -47,6 +47,17 @@ def assert_same_numbers(found: dict[str, float], expected: dict[str, float]) -> 
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+def assert_same_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rel: float = 1e-5) -> None:
+    """Each within `rel` of its norm."""
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert (found[name].double() - weight.double()).norm() <= rel * weight.double().norm(), name
+
+
+def assert_same_average(found: Path, expected: Path, rel: float = 1e-5) -> None:
+    assert_same_weights(*(load_file(folder / "model.safetensors") for folder in (found, expected)), rel)
+
+
 @pytest.mark.parametrize(("size", "mesh"), MESHES)
 def test_losses_and_every_gradient_are_those_of_one_process(ranks, alone, tiny_checkpoint, size, mesh):
     """Five rows over the ranks, so some have fewer; some rows have nothing for the MTP module to predict."""
@@ -92,7 +103,8 @@ def test_indexers_are_taught_as_by_one_process(ranks, alone, stage, tmp_path_fac
 
 @pytest.mark.parametrize(("size", "mesh"), [FSDP, EP_OVER_FSDP])
 def test_supervised_steps_are_those_of_one_process(ranks, alone, tiny_checkpoint, size, mesh):
-    """Clipping, decay, selection biases: all as one process does them, and the same on every rank, bit for bit."""
+    """Clipping, decay, selection biases: all as one process does them, and the same on every rank, bit for bit. So
+    is the average of the weights."""
     expected = alone(job("steps"), str(tiny_checkpoint), {})
     results = ranks.run(size, job("steps"), str(tiny_checkpoint), mesh)
     for found in results:
@@ -104,6 +116,7 @@ def test_supervised_steps_are_those_of_one_process(ranks, alone, tiny_checkpoint
         for name, weight in expected["weights"].items():
             assert torch.equal(found["weights"][name], results[0]["weights"][name])
             torch.testing.assert_close(found["weights"][name], weight, atol=3e-5, rtol=0)  # lr is 1e-3
+        assert_same_weights(found["average"], expected["average"])
 
 
 @pytest.mark.parametrize(
@@ -153,6 +166,7 @@ def test_bfloat16_multiplies_coarsely_and_keeps_fine_weights(ranks, alone, tiny_
     for weights in (coarse["weights"], found["weights"]):
         assert all(w.dtype == torch.float32 for w in weights.values())
         assert any((w != w.bfloat16()).any() for w in weights.values())
+    assert_same_weights(found["average"], coarse["average"])
 
 
 def test_experts_in_fp8_multiply_what_arrives(ranks, tiny_checkpoint):
@@ -198,17 +212,21 @@ def saved(ranks, tiny_checkpoint, tmp_path_factory) -> tuple[Path, dict]:
 
 
 @pytest.mark.parametrize(("size", "mesh"), [pytest.param(1, {}, id="one"), FSDP, EP_OVER_FSDP])
-def test_what_four_ranks_saved_any_number_goes_on_from(ranks, tiny_checkpoint, saved, size, mesh):
+def test_what_four_ranks_saved_any_number_goes_on_from(ranks, tiny_checkpoint, saved, size, mesh, tmp_path):
+    """With the average of the weights, which is saved in pieces."""
     folder, expected = saved
-    for found in ranks.run(size, job("resume"), str(tiny_checkpoint), mesh, str(folder)):
+    for found in ranks.run(size, job("resume"), str(tiny_checkpoint), mesh, str(folder), str(tmp_path)):
         assert_same_numbers(found, expected)
+    assert_same_average(tmp_path, folder / "average")
 
 
 def test_what_one_process_saved_four_ranks_go_on_from(ranks, tiny_checkpoint, tmp_path):
-    """The reference policy of GRPO with it."""
+    """The reference policy of GRPO with it, and the average of the weights."""
     (expected,) = ranks.run(1, job("policy_save"), str(tiny_checkpoint), {}, str(tmp_path))
-    for found in ranks.run(4, job("policy_resume"), str(tiny_checkpoint), {"data": 4, "expert": 2}, str(tmp_path)):
+    folders = str(tmp_path), str(tmp_path / "resumed")
+    for found in ranks.run(4, job("policy_resume"), str(tiny_checkpoint), {"data": 4, "expert": 2}, *folders):
         assert_same_numbers(found, expected)
+    assert_same_average(tmp_path / "resumed", tmp_path / "average")
 
 
 def test_a_checkpoint_of_ranks_is_the_one_that_a_single_process_writes(ranks, alone, tiny_checkpoint, saved, tmp_path):
@@ -220,6 +238,7 @@ def test_a_checkpoint_of_ranks_is_the_one_that_a_single_process_writes(ranks, al
         torch.testing.assert_close(found[name], tensor, atol=3e-5, rtol=0)
     assert sorted(path.name for path in many.iterdir()) == sorted(path.name for path in one.iterdir())
     assert (many / "config.json").read_bytes() == (one / "config.json").read_bytes()
+    assert_same_average(saved[0] / "average", tmp_path / "average")
 
 
 def test_generators_are_sent_whole_weights(ranks, alone, tiny_checkpoint, tmp_path):

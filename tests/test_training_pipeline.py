@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import make_checkpoint
 from tests.gloo_ranks import GlooRanks
+from tests.test_training_parallel import assert_same_average, assert_same_weights
 
 PIPELINE = pytest.param(2, {"pipeline": 2}, id="pp2")
 OVER_FSDP = pytest.param(4, {"pipeline": 2, "data": 2}, id="pp2-over-fsdp2")
@@ -100,6 +101,7 @@ def test_supervised_steps_are_those_of_one_process(ranks, checkpoint, size, mesh
     assert all(torch.equal(biases[name], bias) and bias.any() for name, bias in expected["biases"].items())
     for name, weight in expected["weights"].items():
         torch.testing.assert_close(weights[name], weight, atol=2e-4, rtol=0)  # three steps of 1e-3
+    assert_same_weights(merged([found["average"] for found in results]), expected["average"], rel=5e-5)
 
 
 @pytest.mark.parametrize(
@@ -146,23 +148,27 @@ def saved(ranks, checkpoint, tmp_path_factory) -> tuple[Path, dict]:
 
 
 @pytest.mark.parametrize(("size", "mesh"), [(1, {}), (2, {"data": 2}), PIPELINE.values], ids=str)
-def test_what_a_pipeline_saved_others_go_on_from(ranks, checkpoint, saved, size, mesh):
+def test_what_a_pipeline_saved_others_go_on_from(ranks, checkpoint, saved, size, mesh, tmp_path):
     folder, expected = saved
-    for found in ranks.run(size, job("resume"), checkpoint, mesh, str(folder)):
+    for found in ranks.run(size, job("resume"), checkpoint, mesh, str(folder), str(tmp_path)):
         assert_same_metrics([found], [expected])
+    assert_same_average(tmp_path, folder / "average")
 
 
-def test_a_pipeline_goes_on_bit_for_bit(ranks, checkpoint, saved):
+def test_a_pipeline_goes_on_bit_for_bit(ranks, checkpoint, saved, tmp_path):
     folder, expected = saved
-    for found in ranks.run(4, job("resume"), checkpoint, OVER_EXPERTS.values[1], str(folder)):
+    for found in ranks.run(4, job("resume"), checkpoint, OVER_EXPERTS.values[1], str(folder), str(tmp_path)):
         assert found == expected
+    assert_same_average(tmp_path, folder / "average", rel=0)
 
 
 def test_a_pipeline_goes_on_from_what_one_process_saved(ranks, checkpoint, tmp_path):
     """The reference policy of GRPO with it."""
     (expected,) = ranks.run(1, job("policy_save"), checkpoint, {}, str(tmp_path))
-    for found in ranks.run(2, job("policy_resume"), checkpoint, {"pipeline": 2}, str(tmp_path)):
+    folders = str(tmp_path), str(tmp_path / "resumed")
+    for found in ranks.run(2, job("policy_resume"), checkpoint, {"pipeline": 2}, *folders):
         assert_same_metrics([found], [expected])
+    assert_same_average(tmp_path / "resumed", tmp_path / "average")
 
 
 def test_a_checkpoint_of_a_pipeline_is_the_one_that_a_single_process_writes(ranks, checkpoint, saved, tmp_path):
@@ -174,6 +180,7 @@ def test_a_checkpoint_of_a_pipeline_is_the_one_that_a_single_process_writes(rank
         torch.testing.assert_close(found[name], tensor, atol=2e-4, rtol=0)  # two steps of 1e-3
     assert sorted(path.name for path in many.iterdir()) == sorted(path.name for path in one.iterdir())
     assert (many / "config.json").read_bytes() == (one / "config.json").read_bytes()
+    assert_same_average(saved[0] / "average", tmp_path / "average", rel=5e-5)
 
 
 def test_generators_are_sent_what_one_process_sends(ranks, checkpoint, tmp_path):

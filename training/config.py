@@ -51,7 +51,7 @@ class OptimizerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fals
         ge=0,
         lt=1,
         description="decay of an average of the weights in CPU memory (V3, section 3.2.3, which does not state it); "
-        "0: none, as it takes 4 to 8 bytes per parameter",
+        "0: none, as it takes 4 to 8 bytes per parameter, over all ranks",
     )
     offload: Annotated[Literal["none", "moments"], OPERATIONAL] = Field(
         default="none",
@@ -212,10 +212,8 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
 
 def check_sharded(config: OptimizerConfig, mesh: MeshConfig) -> None:
     """Raises ValueError for what needs weights in one piece on a mesh that spreads them."""
-    whole = {"algorithm muon": config.algorithm == "muon", "ema_decay": config.ema_decay > 0}
-    wanted = [name for name, is_wanted in whole.items() if is_wanted]
-    if wanted and mesh.ranks > 1:
+    if config.algorithm == "muon" and mesh.ranks > 1:
         raise ValueError(
-            f"optimizer: {wanted[0]} needs every weight in one piece, and a mesh of {mesh.ranks} ranks spreads them; "
-            "leave it out, or train on one rank"
+            f"optimizer: algorithm muon needs every weight in one piece, and a mesh of {mesh.ranks} ranks spreads "
+            "them; leave it out, or train on one rank"
         )

@@ -1,7 +1,7 @@
 """The exponential moving average of the weights, in CPU memory and beside training (arXiv:2412.19437, section 3.2.3).
 
 A step waits for a copy of the weights only; a thread averages it in while the next step computes. Whoever reads the
-average waits for that thread.
+average waits for that thread. Where weights are sharded, each rank averages the pieces that it holds.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,6 +10,7 @@ from threading import Thread
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class WeightAverage:
@@ -28,14 +29,15 @@ class WeightAverage:
     def update(self) -> None:
         """Take the weights as they are now. Waits for the update before."""
         self.join()
-        weights = {name: self._to_cpu(p, p.dtype) for name, p in self.parameters.items()}
+        weights = {name: self._to_cpu(_held_here(p), p.dtype) for name, p in self.parameters.items()}
         self._thread = Thread(target=self._take, args=(weights,), name="weight average", daemon=True)
         self._thread.start()
 
     def _take(self, weights: dict[str, Tensor]) -> None:
+        """From plain tensors: a thread must not begin a collective."""
         try:
             for name, average in self._average.items():
-                average.lerp_(weights[name].float(), 1 - self.decay)
+                _held_here(average).lerp_(weights[name].float(), 1 - self.decay)
         except BaseException as error:
             self._fault = error
 
@@ -48,13 +50,18 @@ class WeightAverage:
             raise RuntimeError(f"the average of the weights could not be updated: {self._fault}") from self._fault
 
     def tensors(self) -> dict[str, Tensor]:
-        """The average by parameter name, float32 on the CPU: the tensors themselves, good until the next update."""
+        """The average by parameter name, float32: the tensors themselves, good until the next update. They are in CPU
+        memory and sharded as the parameters are, so that a state saved with them can be read by any other mesh."""
         self.join()
         return self._average
 
     def in_place_of_weights(self) -> AbstractContextManager[None]:
         """The parameters hold the average while this is open, e.g. to save a checkpoint of it."""
         return holding(self.parameters, self.tensors())
+
+
+def _held_here(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @contextmanager
