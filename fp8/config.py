@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field
 
 Backend = Literal["auto", "reference", "cublaslt", "deepgemm"]
 Scales = Literal["float32", "power_of_two"]
+AUDIT = "precision.json"  # in a stage's folder, and beside its checkpoint: fp8.convert.LayerPrecision of every layer
 
 
 class Fp8Config(BaseModel, extra="forbid", frozen=True):

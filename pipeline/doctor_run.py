@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.running import MEMORY, STALLS
+from fp8.config import AUDIT
 from pipeline.clock import PROGRESS_FILE, read_progress
 from pipeline.errors import printable
 from pipeline.lock import holder
@@ -48,7 +49,21 @@ def _about(folder: Path, stage: StageStatus) -> Iterator[str]:
         yield f"  last error ({progress['error'].get('at')}): {printable(said)}"
     elif stage.state == "cut off":
         yield f"  it was killed in the phase '{progress.get('event', {}).get('phase', 'before the first step')}'"
-    yield from (f"  {line}" for line in (*_left_out(folder), *_memory(folder), *_stalls(folder)))
+    yield from (f"  {line}" for line in (*_precisions(folder), *_left_out(folder), *_memory(folder), *_stalls(folder)))
+
+
+def _precisions(folder: Path) -> Iterator[str]:
+    """What the weights are multiplied in, where FP8 is among it."""
+    try:
+        layers = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    total = sum(layer["parameters"] for layer in layers)
+    for precision in dict.fromkeys(layer["computes_in"] for layer in layers):
+        own = [layer for layer in layers if layer["computes_in"] == precision]
+        names = dict.fromkeys(layer["module"].rpartition(".")[2] for layer in own)
+        share = sum(layer["parameters"] for layer in own) / total
+        yield f"computed in {precision}: {share:.1%} of the weights, {len(own)} layers: {', '.join(names)}"
 
 
 def _left_out(folder: Path) -> Iterator[str]:

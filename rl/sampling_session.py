@@ -78,6 +78,7 @@ class SamplingSession:
         if folder is not None:
             self.wait(self.trainer.load_state.remote(str(folder)), "loading a checkpoint")
         self.log.truncate_after(step)
+        self.wait(self.trainer.write_audit.remote(str(self.context.output)), "saying what computes in what")
         return step, folder
 
     @contextmanager

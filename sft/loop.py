@@ -80,6 +80,7 @@ def _take_steps(
     store = CheckpointStore(context.output / "checkpoints", log=log)
     saving = BackgroundSave(trainer, store, waits)
     first = resume(trainer, store, log, waits)
+    waits(trainer.write_audit.remote(str(context.output)), "saying what computes in what")
     rows = batches(first) if first < steps else []
     for step in range(first, steps):
         started = time.monotonic()

@@ -67,6 +67,17 @@ def test_counts_memory_and_stalls_are_read(tmp_path, folder):
     assert "2.json cannot be read" in said
 
 
+def test_a_stage_in_fp8_says_which_layers_are(tmp_path, folder):
+    make(tmp_path)
+    products = [f"model.model.layers.{n}.mlp.up_proj" for n in range(6)]
+    layers = [{"module": "model.model.embed_tokens", "parameters": 250, "computes_in": "float32"}]
+    layers += [{"module": name, "parameters": 125, "computes_in": "fp8"} for name in products]
+    (folder / "zero" / "precision.json").write_text(json.dumps(layers))
+    said = doctor(folder)
+    assert "computed in float32: 25.0% of the weights, 1 layers: embed_tokens" in said
+    assert "computed in fp8: 75.0% of the weights, 6 layers: up_proj" in said
+
+
 def test_what_is_no_run_is_refused(tmp_path):
     result = CliRunner().invoke(main, ["doctor", str(tmp_path)])
     assert result.exit_code == 2 and "is not a run folder" in result.output

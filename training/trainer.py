@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from data.chat import Template, render_prompt
-from fp8.config import Fp8Config
+from fp8.config import AUDIT, Fp8Config
 from fp8.convert import LayerPrecision, convert
 from models.architectures import check_rounding
 from models.checkpoint import (
@@ -43,7 +43,6 @@ from training.policy import PackedRow, Policy, Predictions, RowTensors, WithMTP
 from training.state import StateWriter, load_tensors, stored_names
 
 DEFAULT_FP8 = Fp8Config()
-AUDIT = "precision.json"
 
 
 class Trainer:
@@ -248,12 +247,7 @@ class Trainer:
         Beside one that was trained in FP8, precision.json says what each layer computed in; beside one that adapters
         are merged into, these lie in the folder `adapter`.
         """
-        if self.fp8 is not None:
-            audit = self._whole_audit()
-            if self.ranks.rank == 0:
-                Path(folder).mkdir(parents=True, exist_ok=True)
-                lines = ",\n ".join(json.dumps(asdict(line)) for line in audit)
-                (Path(folder) / AUDIT).write_text(f"[{lines}]\n")
+        self.write_audit(folder)
         if self.adapters is not None:
             self.adapters.save(Path(folder) / ADAPTER, leads=self.ranks.rank == 0)
         elif not self.ranks.in_pieces:
@@ -266,8 +260,17 @@ class Trainer:
             collections.deque(tensors, maxlen=0)
         self.ranks.barrier()
 
+    def write_audit(self, folder: str) -> None:
+        """What each layer computes in, of all ranks' and in the order of the model; nothing where none does in FP8."""
+        if self.fp8 is None:
+            return
+        audit = self._whole_audit()
+        if self.ranks.rank == 0:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            lines = ",\n ".join(json.dumps(asdict(line)) for line in audit)
+            (Path(folder) / AUDIT).write_text(f"[{lines}]\n")
+
     def _whole_audit(self) -> list[LayerPrecision]:
-        """That of all ranks' layers, in the order of the model."""
         lines = [line for part in self.ranks.along_pipeline(self.audit) for line in part]
         places = {f"model.{name.rpartition('.')[0]}": place for place, name in enumerate(self.outline)}
         return sorted(lines, key=lambda line: places.get(line.module, len(places)))
