@@ -1,11 +1,10 @@
 """What stages that train a policy on its own samples have in common: processes, weight sync, logs and checkpoints."""
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from rollouts.probe import SyncFault, check_sync
 from rollouts.transport import open_transport
 from training.background_save import BackgroundSave
 from training.checkpoint import AVERAGE, CheckpointStore
+from training.checkpoint_config import check_settings_are_used, read_config
 from training.group import spawn_trainer
 from training.run_log import RunLog
 from training.stage import StageContext, StageError
@@ -40,7 +40,9 @@ class SamplingSession:
     ):
         """`trainer`: the class by its import path; `of_trainer`: further arguments of it."""
         self.settings, self.context = settings, context
-        if settings.generator.engine == "vllm" and not settings.sample_in_trainer and _is_quantised(policy):
+        check_settings_are_used(settings, policy, context.name)
+        quantised = read_config(policy).get("quantization_config")
+        if settings.generator.engine == "vllm" and not settings.sample_in_trainer and quantised:
             raise StageError(
                 f"{context.name}: {policy.name} is stored in FP8, and vLLM would keep blocks that weight sync does not "
                 f"fill; write it in bfloat16 (r1 export {policy} FOLDER) and start from there. engine_args: "
@@ -145,10 +147,3 @@ def derived_seed(seed: int, purpose: str, step: int) -> int:
     """Depends on a stage's seed, the purpose and the step alone, so that a resumed run repeats it."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big")
-
-
-def _is_quantised(checkpoint: Path) -> bool:
-    """By config.json, which is all that the driver reads of a checkpoint."""
-    with suppress(OSError, ValueError):
-        return bool(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("quantization_config"))
-    return False

@@ -11,6 +11,7 @@ from sft.batch import Row
 from sft.config import IndexerStage, PretrainConfig, SFTConfig
 from training.background_save import BackgroundSave, Wait
 from training.checkpoint import AVERAGE, CheckpointStore
+from training.checkpoint_config import check_settings_are_used
 from training.config import TrainingConfig
 from training.group import PerRank, TrainerGroup, spawn_trainer
 from training.run_log import RunLog
@@ -29,6 +30,7 @@ def train(
     indexer: IndexerStage = "frozen",
 ) -> None:
     """Take `steps` optimizer steps from `checkpoint` in an actor and leave the result in the stage's folder."""
+    check_settings_are_used(config, checkpoint, context.name)
     start_ray()
     trainer = spawn_trainer(
         "sft.trainer:SupervisedTrainer", config.trainer, str(checkpoint), config.optimizer, mtp=config.mtp_weight > 0,
