@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from models.attention import NAME, PackedLayout
@@ -139,3 +141,49 @@ def test_layout_puts_every_token_into_its_sequence_and_back(lengths):
             assert own == list(range(first, first + lengths[owner]))
     assert rows == len(lengths)
     assert len(slots) <= 1.25 * total  # little padding
+
+
+# --- long sequences ---
+
+
+def long_inputs(length: int, value_width: int, heads_of_keys: int = 2):
+    made = torch.Generator().manual_seed(0)
+    shapes = ((2, length, 24), (heads_of_keys, length, 24), (heads_of_keys, length, value_width))
+    return [torch.randn(1, *shape, generator=made, dtype=torch.float64).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("value_width", [16, 24])  # as in MLA, and as wide as keys
+@pytest.mark.parametrize("length", [300, 700])
+def test_attention_is_that_of_whole_scores(length, value_width):
+    query, key, value = long_inputs(length, value_width)
+    out = PackedLayout.from_lengths([length]).attend(None, query, key, value, 0.3)
+    scores = (query @ key.transpose(-1, -2) * 0.3).masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
+    expected = (scores.softmax(-1) @ value).transpose(1, 2)
+    torch.testing.assert_close(out, expected)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for got, wanted in zip(
+        torch.autograd.grad((out * weights).sum(), (query, key, value)),
+        torch.autograd.grad((expected * weights).sum(), (query, key, value)),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted)
+
+
+class _Largest(TorchDispatchMode):
+    """The most elements of any tensor that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        sizes = [out.numel() for out in tree_leaves(result) if isinstance(out, torch.Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return result
+
+
+def test_long_sequences_make_no_matrix_of_scores():
+    """MLA's values are narrower than its keys, which alone would lead torch to whole scores on CPUs."""
+    query, key, value = long_inputs(2048, 16)
+    with _Largest() as largest:
+        PackedLayout.from_lengths([2048]).attend(None, query, key, value, 0.3).sum().backward()
+    assert largest.elements <= 2 * 2048 * 24
