@@ -4,7 +4,7 @@ h'_i = M [RMSNorm(Emb(t_{i+1})); RMSNorm(h_i)], one transformer block, then the 
 Embedding and head are the main model's own; the released checkpoints store them again under the extra layer's index.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -91,18 +91,19 @@ def mtp_hidden(
 # --- the released layout: model.layers.<num_hidden_layers>.*, experts one by one ---------------------------------
 
 
-def mtp_state_dict(
-    model, mtp: MTPModule, whole: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
-) -> dict[str, torch.Tensor]:
-    """The MTP weights under the names of the released checkpoints. `whole` puts sharded ones together."""
+def mtp_state_dict(model, mtp: MTPModule) -> dict[str, torch.Tensor]:
+    """Copies of the MTP weights under the names of the released checkpoints."""
+    pieces = (piece for weight in mtp_weights(model, mtp) for piece in hub_pieces(*weight))
+    return {name: tensor.detach().contiguous().clone() for name, tensor in pieces}
+
+
+def mtp_weights(model, mtp: MTPModule) -> Iterator[tuple[str, torch.Tensor]]:
+    """All that the released checkpoints have of the MTP layer, the embedding and head that it shares with the model
+    among it; experts fused, perhaps sharded."""
     prefix = f"model.layers.{model.config.num_hidden_layers}."
-    tensors = {
-        f"{prefix}embed_tokens.weight": whole(model.model.embed_tokens.weight),
-        f"{prefix}shared_head.head.weight": whole(model.lm_head.weight),
-    }
-    for name, tensor in mtp_stored(model.config, mtp).items():
-        tensors |= hub_pieces(name, whole(tensor))
-    return {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
+    yield f"{prefix}embed_tokens.weight", model.model.embed_tokens.weight
+    yield f"{prefix}shared_head.head.weight", model.lm_head.weight
+    yield from mtp_stored(model.config, mtp).items()
 
 
 def mtp_views(config, mtp: MTPModule) -> dict[str, torch.Tensor]:
@@ -111,7 +112,7 @@ def mtp_views(config, mtp: MTPModule) -> dict[str, torch.Tensor]:
 
 
 def mtp_stored(config, mtp: MTPModule) -> dict[str, torch.Tensor]:
-    """The same, experts fused, perhaps sharded."""
+    """The module's own, experts fused, perhaps sharded."""
     prefix = f"model.layers.{config.num_hidden_layers}."
     return {
         f"{prefix}shared_head.norm.weight" if name == "norm.weight" else prefix + name.removeprefix("block."): tensor

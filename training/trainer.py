@@ -26,7 +26,7 @@ from models.checkpoint import (
     write_description,
     write_sharded,
 )
-from models.mtp import MTPModule, mtp_state_dict
+from models.mtp import MTPModule, mtp_weights
 from models.recompute import Recompute, set_recompute
 from models.routing import LoadCounter, SequenceBalance, is_selection_bias, load_metrics, routers
 from models.weight_names import hub_pieces, is_fused, stored_weights
@@ -223,19 +223,24 @@ class Trainer:
         self, name: str, weight: torch.Tensor | None, like: torch.Tensor
     ) -> Iterator[tuple[int, torch.Tensor | None]]:
         """(first row, rows) on rank 0. weight: what this rank holds; like: the whole on the meta device."""
-        shares = self.ranks.expert.size() if self.ranks.expert is not None and is_fused(name) else 1
+        shares = self._shares(name)
         if shares > 1:
             like = like[: len(like) // shares]
-        pieces: Iterator[torch.Tensor | None] = itertools.repeat(None, shares)
-        if weight is not None and shares > 1:
-            pieces = self.ranks.expert_shares(weight)
-        elif weight is not None:
-            pieces = iter([whole(weight) if self.adapters is None else self.adapters.merged(name, whole(weight))])
+        pieces = itertools.repeat(None, shares) if weight is None else self._pieces(name, weight)
         for number, piece in enumerate(pieces):
             if self.ranks.pipeline is not None:
                 source = rank_of_weight(name, self.model.config.num_hidden_layers, self.ranks.pipeline.size())
                 piece = self.ranks.bring(piece, like, source)
             yield number * (len(like) if shares > 1 else 0), piece
+
+    def _shares(self, name: str) -> int:
+        """How many pieces a weight is put together in."""
+        return self.ranks.expert.size() if self.ranks.expert is not None and is_fused(name) else 1
+
+    def _pieces(self, name: str, weight: torch.Tensor) -> Iterator[torch.Tensor]:
+        if self._shares(name) > 1:
+            return self.ranks.expert_shares(weight)
+        return iter([whole(weight) if self.adapters is None else self.adapters.merged(name, whole(weight))])
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:
         """Checkpoint name -> shape of everything in `weights`, in one piece."""
@@ -276,9 +281,14 @@ class Trainer:
         return sorted(lines, key=lambda line: places.get(line.module, len(places)))
 
     def _mtp_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        if self.mtp is not None:
-            tensors = mtp_state_dict(self.model, self.mtp, whole)
-            yield from tensors.items() if self.ranks.rank == 0 else ()
+        """The MTP layer's, in the same way; in a pipeline its rank is rank 0."""
+        if self.mtp is None:
+            return
+        for name, weight in mtp_weights(self.model, self.mtp):
+            rows = len(weight) // self._shares(name)
+            for number, piece in enumerate(self._pieces(name, weight.detach())):
+                if self.ranks.rank == 0:
+                    yield from hub_pieces(name, piece, number * rows)
 
     def _state(self) -> dict[str, torch.Tensor]:
         """Everything that a resumed run needs to go on bit for bit, by name: the tensors themselves."""
