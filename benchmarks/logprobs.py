@@ -67,6 +67,22 @@ def ours_loss(hidden, weight, targets):
     return token_loss(hidden, weight, targets, LossOf(lambda logprobs_C, *_: -logprobs_C.sum()))[0]
 
 
+def ours_entropy(hidden, weight, targets):
+    """training.logprobs.token_loss with an entropy bonus, whose gradient is made too."""
+    from training.logprobs import LossOf, token_loss
+
+    loss_of = LossOf(lambda logprobs_C, entropy_C, _: -(logprobs_C + 1e-3 * entropy_C).sum())
+    return token_loss(hidden, weight, targets, loss_of)[0]
+
+
+def ours_again(hidden, weight, targets):
+    """training.logprobs.token_loss where something was guessed wrongly: made twice."""
+    from training.logprobs import LossOf, token_loss
+
+    loss_of = LossOf(lambda logprobs_C, *_: -logprobs_C.sum(), settled=lambda logprobs_T: False)
+    return token_loss(hidden, weight, targets, loss_of)[0]
+
+
 def ours_nll(hidden, weight, targets):
     """training.logprobs.summed_nll, what SFT uses: the same without entropy."""
     from training.logprobs import summed_nll
@@ -106,7 +122,18 @@ def liger_cross_entropy(hidden, weight, targets):
 
 SUBJECTS: dict[str, Loss] = {
     f.__name__: f
-    for f in (naive, ours_nll, ours_loss, ours_values, checkpointed, trl_whole, trl_chunked, liger_chunked)
+    for f in (
+        naive,
+        ours_nll,
+        ours_loss,
+        ours_entropy,
+        ours_again,
+        ours_values,
+        checkpointed,
+        trl_whole,
+        trl_chunked,
+        liger_chunked,
+    )
 }
 CUDA_ONLY: dict[str, Loss] = {"liger_cross_entropy": liger_cross_entropy}
 

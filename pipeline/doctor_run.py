@@ -54,16 +54,18 @@ def _about(folder: Path, stage: StageStatus) -> Iterator[str]:
 
 def _precisions(folder: Path) -> Iterator[str]:
     """What the weights are multiplied in, where FP8 is among it."""
+    if not (folder / AUDIT).exists():
+        return
     try:
         layers = json.loads((folder / AUDIT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return
-    total = sum(layer["parameters"] for layer in layers)
-    for precision in dict.fromkeys(layer["computes_in"] for layer in layers):
-        own = [layer for layer in layers if layer["computes_in"] == precision]
-        names = dict.fromkeys(layer["module"].rpartition(".")[2] for layer in own)
-        share = sum(layer["parameters"] for layer in own) / total
-        yield f"computed in {precision}: {share:.1%} of the weights, {len(own)} layers: {', '.join(names)}"
+        total = sum(layer["parameters"] for layer in layers)
+        for precision in dict.fromkeys(layer["computes_in"] for layer in layers):
+            own = [layer for layer in layers if layer["computes_in"] == precision]
+            names = ", ".join(dict.fromkeys(layer["module"].rpartition(".")[2] for layer in own))
+            share = sum(layer["parameters"] for layer in own) / total
+            yield f"computed in {precision}: {share:.1%} of the weights, {len(own)} layers: {printable(names)}"
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        yield f"{folder / AUDIT} cannot be read ({type(error).__name__}: {error})"
 
 
 def _left_out(folder: Path) -> Iterator[str]:

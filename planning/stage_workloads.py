@@ -89,7 +89,7 @@ def _grpo(request: Request, assumed: Assumptions) -> Workload:
                 model=model,
                 steps=steps,
                 sequences=completions / config.mini_batches,
-                head_products=3 if objective.sums_over_tokens else 4,
+                head_products=3 if objective.made_in_chunks else 4,
                 entropy=True,
                 mtp=config.mtp_weight > 0,
                 **common,

@@ -92,7 +92,7 @@ def policy_loss(
         loss = loss - objective.entropy_coef * (weight_T * entropy_T).sum()
 
     with torch.no_grad():
-        sums = _metric_sums(policy_T, old_T, ref_T, sampling_T, ratio_T, advantage_T, objective) | owed.correction_sums
+        sums = _metric_sums(policy_T, old_T, ref_T, sampling_T, ratio_T, advantage_T, objective) | owed.sums
         sums["sequences"] = policy_T.new_tensor(len(advantages_N))
         sums["masked_sequences"] = (~owed.kept_N).sum()
     return loss, sums
@@ -105,7 +105,7 @@ class SequenceTerms:
     weight_T: Tensor  # float64: `token_weights`
     kept_N: Tensor  # bool: the off-policy sequence mask
     correction_T: Tensor | None  # None: 1
-    correction_sums: dict[str, Tensor]  # of the correction, for metrics
+    sums: dict[str, Tensor]  # of mask and correction, for metrics
 
     def part(self, tokens: slice) -> "SequenceTerms":
         """Of some tokens. The sums are not theirs, and are left out."""
@@ -128,10 +128,15 @@ def sequence_terms(
     kept_N, correction_T, sums = torch.ones_like(advantages_N, dtype=torch.bool), None, {}
     if objective.sequence_mask_delta is not None:
         assert sampling_T is not None
-        kept_N = off_policy_kept(policy_T, sampling_T, advantages_N, sequence_of_token_T, objective.sequence_mask_delta)
+        kept_N, kept_by_old_N = (
+            off_policy_kept(each_T, sampling_T, advantages_N, sequence_of_token_T, objective.sequence_mask_delta)
+            for each_T in (policy_T, old_T)
+        )
+        sums["moved_masks"] = (kept_N != kept_by_old_N).sum()
     if objective.correction != "none":
         assert sampling_T is not None
-        correction_T, sums = correction_weights(old_T, sampling_T, sequence_of_token_T, len(advantages_N), objective)
+        correction_T, found = correction_weights(old_T, sampling_T, sequence_of_token_T, len(advantages_N), objective)
+        sums |= found
     return SequenceTerms(weight_T, kept_N, correction_T, sums)
 
 

@@ -14,6 +14,7 @@ MEANS = {
     "loss/clip_fraction_low": ("clipped_low", "tokens"),
     "loss/clip_fraction_high": ("clipped_high", "tokens"),
     "loss/masked_sequences": ("masked_sequences", "sequences"),
+    "loss/moved_masks": ("moved_masks", "sequences"),  # other than the old logprobs tell
     "kl/old_k3": ("kl_old_k3", "tokens"),
     "kl/reference_k3": ("kl_reference_k3", "tokens"),
     "mismatch/abs_mean": ("mismatch_abs", "mismatch_tokens"),

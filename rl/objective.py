@@ -80,9 +80,9 @@ class Objective:
         return self.kl_coef > 0
 
     @property
-    def sums_over_tokens(self) -> bool:
-        """Whether a token's share of the loss depends on no other token's policy logprob, but for the mask of
-        sequences, which the old logprobs nearly always tell."""
+    def made_in_chunks(self) -> bool:
+        """Whether the loss is a sum over tokens whose shares need no other token's policy logprob, so that it can be
+        made some tokens at a time; the mask of sequences, which does need them, is guessed (rl.chunked_loss)."""
         return self.ratio_level == "token"
 
     @property

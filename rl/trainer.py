@@ -145,7 +145,7 @@ class PolicyTrainer(SamplingTrainer):
 
         # The gradient of a sum over tokens is made while each chunk's logits are there; what is logged is computed
         # again from the values.
-        in_chunks = loss_in_chunks(*given) if self.objective.sums_over_tokens else None
+        in_chunks = loss_in_chunks(*given) if self.objective.made_in_chunks else None
         predictions = predict(self.temperature, "alone" if self.train_mtp else "off", in_chunks)
         logprobs_T, entropies_T = predictions.logprobs_C, predictions.entropies_C
         assert logprobs_T is not None and entropies_T is not None

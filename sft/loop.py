@@ -82,7 +82,6 @@ def _take_steps(
     store = CheckpointStore(context.output / "checkpoints", log=log)
     saving = BackgroundSave(trainer, store, waits)
     first = resume(trainer, store, log, waits)
-    waits(trainer.write_audit.remote(str(context.output)), "saying what computes in what")
     rows = batches(first) if first < steps else []
     for step in range(first, steps):
         started = time.monotonic()
@@ -114,4 +113,5 @@ def resume(trainer: TrainerGroup, store: CheckpointStore, log: RunLog, waits: Wa
         step, folder = found
         waits(trainer.load_state.remote(str(folder)), "loading a checkpoint")
     log.truncate_after(step)
+    waits(trainer.write_audit.remote(str(log.folder)), "saying what computes in what")
     return step

@@ -10,7 +10,7 @@ def kill_and_wait(actor: Any) -> None:
     kill(actor)
     try:
         for _ in range(1000):  # a call that was already there is answered first
-            wait(actor._actor.__ray_ready__.remote(), phase="ending an actor", deadline_s=60)
+            wait(getattr(actor, "_actor", actor).__ray_ready__.remote(), phase="ending an actor", deadline_s=60)
     except ActorDied:
         return
     raise AssertionError("an actor that was killed still answers")

@@ -174,6 +174,14 @@ def policy_steps(checkpoint: str, mesh: dict, routing_replay: str) -> dict[str, 
     return {"metrics": [first, second], "logprobs": logprobs}
 
 
+def guessed_step(checkpoint: str, mesh: dict) -> dict[str, float]:
+    """A step with an entropy bonus, whose sequence mask the old logprobs tell wrongly."""
+    trainer = policy(checkpoint, mesh, preset="v3_2", routing_replay="off", sequence_mask_delta=0.2, entropy_coef=0.05)
+    annotated = trainer.annotate(sequences(trainer, 4))
+    moved = [replace(s, old_logprobs=s.old_logprobs + np.float32(0.5)) for s in annotated]
+    return trainer.update(moved, 1e-3, 20)
+
+
 def one_sequence(checkpoint: str, mesh: dict, recompute: str = "none") -> dict[str, float]:
     """A GRPO step on a single completion: all ranks but one have nothing."""
     trainer = policy(checkpoint, mesh, preset="dapo")

@@ -266,11 +266,11 @@ def test_a_dense_model_trains_as_without_replay(llama_checkpoint, mode):
 )
 def test_a_loss_made_chunk_by_chunk_is_that_of_the_whole_row(tiny_checkpoint, monkeypatch, settings):
     """Chunks of 3 tokens cut sequences apart; each token keeps the weight it has in its whole sequence."""
-    assert ObjectiveConfig(**settings).resolve().sums_over_tokens
+    assert ObjectiveConfig(**settings).resolve().made_in_chunks
     outcomes = []
     for whole in (False, True):
         if whole:
-            monkeypatch.setattr(Objective, "sums_over_tokens", property(lambda objective: False))
+            monkeypatch.setattr(Objective, "made_in_chunks", property(lambda objective: False))
         else:
             monkeypatch.setitem(head_chunks.CHUNK_ELEMENTS, "cpu", 3 * 340)
         trainer = make_trainer(tiny_checkpoint, row_tokens=40, **settings)
@@ -291,4 +291,4 @@ def test_a_loss_made_chunk_by_chunk_is_that_of_the_whole_row(tiny_checkpoint, mo
 
 
 def test_losses_that_look_at_whole_sequences_are_not_cut():
-    assert not ObjectiveConfig(preset="gspo").resolve().sums_over_tokens
+    assert not ObjectiveConfig(preset="gspo").resolve().made_in_chunks

@@ -84,7 +84,6 @@ def test_a_second_call_gives_the_same(pool, expected):
 
 @pytest.mark.slow
 def test_a_replica_killed_while_sampling_is_replaced_and_nothing_changes(pool, expected):
-
     victim, other = pool.replicas
     arrived = []
     for group in pool.stream(requests(), PARAMS):
@@ -117,14 +116,12 @@ def test_a_replica_that_dies_while_the_trainer_goes_on_gets_no_other_weights(poo
 
 @pytest.mark.slow
 def test_a_replica_killed_between_calls_gets_the_last_weights(pool, expected):
-
     kill_and_wait(pool.replicas[1])
     assert content(pool.sample(requests(), PARAMS)) == expected
 
 
 @pytest.mark.slow
 def test_a_replica_killed_before_a_sync_gets_its_weights(pool, other_weights, expected):
-
     kill_and_wait(pool.replicas[0])
     pool.sync(other_weights, version=6)
     groups = pool.sample(requests(), PARAMS)
@@ -135,7 +132,6 @@ def test_a_replica_killed_before_a_sync_gets_its_weights(pool, other_weights, ex
 
 @pytest.mark.slow
 def test_a_replica_killed_before_a_probe_gets_the_last_weights(pool):
-
     sequences = [[9, 20, 31, 7, 250]]
     before = [scores[0].tolist() for scores in pool.score(sequences)]
     kill_and_wait(pool.replicas[1])

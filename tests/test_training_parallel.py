@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.architectures import make_architecture
+from tests.conftest import make_checkpoint
 from tests.gloo_ranks import GlooRanks
 
 FSDP = pytest.param(2, {"data": 2}, id="fsdp2")
@@ -36,6 +37,12 @@ def ranks():
 def alone(ranks):
     """Results of a single process, each computed once."""
     return ranks.alone
+
+
+@pytest.fixture(scope="module")
+def deep_checkpoint(tmp_path_factory) -> Path:
+    """Layers for a pipeline of two."""
+    return make_checkpoint(tmp_path_factory.mktemp("deep") / "checkpoint", num_layers=4)
 
 
 def job(name: str) -> str:
@@ -117,6 +124,18 @@ def test_supervised_steps_are_those_of_one_process(ranks, alone, tiny_checkpoint
             assert torch.equal(found["weights"][name], results[0]["weights"][name])
             torch.testing.assert_close(found["weights"][name], weight, atol=3e-5, rtol=0)  # lr is 1e-3
         assert_same_weights(found["average"], expected["average"])
+
+
+@pytest.mark.parametrize(
+    ("size", "mesh"),
+    [FSDP, pytest.param(2, {"context": 2}, id="context2"), pytest.param(2, {"pipeline": 2}, id="pipeline2")],
+)
+def test_a_loss_that_is_made_again_is_that_of_one_process(ranks, alone, deep_checkpoint, size, mesh):
+    checkpoint = str(deep_checkpoint)
+    expected = alone(job("guessed_step"), checkpoint, {})
+    assert expected["loss/moved_masks"] > 0 and expected["policy/entropy"] > 0
+    for found in ranks.run(size, job("guessed_step"), checkpoint, mesh):
+        assert_same_numbers(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ class WeightAverage:
         """Take the weights as they are now. Waits for the update before."""
         self.join()
         weights = {name: self._to_cpu(_held_here(p), p.dtype) for name, p in self.parameters.items()}
-        self._thread = Thread(target=self._take, args=(weights,), name="weight average", daemon=True)
+        self._thread = Thread(target=self._take, args=(weights,), name="weight average")
         self._thread.start()
 
     def _take(self, weights: dict[str, Tensor]) -> None:

@@ -67,8 +67,8 @@ def token_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A loss that is a sum over tokens, with logprobs and entropy [T] as of `token_logprobs`, but without gradient.
 
-    The gradient is made here, so backward may be called once only. It costs a softmax more for each time that
-    `loss_of.settled` says no.
+    The gradient is made here, so backward may be called once only. Where `loss_of.settled` says no, all of it is made
+    once more: six matrix products in place of three.
     """
     if support is not None:
         check_support(support, targets_T)

@@ -87,7 +87,7 @@ class Predictions(NamedTuple):
     """What a pass says of a row's targets; None: not asked for. A tuple, because FSDP2 looks for its tensors there."""
 
     logprobs_C: torch.Tensor | None = None  # float32
-    entropies_C: torch.Tensor | None = None  # float32, nats, without gradient
+    entropies_C: torch.Tensor | None = None  # float32, nats; with gradient where logprobs have one
     loss: torch.Tensor | None = None  # the sum of -logprobs (nats), or that of `loss_of`, or `head_loss`
     mtp_nll: torch.Tensor | None = None  # the same of the MTP module, of each target that it predicts as well
 
