@@ -371,7 +371,8 @@ def test_one_engine_samples_on_two_nodes_and_is_started_again_when_one_leaves(cl
     cluster.remove(first if trained_there else second)
     status, logs = run.end()
     assert status == JobStatus.SUCCEEDED and "zero: resumes" not in logs, logs
-    assert re.search(r"which has left the cluster.*; starting (it|all replicas) again", logs), logs
+    # The engine ends with its part on another node, so its own node need not have left.
+    assert re.search(r"VLLMGenerator on node .*; starting (it|all replicas) again", logs), logs
     assert [row["step"] for row in run.rows()] == list(range(1, 25))
     probes = [row["sync/probe_abs_mean"] for row in run.rows() if "sync/probe_abs_mean" in row]
     assert len(probes) == 12 and max(probes) < 1e-5  # the engine of other nodes has the trainer's weights
