@@ -13,13 +13,14 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Indexer
 
 from models import v4_attention
 
 NAME = "r1_layout"
-_LONG = 512  # tokens of a sequence, from which on scores [L, L] are a matter of memory; shorter ones stay bit for bit
+_LONG = 512  # tokens of a sequence, above which scores [L, L] are a matter of memory; shorter ones stay bit for bit
 _BUCKET_STEP = 1.25  # sequences in one block differ in length by at most this factor: at most 20 % padding
 
 
@@ -54,7 +55,8 @@ class PackedLayout:
         order = torch.argsort(sizes, stable=True)
         blocks: list[list[int]] = []
         for index in order.tolist():
-            if not blocks or sizes[index] > _BUCKET_STEP * sizes[blocks[-1][0]]:
+            first = sizes[blocks[-1][0]] if blocks else 0
+            if sizes[index] > _BUCKET_STEP * first or first <= _LONG < sizes[index]:
                 blocks.append([])
             blocks[-1].append(index)
         gathers, restore, base = [], torch.empty(int(sizes.sum()), dtype=torch.int64), 0
@@ -74,7 +76,7 @@ class PackedLayout:
         outputs = []
         for gather in self.gathers:
             q, k, v = (tensor[gather].transpose(1, 2) for tensor in heads_first)  # [S, H, L, D]
-            outputs.append(_attend_causally(q, k, v, scaling).transpose(1, 2).flatten(0, 1))  # [S * L, H, Dv]
+            outputs.append(attend_causally(q, k, v, scaling).transpose(1, 2).flatten(0, 1))  # [S * L, H, Dv]
         return torch.cat(outputs)[self.restore].unsqueeze(0)
 
     def attend_whole(self, module: Any, tokens: v4_attention.Tokens) -> torch.Tensor:
@@ -82,15 +84,16 @@ class PackedLayout:
         return torch.cat(outputs)[self.restore].unsqueeze(0)
 
 
-def _attend_causally(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> torch.Tensor:
-    """[S, H, L, Dqk], [S, Hkv, L, Dqk], [S, Hkv, L, Dv] -> [S, H, L, Dv]."""
+def attend_causally(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scaling: float) -> torch.Tensor:
+    """[S, H, N, Dqk], [S, Hkv, L, Dqk], [S, Hkv, L, Dv] -> [S, H, N, Dv]. The N queries are of the last of L tokens."""
     width, wider = v.shape[-1], q.shape[-1] - v.shape[-1]
-    if q.device.type == "cpu" and wider > 0 and q.shape[2] > _LONG:
-        # MLA: torch's kernel for CPUs that makes no [L, L] wants values as wide as keys. 3 to 8 times as fast, too.
+    count, seen = q.shape[2], k.shape[2]
+    if q.device.type == "cpu" and wider > 0 and seen > _LONG:
+        # MLA: torch's kernel for CPUs that makes no [L, L] wants values as wide as keys.
         v = F.pad(v, (0, wider))
-    grouped = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
-    return out[..., :width]
+    mask: Any = None if count == seen else causal_lower_right(count, seen)
+    settings: dict[str, Any] = {"is_causal": mask is None, "scale": scaling, "enable_gqa": q.shape[1] != k.shape[1]}
+    return F.scaled_dot_product_attention(q, k, v, mask, **settings)[..., :width]
 
 
 def layout_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, layout=None, **others):

@@ -13,7 +13,7 @@ from torch import nn
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3RMSNorm
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32DecoderLayer
 
-from models.attention import PackedLayout, attend_to_all, no_mask
+from models.attention import Layout, attend_to_all, no_mask
 from models.weight_names import hub_pieces
 
 _BLOCKS = {"deepseek_v3": DeepseekV3DecoderLayer, "deepseek_v32": DeepseekV32DecoderLayer}
@@ -58,10 +58,10 @@ class MTPModule(nn.Module):
             elif "norm" in name:
                 nn.init.ones_(parameter)
 
-    def forward(self, hidden_TD, next_embedding_TD, position_embeddings, packing: PackedLayout) -> torch.Tensor:
+    def forward(self, hidden_TD, next_embedding_TD, position_embeddings, layout: Layout) -> torch.Tensor:
         """Hidden states [1, T, D] from which the shared head predicts the token after the next one."""
         mixed = self.eh_proj(torch.cat([self.enorm(next_embedding_TD), self.hnorm(hidden_TD)], dim=-1))
-        block = self.block(mixed, no_mask(), position_embeddings=position_embeddings, layout=packing)
+        block = self.block(mixed, no_mask(), position_embeddings=position_embeddings, layout=layout)
         return self.norm(block)
 
 
@@ -75,17 +75,18 @@ def _with_one_more_layer(config: Any) -> Any:
 
 
 def mtp_hidden(
-    model, mtp: MTPModule, input_ids, hidden, position_ids, packing: PackedLayout, alone: bool = False
+    model, mtp: MTPModule, next_ids, hidden, position_ids, layout: Layout, alone: bool = False
 ) -> torch.Tensor:
-    """MTP states [1, T, D] of a packed row; the last two positions of every sequence have no target.
+    """MTP states [1, T, D] of tokens with these hidden states, each with the id of the one after it; the last two
+    positions of every sequence have no target.
 
     alone: no gradient reaches the main model, neither its hidden states nor its embedding.
     """
-    next_embedding = model.model.embed_tokens(torch.roll(input_ids, -1, dims=1))
+    next_embedding = model.model.embed_tokens(next_ids)
     if alone:
         hidden, next_embedding = hidden.detach(), next_embedding.detach()
     rotary = model.model.rotary_emb(hidden, position_ids)
-    return mtp(hidden, next_embedding, rotary, packing)
+    return mtp(hidden, next_embedding, rotary, layout)
 
 
 # --- the released layout: model.layers.<num_hidden_layers>.*, experts one by one ---------------------------------

@@ -6,7 +6,7 @@ token. All routers of a model have equally many experts.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -107,6 +107,18 @@ class LoadCounter:
         self.reset()
 
 
+class Spread(Protocol):
+    """Ranks that have the same rows and other tokens of them, as training.context.ContextGroup."""
+
+    def here(self, tokens: int) -> Tensor:
+        """Which tokens of a row this rank has, int64 [N], in the order of its states; beyond the row: none of it."""
+        ...
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Over the ranks, without gradient."""
+        ...
+
+
 class SequenceBalance:
     """The sequence-wise balance loss, V3's eq. 17-20, without its factor alpha:
 
@@ -116,7 +128,8 @@ class SequenceBalance:
     the highest scores themselves: neither the selection bias nor groups nor replayed routes have a part in it.
     """
 
-    def __init__(self, *models: nn.Module | None):
+    def __init__(self, *models: nn.Module | None, spread: Spread | None = None):
+        self.spread = spread
         self._seen: list[tuple[Any, Tensor]] | None = None
         for _, router in routers(*models):
             if not hasattr(router, "tid2eid"):  # V4's first layers route by a table of tokens: nothing to balance
@@ -136,7 +149,7 @@ class SequenceBalance:
             yield losses
             # Only now: what is computed inside a layer would have to be computed again with it (models.recompute).
             for router, logits_TE in self._seen or ():
-                losses.append(sequence_balance(scores(router, logits_TE), router.top_k, lengths))
+                losses.append(sequence_balance(scores(router, logits_TE), router.top_k, lengths, self.spread))
         finally:
             self._seen = None
 
@@ -145,19 +158,31 @@ class SequenceBalance:
             self._seen.append((router, output[0]))
 
 
-def sequence_balance(scores_TE: Tensor, top_k: int, lengths: Sequence[int]) -> Tensor:
-    """sum_s T_s sum_i f_i P_i of one router, with gradient through P; scores_TE: positive, float32 [T, E]."""
-    tokens, experts = scores_TE.shape
-    if sum(lengths) != tokens:
-        raise ValueError(f"sequence balance: lengths sum to {sum(lengths)}, and {tokens} tokens were routed")
+def sequence_balance(
+    scores_TE: Tensor, top_k: int, lengths: Sequence[int], spread: Spread | None = None
+) -> Tensor:
+    """sum_s T_s sum_i f_i P_i of one router, with gradient through P; scores_TE: positive, float32 [T, E].
+
+    spread: the scores are those of this rank's tokens, and so is the gradient; the value is that of the whole row.
+    """
     sequence_T = torch.repeat_interleave(torch.tensor(list(lengths), device=scores_TE.device))
+    if spread is not None:
+        here_N = spread.here(len(sequence_T)).to(scores_TE.device)
+        here_N, scores_TE = here_N[real := here_N < len(sequence_T)], scores_TE[real]
+        sequence_T = sequence_T[here_N]
+    tokens, experts = scores_TE.shape
+    if len(sequence_T) != tokens:
+        raise ValueError(f"sequence balance: lengths sum to {len(sequence_T)}, and {tokens} tokens were routed")
     size_S1 = torch.tensor(list(lengths), dtype=scores_TE.dtype, device=scores_TE.device).clamp(min=1)[:, None]
     with torch.no_grad():
         chosen_TE = torch.zeros_like(scores_TE).scatter_(1, scores_TE.topk(top_k, dim=1).indices, 1.0)
         share_SE = chosen_TE.new_zeros(len(size_S1), experts).index_add_(0, sequence_T, chosen_TE)
+        if spread is not None:
+            share_SE = spread.sum(share_SE)
         share_SE *= experts / top_k / size_S1
     affinity_TE = scores_TE / scores_TE.sum(1, keepdim=True)
-    return (share_SE[sequence_T] * affinity_TE).sum()  # T_s P_i is the sum over the sequence's tokens
+    loss = (share_SE[sequence_T] * affinity_TE).sum()  # T_s P_i is the sum over the sequence's tokens
+    return loss if spread is None else loss + spread.sum(loss) - loss.detach()
 
 
 def _bias(router: Any) -> Tensor | None:

@@ -196,8 +196,9 @@ def _of_trainer(config: Any, machine: Machine) -> Iterator[Family]:
     flatter, pipeline = list[Change](), mesh.pipeline
     while pipeline % 2 == 0:
         pipeline //= 2
-        data = mesh.ranks // pipeline  # where there is a pipeline, there is no context
-        flatter.append(_set(("trainer.mesh", {"data": data, "expert": mesh.expert, "pipeline": pipeline})))
+        shape = {"data": mesh.ranks // (pipeline * mesh.context), "expert": mesh.expert, "pipeline": pipeline}
+        shape |= {"context": mesh.context} if mesh.context > 1 else {}
+        flatter.append(_set(("trainer.mesh", shape)))
     yield flatter
     yield [_set(("trainer.row_tokens", n)) for n in _halves(trainer.row_tokens, _SHORTEST)]
 

@@ -144,10 +144,11 @@ def activation_bytes(model: Architecture, trainer: TrainerConfig, tokens: float,
         kept, again = model.kept_products, one_layer
     else:
         kept, again = model.kept, 0
+    seen = model.heads * (model.qk_dim + model.v_dim) * (1 if trainer.recompute == "blocks" else model.layers)
     if (ranks := trainer.mesh.pipeline) > 1:  # passes of a row through one of 2P chunks that wait for their backward
-        return size * tokens * (kept / (2 * ranks) * (2 * ranks + 1) + again)
+        waiting = (2 * ranks + 1) / (2 * ranks)
+        kept, seen = kept * waiting, seen if trainer.recompute == "blocks" else seen * waiting
     if (ranks := trainer.mesh.context) > 1:  # keys and values are of the whole row (training.context)
-        seen = model.heads * (model.qk_dim + model.v_dim) * (1 if trainer.recompute == "blocks" else model.layers)
         return size * tokens * ((kept + again) / ranks + seen + model.width)
     return size * tokens * (kept + again)
 

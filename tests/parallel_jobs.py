@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -88,9 +89,15 @@ def gradients(
     return {"losses": losses, "gradients": found}
 
 
-def steps(checkpoint: str, mesh: dict, precision: str = "float32", mtp: bool = True) -> dict[str, Any]:
-    """Metrics of three steps, and what the weights and their average are after them."""
-    trainer = supervised(checkpoint, mesh, precision, mtp)
+def steps(
+    checkpoint: str, mesh: dict, precision: str = "float32", mtp: bool = True, eps: float = 1e-8
+) -> dict[str, Any]:
+    """Metrics of three steps, and what the weights and their average are after them.
+
+    eps: AdamW's. With its own, a gradient that is nothing but rounding moves a weight as far as any other does.
+    """
+    with mock.patch("torch.optim.AdamW", partial(torch.optim.AdamW, eps=eps)):
+        trainer = supervised(checkpoint, mesh, precision, mtp)
     metrics = [trainer.step(rows(trainer, seed), 1e-3, 0.1, 0.01) for seed in range(3)]
     biases = {name: router.e_score_correction_bias for name, router in routers(trainer.model)}
     weights = {name: whole(tensor) for name, tensor in trainer.policy.state_dict().items()}

@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from models.attention import NAME, PackedLayout
+from models.attention import NAME, PackedLayout, attend_causally
 from models.checkpoint import load_model
 
 LENGTHS = [5, 23, 1, 17, 40, 2, 19, 22]
@@ -187,3 +188,24 @@ def test_long_sequences_make_no_matrix_of_scores():
     with _Largest() as largest:
         PackedLayout.from_lengths([2048]).attend(None, query, key, value, 0.3).sum().backward()
     assert largest.elements <= 2 * 2048 * 24
+
+
+def test_the_last_queries_of_a_long_sequence_share_one_mask():
+    """As a rank has them that shares a sequence with others (training.context)."""
+    query, key, value = long_inputs(2048, 16)
+    query, kept = query[:, :, 1024:], []
+    with saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor):
+        out = attend_causally(query, key, value, 0.3)
+    assert max(kept) <= 1024 * 2048
+    scores = 0.3 * query.double() @ key.double().transpose(2, 3)
+    late = torch.arange(2048) > torch.arange(1024, 2048)[:, None]
+    expected = scores.masked_fill(late, float("-inf")).softmax(-1) @ value.double()
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_long_neighbour_leaves_short_sequences_as_they_are():
+    """To the bit: they are in blocks of their own."""
+    query, key, value = long_inputs(450 + 550, 16)
+    both = PackedLayout.from_lengths([450, 550]).attend(None, query, key, value, 0.3)
+    alone = PackedLayout.from_lengths([450]).attend(None, *(t[:, :, :450] for t in (query, key, value)), 0.3)
+    assert torch.equal(both[:, :450], alone)

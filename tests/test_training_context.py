@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from rl.config import GRPOConfig
 from sft.config import SFTConfig
 from tests.architectures import make_architecture
 from tests.gloo_ranks import GlooRanks
@@ -63,35 +62,37 @@ def test_every_token_of_a_row_is_on_one_rank_and_queries_are_as_many_everywhere(
     ("size", "mesh"), [CONTEXT, OVER_DATA, OVER_EXPERTS, pytest.param(4, {"context": 4}, id="cp4")]
 )
 def test_losses_and_every_gradient_are_those_of_one_process(ranks, tiny_checkpoint, size, mesh):
-    expected = ranks.alone(job("gradients"), str(tiny_checkpoint), {}, "float32", False)
-    assert_same_gradients(ranks.run(size, job("gradients"), str(tiny_checkpoint), mesh, "float32", False), expected)
+    expected = ranks.alone(job("gradients"), str(tiny_checkpoint), {})
+    assert_same_gradients(ranks.run(size, job("gradients"), str(tiny_checkpoint), mesh), expected)
 
 
 @pytest.mark.parametrize("checkpoint", ["llama_checkpoint", "tied_checkpoint"])
 def test_gradients_of_other_models_too(ranks, checkpoint, request):
     path = str(request.getfixturevalue(checkpoint))
-    expected = ranks.alone(job("gradients"), path, {}, "float32", False)
-    assert_same_gradients(ranks.run(2, job("gradients"), path, {"context": 2}, "float32", False), expected)
+    expected = ranks.alone(job("gradients"), path, {})
+    assert_same_gradients(ranks.run(2, job("gradients"), path, {"context": 2}), expected)
 
 
 def test_what_is_computed_again_is_gathered_again(ranks, tiny_checkpoint):
-    expected = ranks.alone(job("gradients"), str(tiny_checkpoint), {}, "float32", False)
-    found = ranks.run(2, job("gradients"), str(tiny_checkpoint), {"context": 2}, "float32", False, "blocks")
+    expected = ranks.alone(job("gradients"), str(tiny_checkpoint), {})
+    found = ranks.run(2, job("gradients"), str(tiny_checkpoint), {"context": 2}, "float32", True, "blocks")
     assert_same_gradients(found, expected)
 
 
 def test_supervised_steps_are_those_of_one_process(ranks, tiny_checkpoint):
-    """Clipping, decay, selection biases."""
-    expected = ranks.alone(job("steps"), str(tiny_checkpoint), {}, "float32", False)
-    results = ranks.run(4, job("steps"), str(tiny_checkpoint), {"context": 2, "data": 2}, "float32", False)
+    """Clipping, decay, selection biases, MTP, balance loss. Attention in pieces rounds otherwise where a gradient is
+    zero, which AdamW would magnify."""
+    settings = "float32", True, 1e-3
+    expected = ranks.alone(job("steps"), str(tiny_checkpoint), {}, *settings)
+    results = ranks.run(4, job("steps"), str(tiny_checkpoint), {"context": 2, "data": 2}, *settings)
     for found in results:
         assert found["metrics"] == results[0]["metrics"]
         for one, other in zip(found["metrics"], expected["metrics"], strict=True):
-            assert one == pytest.approx(other, rel=1e-5, abs=1e-6)
+            assert one == pytest.approx(other, rel=5e-5, abs=1e-6)
         for name, bias in expected["biases"].items():
             assert torch.equal(found["biases"][name], bias) and bias.any(), name
         for name, weight in expected["weights"].items():
-            torch.testing.assert_close(found["weights"][name], weight, atol=1e-4, rtol=0)  # lr is 1e-3; Adam magnifies
+            torch.testing.assert_close(found["weights"][name], weight, atol=1e-6, rtol=0)  # lr is 1e-3
         assert_same_weights(found["average"], expected["average"], rel=5e-5)
 
 
@@ -122,12 +123,6 @@ def test_a_saved_state_goes_on_without_context(ranks, tiny_checkpoint, tmp_path)
 
 def test_what_needs_whole_rows_is_refused(tmp_path):
     v4 = make_architecture(tmp_path / "v4", "deepseek_v4")
-    with pytest.raises(ValueError, match="context and pipeline do not go together"):
-        MeshConfig(context=2, pipeline=2)
-    with pytest.raises(ValueError, match="balance_weight needs the whole"):
-        GRPOConfig(trainer={"mesh": {"context": 2}}, balance_weight=1e-4)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="mtp_weight needs the whole"):
-        SFTConfig(trainer={"mesh": {"context": 2}})  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"joint needs whole rows.*mesh\.context to 1"):
         SFTConfig(trainer={"mesh": {"context": 2}}, mtp_weight=0, indexer="joint")  # pyright: ignore[reportArgumentType]
     from transformers import AutoConfig

@@ -18,6 +18,7 @@ from tests.test_training_parallel import assert_same_average, assert_same_weight
 PIPELINE = pytest.param(2, {"pipeline": 2}, id="pp2")
 OVER_FSDP = pytest.param(4, {"pipeline": 2, "data": 2}, id="pp2-over-fsdp2")
 OVER_EXPERTS = pytest.param(4, {"pipeline": 2, "data": 2, "expert": 2}, id="pp2-over-ep2")
+OVER_CONTEXT = pytest.param(4, {"pipeline": 2, "context": 2}, id="pp2-over-cp2")
 pytestmark = pytest.mark.slow
 
 
@@ -60,7 +61,7 @@ def assert_same_metrics(found: list[dict[str, float]], expected: list[dict[str, 
         assert one == pytest.approx(other, rel=2e-4 if step else 1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize(("size", "mesh"), [PIPELINE, OVER_FSDP, OVER_EXPERTS])
+@pytest.mark.parametrize(("size", "mesh"), [PIPELINE, OVER_FSDP, OVER_EXPERTS, OVER_CONTEXT])
 def test_losses_and_every_gradient_are_those_of_one_process(ranks, checkpoint, size, mesh):
     """With MTP and balance loss, rows of several lengths, and fewer rows per rank than chunks."""
     expected = ranks.alone(job("gradients"), checkpoint, {})
@@ -104,9 +105,27 @@ def test_supervised_steps_are_those_of_one_process(ranks, checkpoint, size, mesh
     assert_same_weights(merged([found["average"] for found in results]), expected["average"], rel=5e-5)
 
 
+def test_supervised_steps_over_a_context_are_those_of_one_process(ranks, checkpoint):
+    """eps: see tests/test_training_context.py."""
+    settings = "float32", True, 1e-3
+    expected = ranks.alone(job("steps"), checkpoint, {}, *settings)
+    results = ranks.run(4, job("steps"), checkpoint, OVER_CONTEXT.values[1], *settings)
+    assert all(found["metrics"] == results[0]["metrics"] for found in results)
+    assert_same_metrics(results[0]["metrics"], expected["metrics"])
+    weights = merged([found["weights"] for found in results])
+    assert weights.keys() == expected["weights"].keys()
+    for name, weight in expected["weights"].items():
+        torch.testing.assert_close(weights[name], weight, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("size", "mesh", "replay"),
-    [(*PIPELINE.values, "off"), (*PIPELINE.values, "rollout"), (*OVER_EXPERTS.values, "trainer")],
+    [
+        (*PIPELINE.values, "off"),
+        (*PIPELINE.values, "rollout"),
+        (*OVER_EXPERTS.values, "trainer"),
+        (*OVER_CONTEXT.values, "trainer"),
+    ],
     ids=str,
 )
 def test_policy_steps_are_those_of_one_process(ranks, checkpoint, size, mesh, replay):
@@ -147,7 +166,7 @@ def saved(ranks, checkpoint, tmp_path_factory) -> tuple[Path, dict]:
     return folder, after[0]
 
 
-@pytest.mark.parametrize(("size", "mesh"), [(1, {}), (2, {"data": 2}), PIPELINE.values], ids=str)
+@pytest.mark.parametrize(("size", "mesh"), [(1, {}), (2, {"data": 2}), PIPELINE.values, OVER_CONTEXT.values], ids=str)
 def test_what_a_pipeline_saved_others_go_on_from(ranks, checkpoint, saved, size, mesh, tmp_path):
     folder, expected = saved
     for found in ranks.run(size, job("resume"), checkpoint, mesh, str(folder), str(tmp_path)):
@@ -183,10 +202,10 @@ def test_a_checkpoint_of_a_pipeline_is_the_one_that_a_single_process_writes(rank
     assert_same_average(saved[0] / "average", tmp_path / "average", rel=5e-5)
 
 
-def test_generators_are_sent_what_one_process_sends(ranks, checkpoint, tmp_path):
+@pytest.mark.parametrize("mesh", [OVER_EXPERTS.values[1], OVER_CONTEXT.values[1]], ids=str)
+def test_generators_are_sent_what_one_process_sends(ranks, checkpoint, mesh, tmp_path):
     """By rank 0 alone: names in their order, shapes and bytes; the probe is scored by all."""
     expected = ranks.alone(job("sent_weights"), checkpoint, {}, str(tmp_path / "one"))
-    mesh = OVER_EXPERTS.values[1]
     first, *others = ranks.run(4, job("sent_weights"), checkpoint, mesh, str(tmp_path / "many"))
     assert first["shapes"] == expected["shapes"]
     assert list(first["checksums"].items()) == list(expected["checksums"].items())

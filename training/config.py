@@ -187,14 +187,6 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
         return self
 
     @model_validator(mode="after")
-    def _losses_know_whole_rows(self) -> Self:
-        for key in ("mtp_weight", "balance_weight"):
-            wanted = getattr(self, key, 0) and not (key == "mtp_weight" and self.trainer.drop_mtp)
-            if self.trainer.mesh.context > 1 and wanted:
-                raise ValueError(f"trainer.mesh.context spreads a row, of which {key} needs the whole; set {key}: 0")
-        return self
-
-    @model_validator(mode="after")
     def _what_lora_trains_is_adapters(self) -> Self:
         """A default weight is nobody's wish; it is taken for 0."""
         if self.trainer.lora is not None and self.optimizer.algorithm == "muon":

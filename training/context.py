@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch.nn.attention.bias import causal_lower_right
+
+from models.attention import attend_causally
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,12 @@ class ContextGroup:
     def _of(self, place: int, cuts: Sequence[int]) -> torch.Tensor:
         pieces = (place, 2 * self.size - 1 - place)
         return torch.cat([torch.arange(cuts[piece], cuts[piece + 1]) for piece in pieces])
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Over the ranks, without gradient."""
+        summed = tensor.detach().clone()
+        dist.all_reduce(summed, group=self.group)
+        return summed
 
     def order(self, tokens: int) -> torch.Tensor:
         """int64 [T]: where each token of a row stands in the ranks' tokens, one share after the other."""
@@ -85,6 +91,12 @@ class ContextPart:
     most: int  # tokens that a rank has at most
     queries: list[tuple[int, int, int, int]]
 
+    def share(self, of_row_1T: torch.Tensor) -> torch.Tensor:
+        """[1, T, ...] of the row -> [1, N, ...] of this rank's tokens."""
+        missing = len(self.source_T) - of_row_1T.shape[1]
+        padding = of_row_1T.new_zeros(1, missing, *of_row_1T.shape[2:])
+        return torch.cat([of_row_1T, padding], dim=1)[:, self.here_N]
+
     def whole(self, states_1ND: torch.Tensor) -> torch.Tensor:
         """[1, T, D] of all ranks' tokens, on each. Backward takes the gradient of its own: the loss is the same one."""
         return _Gather.apply(states_1ND[0], self, False)[None]
@@ -92,13 +104,10 @@ class ContextPart:
     def attend(self, module: Any, query, key, value, scaling: float) -> torch.Tensor:
         """Causal attention of this rank's tokens [1, H, N, D] to those of their sequences -> [1, N, H, Dv]."""
         keys, values = (_Gather.apply(t[0].transpose(0, 1), self, True).transpose(0, 1)[None] for t in (key, value))
-        grouped = query.shape[1] != key.shape[1]
         parts = []
         for first, count, start, seen in self.queries:
             q, k, v = query.narrow(2, first, count), keys.narrow(2, start, seen), values.narrow(2, start, seen)
-            mask: Any = None if count == seen else causal_lower_right(count, seen)
-            settings: dict[str, Any] = {"is_causal": mask is None, "scale": scaling, "enable_gqa": grouped}
-            parts.append(F.scaled_dot_product_attention(q, k, v, mask, **settings))
+            parts.append(attend_causally(q, k, v, scaling))
         return torch.cat(parts, dim=2).transpose(1, 2)
 
     def attend_whole(self, module: Any, tokens: Any) -> torch.Tensor:

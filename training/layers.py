@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from models.attention import no_mask
 from models.mtp import MTPModule
+from training.context import ContextGroup
 from training.logprobs import HeadLoss, LossOf
 from training.policy import Policy, Predictions, RowTensors, WithMTP
 
@@ -47,8 +48,15 @@ class Elsewhere(nn.Module):
 class PolicyPart(Policy):
     """The two chunks of one rank; with them, on rank 0, embedding, head and MTP module."""
 
-    def __init__(self, model: PreTrainedModel, mtp: MTPModule | None, rank: int, ranks: int):
-        super().__init__(model, mtp if rank == 0 else None)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        mtp: MTPModule | None,
+        rank: int,
+        ranks: int,
+        context: ContextGroup | None = None,
+    ):
+        super().__init__(model, mtp if rank == 0 else None, context)
         chunks = cut(len(model.model.layers), ranks)
         self.chunks = {chunk: chunks[chunk] for chunk in (rank, 2 * ranks - 1 - rank)}
         self.last = 2 * ranks - 1
@@ -76,19 +84,20 @@ class PolicyPart(Policy):
         loss_of: LossOf | None = None,
         head_loss: HeadLoss | None = None,
     ) -> torch.Tensor | Predictions:
-        """The hidden states [1, T, D] after a chunk, given those before it (none before the first); after the last
-        chunk what Policy.forward returns."""
+        """The hidden states [1, N, D] of this rank's tokens after a chunk, given those before it (none before the
+        first); after the last chunk what Policy.forward returns."""
         base = self.model.model
-        states: torch.Tensor = base.embed_tokens(row.input_ids) if hidden is None else hidden
-        rotary = base.rotary_emb(states, row.position_ids)
+        layout, (ids, positions) = self.share(row, row.input_ids, row.position_ids)
+        states: torch.Tensor = base.embed_tokens(ids) if hidden is None else hidden
+        rotary = base.rotary_emb(states, positions)
         for layer in self.chunks[chunk]:
             states = base.layers[layer](
                 states,
                 attention_mask=no_mask(),
                 position_embeddings=rotary,
-                position_ids=row.position_ids,
-                layout=row.layout,
+                position_ids=positions,
+                layout=layout,
             )
         if chunk < self.last:
             return states
-        return self.predictions(row, base.norm(states), temperature, mtp, loss_of, head_loss)
+        return self.predictions(row, self.whole(layout, base.norm(states), row), temperature, mtp, loss_of, head_loss)

@@ -25,16 +25,16 @@ class MeshConfig(BaseModel, extra="forbid", frozen=True):
         default=1,
         ge=1,
         description="ranks that a row travels through, each with two chunks of the decoder layers: rank i has chunks i "
-        "and 2 * pipeline - 1 - i (DualPipeV). There are pipeline * data ranks. 1: every rank has all layers, which is "
-        "best while the gathered weights of a layer and the activations of a row fit in memory",
+        "and 2 * pipeline - 1 - i (DualPipeV). There are pipeline * context * data ranks. 1: every rank has all "
+        "layers, which is best while the gathered weights of a layer and the activations of a row fit in memory",
     )
 
     context: int = Field(
         default=1,
         ge=1,
         description="ranks that a row's tokens are spread over; each has a part of its activations, and gathers keys "
-        "and values for attention. Weights are sharded over these too. For rows too long for one device; there "
-        "are context * data ranks. 1: whole rows",
+        "and values for attention. Weights are sharded over these too. For rows too long for one device. 1: "
+        "whole rows",
     )
 
     @property
@@ -53,12 +53,6 @@ class MeshConfig(BaseModel, extra="forbid", frozen=True):
                 f"mesh: expert {self.expert} does not divide data {self.data}: groups of `expert` ranks are made of "
                 f"the data ranks; set data to a multiple of {self.expert}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _context_without_pipeline(self) -> Self:
-        if self.context > 1 and self.pipeline > 1:
-            raise ValueError("mesh: context and pipeline do not go together yet; set one of them to 1")
         return self
 
     def check_model(self, config: Any) -> None:

@@ -62,7 +62,8 @@ class Ranks:
                 f"a mesh of {mesh.ranks} ranks in a group of {found}: start ranks with training.group.spawn_trainer"
             )
         places = _make_mesh(device, pipeline=mesh.pipeline, context=mesh.context, data=mesh.data)
-        shards = places["data"] if mesh.context == 1 else _make_mesh(device, shards=mesh.shards)["shards"]
+        one = mesh.context == 1
+        shards = places["data"] if one else _make_mesh(device, pipeline=mesh.pipeline, shards=mesh.shards)["shards"]
         ranks = cls(
             dist.get_rank(),
             found,
@@ -109,7 +110,7 @@ class Ranks:
         """To the first rank of a pipeline, from the one at `source`, where it is whole. Of several pipelines the first
         alone brings it. like: what shape and dtype it has, on every rank."""
         assert self.pipeline is not None
-        if source == 0 or (self.data is not None and self.data.get_local_rank() > 0):
+        if source == 0 or (self.shards is not None and self.shards.get_local_rank() > 0):
             return tensor
         group, place = self.pipeline.get_group(), self.pipeline.get_local_rank()
         if place == source:

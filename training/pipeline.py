@@ -253,7 +253,8 @@ class _Run:
         self.sent.append(self.pipeline.send(tensor, chunk))
 
     def _room(self, index: int) -> Tensor:
-        """For the states of a row, [1, T, D], or their gradient."""
-        tokens = max(1, len(self.rows[index].input_ids))
+        """For the states of this rank's tokens of a row, [1, N, D], or their gradient."""
+        tokens, context = max(1, len(self.rows[index].input_ids)), self.pipeline.ranks.context
+        tokens = tokens if context is None else len(context.here(tokens))
         dtype = torch.bfloat16 if self.pipeline.ranks.rounds else torch.float32
         return torch.empty(1, tokens, self.policy.width, dtype=dtype, device=self.pipeline.device)

@@ -11,11 +11,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-from models.attention import PackedLayout
+from models.attention import Layout, PackedLayout
 from models.mtp import MTPModule, mtp_hidden
 from models.routing import routers
 from training.context import ContextGroup, ContextPart, SharedGradient
@@ -133,10 +132,7 @@ class Policy(nn.Module):
     ) -> Predictions:
         """What `forward` returns, from the final hidden states, [1, T, D]."""
         deeper = None if mtp == "off" or self.mtp is None else self._mtp_nll(row, hidden, alone=mtp == "alone")
-        head = self.model.lm_head.weight
-        if self.context is not None:
-            head = SharedGradient.apply(head, self.context.size)
-        predicting = hidden[0, row.predicting], head, row.targets
+        predicting = hidden[0, row.predicting], self._head(), row.targets
         if head_loss is not None:
             return Predictions(loss=head_loss(*predicting[:2]), mtp_nll=deeper)
         if temperature is None:
@@ -146,28 +142,41 @@ class Policy(nn.Module):
         loss, logprobs, entropies = token_loss(*predicting, loss_of, temperature, row.support)
         return Predictions(logprobs, entropies, loss, deeper)
 
+    def _head(self) -> torch.Tensor:
+        head = self.model.lm_head.weight
+        return head if self.context is None else SharedGradient.apply(head, self.context.size)
+
     def hidden_states(self, row: RowTensors) -> torch.Tensor:
         """The final hidden states, [1, T, D]; with context parallel from the tokens of all ranks."""
-        ids, positions, layout = row.input_ids, row.position_ids, row.layout
-        if self.context is not None:
-            lengths = torch.diff(row.ends, prepend=row.ends.new_tensor([-1])).tolist()
-            layout = self.context.part(lengths, ids.device)
-            padding = (0, self.context.missing(ids.shape[1]))
-            ids, positions = (F.pad(tensor, padding)[:, layout.here_N] for tensor in (ids, positions))
+        layout, (ids, positions) = self.share(row, row.input_ids, row.position_ids)
         states = self.model.model(
             input_ids=ids, position_ids=positions, use_cache=False, layout=layout
         ).last_hidden_state
+        return self.whole(layout, states, row)
+
+    def share(self, row: RowTensors, *of_row: torch.Tensor) -> tuple[Layout, list[torch.Tensor]]:
+        """[1, T, ...] of a row -> [1, N, ...] of the tokens that this rank has, and their layout."""
+        if self.context is None:
+            return row.layout, list(of_row)
+        lengths = torch.diff(row.ends, prepend=row.ends.new_tensor([-1])).tolist()
+        part = self.context.part(lengths, row.ends.device)
+        return part, [part.share(tensor) for tensor in of_row]
+
+    def whole(self, layout: Layout, states: torch.Tensor, row: RowTensors) -> torch.Tensor:
+        """States [1, N, D] of this rank's tokens -> [1, T, D] of the row."""
         return layout.whole(states)[:, : row.input_ids.shape[1]] if isinstance(layout, ContextPart) else states
 
     def _mtp_nll(self, row: RowTensors, hidden: torch.Tensor, alone: bool) -> torch.Tensor:
         """The token two ahead of position i is a target when i + 1 predicts one in the same sequence."""
         assert self.mtp is not None
-        deeper = mtp_hidden(self.model, self.mtp, row.input_ids, hidden, row.position_ids, row.layout, alone)
+        next_ids = torch.roll(row.input_ids, -1, dims=1)
+        layout, (ids, positions, states) = self.share(row, next_ids, row.position_ids, hidden)
+        deeper = self.whole(layout, mtp_hidden(self.model, self.mtp, ids, states, positions, layout, alone), row)
         is_end = torch.zeros(row.input_ids.shape[1], dtype=torch.bool, device=hidden.device)
         is_end[row.ends] = True
         two_ahead = row.predicting - 1
         keep = (two_ahead >= 0) & ~is_end[two_ahead.clamp(min=0)]
-        head = self.model.lm_head.weight.detach() if alone else self.model.lm_head.weight
+        head = self._head().detach() if alone else self._head()
         return summed_nll(deeper[0, two_ahead[keep]], head, row.targets[keep])
 
 

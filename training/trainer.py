@@ -86,8 +86,6 @@ class Trainer:
         elsewhere = self.ranks.pipeline is not None and self.ranks.pipeline.get_local_rank() > 0  # rank 0 has it
         mtp_module = None if drop_mtp else load_mtp_module(checkpoint, self.model.config, on_meta=elsewhere)
         self.train_mtp = mtp and mtp_module is not None and lora is None
-        if mesh.context > 1 and self.train_mtp:
-            raise ValueError("mesh: context parallel trains the main model alone; set mtp_weight: 0")
         if mtp_module is not None:
             mtp_module.requires_grad_(self.train_mtp)
         self.outline = {name: weight.to("meta") for name, weight in stored_weights(self.model)}  # of the whole model
@@ -99,7 +97,7 @@ class Trainer:
         set_recompute(self.policy, recompute)
         self.optimizer = Optimizer(self.policy.named_parameters(), optimizer)
         self.load = LoadCounter(self.model, self.mtp)
-        balance = SequenceBalance(self.model, self.mtp)
+        balance = SequenceBalance(self.model, self.mtp, spread=self.ranks.context)
         passes = Passes if self.ranks.pipeline is None else partial(Pipeline, self.ranks, self.device)
         self.passes: Passes | Pipeline = passes(self._row, balance)
         self.state_writer = StateWriter()
@@ -111,7 +109,7 @@ class Trainer:
         """The layers of this rank; the others are taken out of `model`."""
         if (pipeline := self.ranks.pipeline) is None:
             return Policy(model, mtp, self.ranks.context)
-        return PolicyPart(model, mtp, pipeline.get_local_rank(), pipeline.size())
+        return PolicyPart(model, mtp, pipeline.get_local_rank(), pipeline.size(), self.ranks.context)
 
     def _shard(self, policy: Policy) -> Policy:
         if self.fp8 is not None:
