@@ -22,6 +22,9 @@ LINEARS = (
     "gate_proj", "up_proj", "down_proj",
 )  # fmt: skip
 
+# transformers' routers that multiply in float32, whatever they are handed.
+_FLOAT32_ROUTERS = ("DeepseekV2TopkRouter", "DeepseekV3TopkRouter", "DeepseekV32TopkRouter")
+
 
 def is_quantised(name: str) -> bool:
     """Whether the weight of this checkpoint name is FP8, in training as in what engines are sent."""
@@ -36,15 +39,21 @@ class LayerPrecision:
     module: str
     kind: str  # its class
     parameters: int
-    computes_in: str  # "fp8", or the dtype of its weights
+    computes_in: str  # "fp8", or the dtype of its products
 
 
 def convert(
-    model: nn.Module, config: Fp8Config, *, device: torch.device | None = None, keep_blocks: bool = False
+    model: nn.Module,
+    config: Fp8Config,
+    *,
+    device: torch.device | None = None,
+    keep_blocks: bool = False,
+    rounded: bool = False,
 ) -> list[LayerPrecision]:
     """Make the listed layers of `model` compute in FP8, in place, and return the audit of all its weights.
 
     device: where it will compute, if not where its weights are now.
+    rounded: whether FSDP2 will hand all weights over in bfloat16, for the audit.
     keep_blocks: hold quantised weights until they change (fp8.weights.WeightBlocks); not under FSDP.
     Raises ValueError when a listed layer cannot (it is no plain nn.Linear, or experts with another activation than
     SiLU), RuntimeError when the backend cannot run there; before anything is changed.
@@ -61,21 +70,25 @@ def convert(
         blocks = WeightBlocks(config, keep=keep_blocks)
         module.grouped_mlp = partial(grouped_mlp, blocks=blocks)  # pyright: ignore[reportArgumentType]
         module.fp8_dispatch = config.scales if config.dispatch else None  # pyright: ignore[reportArgumentType]
-    return audit(model)
+    return audit(model, rounded)
 
 
-def audit(model: nn.Module) -> list[LayerPrecision]:
-    """What every module with weights of its own computes in, in the order of the model."""
+def audit(model: nn.Module, rounded: bool = False) -> list[LayerPrecision]:
+    """What every module with weights of its own computes in, in the order of the model. rounded: see `convert`."""
     lines = []
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
         if own:
-            fp8 = isinstance(module, Fp8Linear) or hasattr(module, "grouped_mlp")
-            dtype = str(own[0].dtype).removeprefix("torch.")
-            lines.append(
-                LayerPrecision(name, type(module).__name__, sum(p.numel() for p in own), "fp8" if fp8 else dtype)
-            )
+            size = sum(p.numel() for p in own)
+            lines.append(LayerPrecision(name, type(module).__name__, size, _computes_in(module, own[0], rounded)))
     return lines
+
+
+def _computes_in(module: nn.Module, weight: torch.Tensor, rounded: bool) -> str:
+    if isinstance(module, Fp8Linear) or hasattr(module, "grouped_mlp"):
+        return "fp8"
+    rounds = rounded and type(module).__name__ not in _FLOAT32_ROUTERS
+    return "bfloat16" if rounds else str(weight.dtype).removeprefix("torch.")
 
 
 def quantised_names(model: nn.Module) -> set[str]:

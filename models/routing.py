@@ -158,9 +158,7 @@ class SequenceBalance:
             self._seen.append((router, output[0]))
 
 
-def sequence_balance(
-    scores_TE: Tensor, top_k: int, lengths: Sequence[int], spread: Spread | None = None
-) -> Tensor:
+def sequence_balance(scores_TE: Tensor, top_k: int, lengths: Sequence[int], spread: Spread | None = None) -> Tensor:
     """sum_s T_s sum_i f_i P_i of one router, with gradient through P; scores_TE: positive, float32 [T, E].
 
     spread: the scores are those of this rank's tokens, and so is the gradient; the value is that of the whole row.

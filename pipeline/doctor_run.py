@@ -64,7 +64,7 @@ def _precisions(folder: Path) -> Iterator[str]:
             names = ", ".join(dict.fromkeys(layer["module"].rpartition(".")[2] for layer in own))
             share = sum(layer["parameters"] for layer in own) / total
             yield f"computed in {precision}: {share:.1%} of the weights, {len(own)} layers: {printable(names)}"
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         yield f"{folder / AUDIT} cannot be read ({type(error).__name__}: {error})"
 
 

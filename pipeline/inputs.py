@@ -14,6 +14,8 @@ from pipeline.checkpoint_paths import check_checkpoint
 from pipeline.errors import Absent, RecipeError, did_you_mean, near_miss
 from pipeline.stages import KINDS, Many, StageKind
 from pipeline.yaml_source import Document, Place
+from training.checkpoint_config import unused_setting
+from training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from pipeline.config import Stage
@@ -63,6 +65,7 @@ def input_problems(
                 hint = did_you_mean(role, wanted) if wanted else "; it takes none"
                 yield f"{item.place}: stage '{name}' ({stage.kind}) has no input '{role}'{hint}"
         yield from _length_problems(stage, stages, kinds, document)
+        yield from _unused_settings(stage, stages, kinds, document)
 
 
 def _problems_of(
@@ -218,6 +221,19 @@ def _length_problems(
         _, origin, room = short[0]
         place = document.place(("stages", stage.name, "set", "rollout.max_new_tokens"))
         yield f"{place}: {too_long(stage.name, longest, origin, room)}"
+
+
+def _unused_settings(
+    stage: "Stage", stages: "Mapping[str, Stage]", kinds: Mapping[str, StageKind], document: Document
+) -> Iterator[str]:
+    """Weights and speeds that are set for parts which the model that a stage trains does not have. Training keeps what
+    there is of a model, so the folder that the weights go back to says it."""
+    if not isinstance(stage.config, TrainingConfig):
+        return
+    trained = next((i for i in stage.inputs if kinds[stage.kind].inputs.get(i.role) == "checkpoint"), None)
+    origin = trained and _origin(trained, stages, kinds)
+    if origin and (fault := unused_setting(stage.config, origin)):
+        yield f"{document.place(('stages', stage.name))}: stage '{stage.name}': {fault}"
 
 
 def _origin(item: Input, stages: "Mapping[str, Stage]", kinds: Mapping[str, StageKind]) -> Path | None:

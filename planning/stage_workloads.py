@@ -91,7 +91,7 @@ def _grpo(request: Request, assumed: Assumptions) -> Workload:
                 sequences=completions / config.mini_batches,
                 head_products=3 if objective.made_in_chunks else 4,
                 entropy=True,
-                mtp=config.mtp_weight > 0,
+                mtp=config.mtp_weight > 0 and model.mtp_layers > 0,
                 **common,
             )
         )

@@ -14,6 +14,7 @@ from sft.batch import Example, Row, pack_examples
 from sft.config import SFTConfig
 from sft.conversations import conversation_examples, read_conversations
 from sft.loop import train
+from training.checkpoint_config import check_settings_are_used
 from training.run_log import write_stats
 from training.stage import StageContext, StageError
 
@@ -33,6 +34,7 @@ def fine_tune(
 
     token_budget: target tokens after which training ends, within the epochs.
     """
+    check_settings_are_used(config, checkpoint, context.name)
     samples, dropped = load_samples(config.template, checkpoint, dataset)
     epochs = Epochs([target_tokens(sample) for sample in samples], config.batch_size, config.epochs, context.seed)
     steps = epochs.steps_within(token_budget)

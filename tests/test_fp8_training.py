@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fp8.config import Fp8Config
-from fp8.convert import convert
+from fp8.convert import audit, convert
 from fp8.weights import WeightBlocks
 from models.attention import PackedLayout
 from models.checkpoint import load_model, load_tokenizer
@@ -115,3 +115,22 @@ def test_a_checkpoint_says_what_its_layers_were_computed_in(tmp_path):
     assert lines["model.model.layers.1.mlp.experts"]["computes_in"] == "fp8"
     assert lines["model.lm_head"]["computes_in"] == "float32"
     load_model(tmp_path)
+
+
+def test_the_audit_of_rounded_weights_is_what_layers_are_handed(batches):
+    """As on GPUs, where all that is not FP8 gets bfloat16 weights; routers multiply these in float32."""
+    trainer = SupervisedTrainer(str(BASE), OptimizerConfig(), device="cpu", precision="bfloat16")
+    seen: dict[str, str] = {}
+
+    def note(name: str, module: torch.nn.Module, output: object) -> None:
+        product = output[0] if isinstance(output, tuple) else output
+        if isinstance(product, torch.Tensor) and next(module.parameters(recurse=False), None) is not None:
+            seen[name] = str(product.dtype).removeprefix("torch.")
+
+    for name, module in trainer.policy.named_modules():
+        module.register_forward_hook(lambda module, _, output, name=name: note(name, module, output))
+    trainer.next_token_losses(batches[0])
+    said = {line.module: line.computes_in for line in audit(trainer.policy, rounded=True)}
+    assert len(seen) > 20 and {name: said[name] for name in seen} == seen
+    assert {said[name] for name in said if name.endswith(".gate")} == {"float32"}
+    assert set(said.values()) == {"float32", "bfloat16"}

@@ -27,6 +27,19 @@ def test_every_recipe_is_valid(recipe, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("student_rl.bias_speed=0.001", "student_rl.*bias_speed is 0.001, and student_base has no selection biases"),
+        ("student_rl.mtp_weight=0.1", "student_rl.*mtp_weight is 0.1, and student_base has no MTP layer"),
+    ],
+)
+def test_what_a_late_stage_would_ignore_is_refused_before_the_first_starts(setting, said):
+    with pytest.raises(RecipeError, match=said):
+        load(ROOT / "recipes/tiny/pipeline.yaml", [setting])
+    load(ROOT / "recipes/tiny/pipeline.yaml", ["reasoning_rl.bias_speed=0.001"])  # by way of cold_start_sft
+
+
 def test_recipes_are_short():
     for recipe in RECIPES:
         assert len(recipe.read_text(encoding="utf-8").splitlines()) <= 40, recipe

@@ -1,12 +1,17 @@
 """Weights and speeds that a recipe sets, on models that have something for them and on ones that have not."""
 
 import json
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from models.checkpoint import load_model
+from models.routing import is_selection_bias, routers
 from rl.config import GRPOConfig
 from sft.config import SFTConfig
-from training.checkpoint_config import check_settings_are_used, read_config
+from tests.architectures import CONFIGS, make_architecture
+from training.checkpoint_config import check_settings_are_used, read_config, unused_setting
 from training.stage import StageError
 
 V3 = {"model_type": "deepseek_v3", "n_routed_experts": 256, "num_nextn_predict_layers": 1}
@@ -48,7 +53,29 @@ def test_what_is_used_or_nobodys_wish_is_not(tmp_path, model, settings):
     check_settings_are_used(SFTConfig(**settings), checkpoint(tmp_path, model), "sft")
 
 
+def test_an_mtp_layer_that_only_config_json_has_is_none(tmp_path, tiny_checkpoint):
+    """As models are released that were finetuned without it."""
+    whole = shutil.copytree(tiny_checkpoint, tmp_path / "whole")
+    check_settings_are_used(SFTConfig(mtp_weight=0.1), whole, "sft")
+    tensors = load_file(whole / "model.safetensors")
+    layer = f"model.layers.{read_config(whole)['num_hidden_layers']}."
+    save_file({n: t for n, t in tensors.items() if not n.startswith(layer)}, whole / "model.safetensors")
+    with pytest.raises(StageError, match="whole has no MTP layer"):
+        check_settings_are_used(SFTConfig(mtp_weight=0.1), whole, "sft")
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_every_architecture_has_what_its_config_says(tmp_path, model_type):
+    """What is read here of config.json against the routers that transformers makes."""
+    model = load_model(make_architecture(tmp_path / model_type, model_type))
+    found = [router for _, router in routers(model)]
+    has_biases = any(is_selection_bias(name) for name in model.state_dict())
+    for setting, there in {"balance_weight": bool(found), "bias_speed": has_biases}.items():
+        assert (unused_setting(SFTConfig(**{setting: 0.1}), tmp_path / model_type) is None) == there
+
+
 def test_a_folder_without_a_config_is_for_others_to_refuse(tmp_path):
     check_settings_are_used(SFTConfig(mtp_weight=0.1), tmp_path, "sft")
-    (tmp_path / "config.json").write_text("{")
-    assert read_config(tmp_path) == {}
+    for odd in ("{", "null", "[1]", '"a"'):
+        (tmp_path / "config.json").write_text(odd)
+        assert read_config(tmp_path) == {}

@@ -1,9 +1,11 @@
-"""What a checkpoint's config.json says, all that a driver reads of one, and settings that it makes pointless."""
+"""What a checkpoint says of itself, all that a driver reads of one, and settings that it makes pointless."""
 
 import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
 
 from training.config import TrainingConfig
 from training.stage import StageError
@@ -14,25 +16,52 @@ _BIASED = ("deepseek_v3", "deepseek_v32", "deepseek_v4")  # model types whose ro
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
     """Empty where there is none that can be read: who loads the checkpoint will say why."""
-    with suppress(OSError, ValueError):
-        return json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    return {}
+    return _read_mapping(checkpoint / "config.json")
 
 
 def check_settings_are_used(config: TrainingConfig, checkpoint: Path, stage: str) -> None:
-    """Raises StageError for a weight or speed that a recipe sets and the model has nothing for. Defaults are nobody's
-    wish."""
+    """Raises StageError with the sentence of `unused_setting`."""
+    if fault := unused_setting(config, checkpoint):
+        raise StageError(f"{stage}: {fault}")
+
+
+def unused_setting(config: TrainingConfig, checkpoint: Path) -> str | None:
+    """A sentence about a weight or speed that a recipe sets and the model has nothing for; defaults are let pass."""
     model = read_config(checkpoint)
-    if not model:
-        return
-    lacks = {
-        "mtp_weight": "" if model.get("num_nextn_predict_layers") else "MTP layer",
-        "balance_weight": "" if any(model.get(key) for key in _EXPERTS) else "routed experts",
-        "bias_speed": "" if model.get("model_type") in _BIASED else "selection biases of routers",
+    has = {
+        "mtp_weight": ("MTP layer", _has_mtp),
+        "balance_weight": ("routed experts", lambda *_: any(model.get(key) for key in _EXPERTS)),
+        "bias_speed": ("selection biases of routers", lambda *_: model.get("model_type") in _BIASED),
     }
-    for key, missing in lacks.items():
-        if missing and key in config.model_fields_set and getattr(config, key, 0):
-            raise StageError(
-                f"{stage}: {key} is {getattr(config, key):g}, and {checkpoint.name} has no {missing}, so it would be "
-                "ignored; leave it out of the recipe"
+    for key, (part, found) in has.items():
+        if model and key in config.model_fields_set and getattr(config, key, 0) and not found(model, checkpoint):
+            return (
+                f"{key} is {getattr(config, key):g}, and {checkpoint.name} has no {part}, so it would be ignored; "
+                "leave it out of the recipe"
             )
+    return None
+
+
+def _has_mtp(model: dict[str, Any], checkpoint: Path) -> bool:
+    """Some release the main model alone, with a config.json that promises the layer."""
+    layer = f"model.layers.{model.get('num_hidden_layers')}."
+    names = _tensor_names(checkpoint)
+    return bool(model.get("num_nextn_predict_layers")) and (not names or any(n.startswith(layer) for n in names))
+
+
+def _tensor_names(checkpoint: Path) -> list[str]:
+    """Of its safetensors files, without their tensors; none where they cannot be read."""
+    if index := _read_mapping(checkpoint / "model.safetensors.index.json"):
+        return list(index.get("weight_map", {}))
+    names: list[str] = []
+    for path in checkpoint.glob("*.safetensors"):
+        with suppress(Exception), safe_open(path, framework="numpy") as file:
+            names += file.keys()
+    return names
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}

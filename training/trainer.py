@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from data.chat import Template, render_prompt
+from data.durable import write_text
 from fp8.config import AUDIT, Fp8Config
 from fp8.convert import LayerPrecision, convert
 from models.architectures import check_rounding
@@ -113,7 +114,13 @@ class Trainer:
 
     def _shard(self, policy: Policy) -> Policy:
         if self.fp8 is not None:
-            audit = convert(policy, self.fp8, device=self.device, keep_blocks=self.ranks.shards is None)
+            audit = convert(
+                policy,
+                self.fp8,
+                device=self.device,
+                keep_blocks=self.ranks.shards is None,
+                rounded=self.ranks.rounds,
+            )
             self.audit = self.audit or audit  # the policy's comes first, and copies have no more
         shard(policy, self.ranks)  # moves a layer at a time to the device
         return policy.to(self.device) if self.ranks.shards is None else policy
@@ -271,7 +278,7 @@ class Trainer:
         if self.ranks.rank == 0:
             Path(folder).mkdir(parents=True, exist_ok=True)
             lines = ",\n ".join(json.dumps(asdict(line)) for line in audit)
-            (Path(folder) / AUDIT).write_text(f"[{lines}]\n")
+            write_text(Path(folder) / AUDIT, f"[{lines}]\n")
 
     def _whole_audit(self) -> list[LayerPrecision]:
         lines = [line for part in self.ranks.along_pipeline(self.audit) for line in part]
