@@ -75,11 +75,14 @@ def ours_entropy(hidden, weight, targets):
     return token_loss(hidden, weight, targets, loss_of)[0]
 
 
-def ours_again(hidden, weight, targets):
-    """training.logprobs.token_loss where something was guessed wrongly: made twice."""
+def ours_moved(hidden, weight, targets):
+    """training.logprobs.token_loss where an eighth of the tokens was guessed wrongly, and is made twice."""
     from training.logprobs import LossOf, token_loss
 
-    loss_of = LossOf(lambda logprobs_C, *_: -logprobs_C.sum(), settled=lambda logprobs_T: False)
+    def of_tokens(logprobs_C, _, tokens):
+        return -logprobs_C.sum() * (1.0 if isinstance(tokens, slice) else 0.0)
+
+    loss_of = LossOf(of_tokens, moved=lambda logprobs_T: torch.arange(len(targets) // 8, device=targets.device))
     return token_loss(hidden, weight, targets, loss_of)[0]
 
 
@@ -127,7 +130,7 @@ SUBJECTS: dict[str, Loss] = {
         ours_nll,
         ours_loss,
         ours_entropy,
-        ours_again,
+        ours_moved,
         ours_values,
         checkpointed,
         trl_whole,

@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from rl.correction import off_policy_kept
-from rl.loss import policy_loss, sequence_terms
+from rl.loss import SequenceTerms, policy_loss, sequence_terms
 from rl.objective import Denominators, Objective
-from training.logprobs import LossOf
+from training.logprobs import LossOf, Tokens
 
 
 def loss_in_chunks(
@@ -23,12 +22,13 @@ def loss_in_chunks(
     """`rl.loss.policy_loss` of whole sequences, for objectives with `made_in_chunks`.
 
     The off-policy sequence mask looks at the policy's logprobs of a whole sequence. It is guessed from the old ones,
-    which differ by the steps since; where that was wrong for any sequence, the loss is made again by the right mask.
+    which differ by the steps since; sequences for which that was wrong are asked for once more, for the difference.
     """
     delta = objective.sequence_mask_delta
-    owed = sequence_terms(old_T, old_T, sampling_T, advantages_N, sequence_of_token_T, objective, denominators)
+    guessed = sequence_terms(old_T, old_T, sampling_T, advantages_N, sequence_of_token_T, objective, denominators)
+    right: SequenceTerms | None = None
 
-    def of_tokens(policy_C: Tensor, entropy_C: Tensor, tokens: slice) -> Tensor:
+    def share(policy_C: Tensor, entropy_C: Tensor, tokens: Tokens, owed: SequenceTerms) -> Tensor:
         ref_C, sampling_C = (None if values is None else values[tokens] for values in (ref_T, sampling_T))
         loss, _ = policy_loss(
             policy_C, old_T[tokens], ref_C, sampling_C, advantages_N, sequence_of_token_T[tokens], objective,
@@ -36,11 +36,14 @@ def loss_in_chunks(
         )  # fmt: skip
         return loss
 
-    def settled(policy_T: Tensor) -> bool:
-        nonlocal owed
-        assert sampling_T is not None and delta is not None
-        guessed = owed.kept_N
-        owed = replace(owed, kept_N=off_policy_kept(policy_T, sampling_T, advantages_N, sequence_of_token_T, delta))
-        return torch.equal(guessed, owed.kept_N)
+    def of_tokens(policy_C: Tensor, entropy_C: Tensor, tokens: Tokens) -> Tensor:
+        loss = share(policy_C, entropy_C, tokens, guessed)
+        return loss if right is None else share(policy_C, entropy_C, tokens, right) - loss
 
-    return LossOf(of_tokens, None if delta is None else settled)
+    def moved(policy_T: Tensor) -> Tensor:
+        nonlocal right
+        assert sampling_T is not None and delta is not None
+        right = replace(guessed, kept_N=off_policy_kept(policy_T, sampling_T, advantages_N, sequence_of_token_T, delta))
+        return (right.kept_N != guessed.kept_N)[sequence_of_token_T].nonzero().squeeze(1)
+
+    return LossOf(of_tokens, None if delta is None else moved)

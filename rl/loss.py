@@ -107,7 +107,7 @@ class SequenceTerms:
     correction_T: Tensor | None  # None: 1
     sums: dict[str, Tensor]  # of mask and correction, for metrics
 
-    def part(self, tokens: slice) -> "SequenceTerms":
+    def part(self, tokens: slice | Tensor) -> "SequenceTerms":
         """Of some tokens. The sums are not theirs, and are left out."""
         correction_T = None if self.correction_T is None else self.correction_T[tokens]
         return SequenceTerms(self.weight_T[tokens], self.kept_N, correction_T, {})

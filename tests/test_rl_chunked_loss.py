@@ -63,7 +63,7 @@ def test_loss_and_gradient_are_those_of_whole_rows(lengths, settings, drift, row
 
 
 @pytest.mark.parametrize("wrong", [False, True])
-def test_a_mask_that_the_old_logprobs_tell_costs_no_second_pass(wrong):
+def test_only_a_sequence_whose_mask_was_guessed_wrongly_costs_a_second_pass(wrong):
     lengths = [4, 5]
     (hidden, weight, targets), (old, ref, _, _, owner) = mini_batch(lengths, 0.0, seed=1)
     advantages = torch.tensor([-1.0, -1.0], dtype=torch.float64)
@@ -79,4 +79,5 @@ def test_a_mask_that_the_old_logprobs_tell_costs_no_second_pass(wrong):
         return loss_of.tokens(logprobs, entropies, tokens)
 
     token_loss(hidden, weight.requires_grad_(), targets, replace(loss_of, tokens=noted))
-    assert len(asked) == 1 + wrong
+    assert asked[0] == slice(0, 9) and len(asked) == 1 + wrong
+    assert not wrong or asked[1].tolist() == [0, 1, 2, 3]

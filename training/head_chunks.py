@@ -46,8 +46,16 @@ class ChunkedHead:
         self.ids_TK, self.temperature = ids_TK, temperature
         self.dtype = torch.promote_types(self.hidden_TD.dtype, torch.float32)
         self.size = max(1, CHUNK_ELEMENTS.get(hidden_TD.device.type, CHUNK_ELEMENTS["cpu"]) // len(weight_VD))
+        self.support = support
         self._supports = None if support is None else _cut(*support, self.size)
         self._buffers: dict[str, Tensor] = {}
+
+    def of(self, tokens_M: Tensor) -> "ChunkedHead":
+        """For some of the tokens, int64 [M], ascending, when all have been seen: it has the same buffers."""
+        support = None if self.support is None else _select(*self.support, tokens_M)
+        part = ChunkedHead(self.hidden_TD[tokens_M], self.weight_VD, self.ids_TK[tokens_M], self.temperature, support)
+        part._buffers = self._buffers
+        return part
 
     def chunks(self) -> Iterator[slice]:
         """Which tokens stand in each chunk; none without tokens."""
@@ -186,6 +194,13 @@ def _cut(ids_S: Tensor, sizes_T: Tensor, size: int) -> list[SupportTensors]:
     """The support of every `size` tokens."""
     sizes = sizes_T.split(size)
     return list(zip(ids_S.split([int(part.sum()) for part in sizes]), sizes, strict=True))
+
+
+def _select(ids_S: Tensor, sizes_T: Tensor, tokens_M: Tensor) -> SupportTensors:
+    """The support of some tokens."""
+    chosen_T = torch.zeros_like(sizes_T, dtype=torch.bool)
+    chosen_T[tokens_M] = True
+    return ids_S[chosen_T[_rows(sizes_T)]], sizes_T[tokens_M]
 
 
 def _rows(sizes_T: Tensor) -> Tensor:

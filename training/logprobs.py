@@ -16,9 +16,10 @@ from torch.autograd.function import once_differentiable
 
 from training.head_chunks import ChunkedHead, ChunkSoftmax, SupportTensors, check_support
 
+Tokens = slice | Tensor  # some of 0..T; a tensor is int64 [C]
 # Logprobs [C, K] and entropies [C] (None where nobody asked) of a chunk's tokens, and which tokens they are -> its
 # share of the loss, a scalar.
-ChunkLoss = Callable[[Tensor, Tensor | None, slice], Tensor]
+ChunkLoss = Callable[[Tensor, Tensor | None, Tokens], Tensor]
 # Final hidden states [C, D] of the tokens that predict, and the head's weight [V, D] -> a loss, a scalar.
 HeadLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -27,14 +28,15 @@ HeadLoss = Callable[[Tensor, Tensor], Tensor]
 class LossOf:
     """A loss that is a sum over tokens.
 
-    tokens: given logprobs [C] and entropies [C] of some tokens, and which they are (a slice of 0..T), their share of
-        the loss, a scalar. It must not look at other tokens.
-    settled: for a share that depends on more than its token, as on a mask of sequences, and had to be guessed: told all
-        logprobs [T], whether the guess was right. If not, `tokens` is asked once more, and must know better by then.
+    tokens: given logprobs [C] and entropies [C] of some tokens, and which they are, their share of the loss, a scalar.
+        It must not look at other tokens.
+    moved: for shares that depend on more than their token, as on a mask of sequences, and had to be guessed: told all
+        logprobs [T], the tokens whose share was guessed wrongly, int64 [M], ascending. `tokens` is then asked for these
+        once more, for what is to be added to the loss.
     """
 
-    tokens: Callable[[Tensor, Tensor, slice], Tensor]
-    settled: Callable[[Tensor], bool] | None = None
+    tokens: Callable[[Tensor, Tensor, Tokens], Tensor]
+    moved: Callable[[Tensor], Tensor] | None = None
 
 
 def token_logprobs(
@@ -67,19 +69,19 @@ def token_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A loss that is a sum over tokens, with logprobs and entropy [T] as of `token_logprobs`, but without gradient.
 
-    The gradient is made here, so backward may be called once only. Where `loss_of.settled` says no, all of it is made
-    once more: six matrix products in place of three.
+    The gradient is made here, so backward may be called once only. Tokens that `loss_of.moved` names take six matrix
+    products in place of three.
     """
     if support is not None:
         check_support(support, targets_T)
 
-    def of_chunk(logprobs_CK: Tensor, entropy_C: Tensor | None, chunk: slice) -> Tensor:
+    def of_chunk(logprobs_CK: Tensor, entropy_C: Tensor | None, tokens: Tokens) -> Tensor:
         assert entropy_C is not None
-        return loss_of.tokens(logprobs_CK.squeeze(1), entropy_C, chunk)
+        return loss_of.tokens(logprobs_CK.squeeze(1), entropy_C, tokens)
 
-    settled = loss_of.settled
+    moved = loss_of.moved
     keep, given = torch.is_grad_enabled(), (hidden_TD, weight_VD, targets_T[:, None])
-    loss, logprobs_TK, entropy_T = _LossInForward.apply(*given, of_chunk, temperature, support, True, settled, keep)
+    loss, logprobs_TK, entropy_T = _LossInForward.apply(*given, of_chunk, temperature, support, True, moved, keep)
     return loss, logprobs_TK.squeeze(1), entropy_T
 
 
@@ -133,35 +135,33 @@ class _Logprobs(torch.autograd.Function):
 
 
 class _LossInForward(torch.autograd.Function):
-    """The loss and its gradients in one pass, or two where `settled` wants it; backward scales them."""
+    """The loss and its gradients in one pass, and a second over tokens that have moved; backward scales them."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden_TD, weight_VD, ids_TK, loss_of: ChunkLoss, temperature: float, support, entropy: bool,
-        settled: Callable[[Tensor], bool] | None, keep: bool,
+        moved: Callable[[Tensor], Tensor] | None, keep: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         head = ChunkedHead(hidden_TD, weight_VD, ids_TK, temperature, support)
         logprobs_TK, entropy_T = _empty(head)
         wanted = keep and any(ctx.needs_input_grad[:2])
-
-        def one_pass() -> tuple[Tensor, Tensor | None, Tensor | None]:
-            grad_TD, grad_VD = head.zero_gradients(ctx.needs_input_grad[1]) if wanted else (None, None)
-            total = hidden_TD.new_zeros((), dtype=head.dtype)
-            for chunk in head.chunks():
-                softmax = head.softmax(chunk, entropy)
-                logprobs_TK[chunk] = softmax.logprobs_CK
-                if softmax.entropy_C is not None:
-                    entropy_T[chunk] = softmax.entropy_C
-                loss, grad_CK, entropy_grad_C = _loss_and_gradient(loss_of, softmax, chunk)
-                total += loss
-                if grad_TD is not None:
-                    head.add_gradients(chunk, softmax, grad_CK, grad_TD, grad_VD, entropy_grad_C)
-            return total, grad_TD, grad_VD
-
-        total, grad_TD, grad_VD = one_pass()
-        if settled is not None and not settled(logprobs_TK.squeeze(1)):
-            del grad_TD, grad_VD  # not two of the head's at once
-            total, grad_TD, grad_VD = one_pass()
+        grad_TD, grad_VD = head.zero_gradients(ctx.needs_input_grad[1]) if wanted else (None, None)
+        total = hidden_TD.new_zeros((), dtype=head.dtype)
+        for chunk in head.chunks():
+            softmax = head.softmax(chunk, entropy)
+            logprobs_TK[chunk] = softmax.logprobs_CK
+            if softmax.entropy_C is not None:
+                entropy_T[chunk] = softmax.entropy_C
+            total += _add_loss(head, chunk, softmax, loss_of, chunk, grad_TD, grad_VD)
+        if moved is not None and len(tokens_M := moved(logprobs_TK.squeeze(1))):
+            part = head.of(tokens_M)
+            grad_MD = None if grad_TD is None else torch.empty_like(part.hidden_TD, dtype=head.dtype)
+            for chunk in part.chunks():
+                total += _add_loss(
+                    part, chunk, part.softmax(chunk, entropy), loss_of, tokens_M[chunk], grad_MD, grad_VD
+                )
+            if grad_TD is not None and grad_MD is not None:
+                grad_TD[tokens_M] += grad_MD
         if grad_TD is not None:
             ctx.gradients = _as_given(ctx, hidden_TD, weight_VD, grad_TD, grad_VD)
         ctx.mark_non_differentiable(logprobs_TK, entropy_T)
@@ -182,16 +182,27 @@ def _empty(head: ChunkedHead) -> tuple[Tensor, Tensor]:
     return logprobs_TK, logprobs_TK.new_empty(len(logprobs_TK))
 
 
-def _loss_and_gradient(loss_of: ChunkLoss, softmax: ChunkSoftmax, chunk: slice) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradient of the entropies is None where the loss does not use them."""
+def _add_loss(
+    head: ChunkedHead,
+    chunk: slice,
+    softmax: ChunkSoftmax,
+    loss_of: ChunkLoss,
+    tokens: Tokens,
+    grad_TD: Tensor | None,
+    grad_VD: Tensor | None,
+) -> Tensor:
+    """The loss of a chunk of `head`, which has these tokens; its gradients go where they are wanted."""
+    if grad_TD is None:
+        return loss_of(softmax.logprobs_CK, softmax.entropy_C, tokens)
     with torch.enable_grad():
         logprobs_CK = softmax.logprobs_CK.detach().requires_grad_()
         entropy_C = None if softmax.entropy_C is None else softmax.entropy_C.detach().requires_grad_()
-        loss = loss_of(logprobs_CK, entropy_C, chunk)
+        loss = loss_of(logprobs_CK, entropy_C, tokens)
         inputs = [logprobs_CK] if entropy_C is None else [logprobs_CK, entropy_C]
         grad_CK, *rest = torch.autograd.grad(loss, inputs, allow_unused=True)
     grad_CK = torch.zeros_like(logprobs_CK) if grad_CK is None else grad_CK
-    return loss.detach(), grad_CK, rest[0] if rest else None
+    head.add_gradients(chunk, softmax, grad_CK, grad_TD, grad_VD, rest[0] if rest else None)  # None: not used
+    return loss.detach()
 
 
 def _as_given(ctx: Any, hidden_TD, weight_VD, grad_TD, grad_VD) -> tuple[Tensor | None, Tensor | None]:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from training.logprobs import selected_loss
+from training.logprobs import Tokens, selected_loss
 
 Direction = Literal["forward", "reverse"]
 # Half a unit in the last place of float32 below 1: logprobs in float32 cannot tell a smaller tail from none.
@@ -43,7 +43,7 @@ def topk_kl(
     kl_T = hidden_TD.new_empty(len(hidden_TD), dtype=torch.promote_types(hidden_TD.dtype, torch.float32))
     weights_T = torch.ones_like(kl_T) if weights_T is None else weights_T
 
-    def of_tokens(student_CK: Tensor, _: Tensor | None, chunk: slice) -> Tensor:
+    def of_tokens(student_CK: Tensor, _: Tensor | None, chunk: Tokens) -> Tensor:
         kl_C = merged_kl(teacher_logprobs_TK[chunk].to(student_CK), student_CK, direction)
         kl_T[chunk] = kl_C.detach()
         return (weights_T[chunk] * kl_C).sum()
