@@ -98,7 +98,6 @@ class Session(SamplingSession):
 
     def sample(self, step: int) -> list[Sample]:
         self.report(step, phase="sampling")
-        self.wait(self.trainer.offload.remote(), "offloading the optimizer")
         count = self.config.questions_per_step
         problems = self.problems.draw(step * count, count)
         prompts = zip(problems, self.render(problems), strict=True)

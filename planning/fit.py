@@ -184,7 +184,8 @@ def _of_generator(key: str, generator: Any, machine: Machine, trains: bool) -> I
 
 def _of_trainer(config: Any, machine: Machine) -> Iterator[Family]:
     trainer, mesh = config.trainer, config.trainer.mesh
-    yield [_set(("optimizer.offload", "moments"))] if config.optimizer.offload == "none" and machine.cuda else []
+    further = {"none": ("moments", "all"), "moments": ("all",), "all": ()}[config.optimizer.offload]
+    yield [_set(("optimizer.offload", what)) for what in further if machine.cuda]
     yield [_set(("trainer.recompute", "blocks"))] if trainer.recompute != "blocks" else []
     yield [_set(("trainer.precision", "bfloat16"))] if trainer.precision == "float32" and machine.cuda else []
     yield [_set(("optimizer.moments", "bfloat16"))] if config.optimizer.moments == "float32" else []

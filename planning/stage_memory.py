@@ -66,8 +66,11 @@ def stage_memory(work: Workload, machine: Machine, assumed: Assumptions) -> dict
         _keep_larger(moments, "sampling", Memory(parts | processes))
     if sent := _sync_bytes(work, machine):
         sampling = work.of(Sampling)[0]
-        engine = max(_engine_bytes(sampling, machine), generator_weights(sampling.model, sampling.generator))
-        moments["weight sync"] = Memory(rest | others | {"engine": engine, "gathered": sent})
+        engine = generator_weights(sampling.model, sampling.generator)
+        if not sampling.generator.sleep:  # else its cache is not there yet
+            engine = max(_engine_bytes(sampling, machine), engine)
+        sending = _trainer_at_rest(work, machine, syncing=True)
+        moments["weight sync"] = Memory(sending | others | {"engine": engine, "gathered": sent})
     for part in work.of(Training):
         assert work.trainer is not None and work.optimizer is not None
         own = training_memory(
@@ -117,7 +120,12 @@ def share_left(work: Workload, machine: Machine) -> float:
     """Share of a device's memory, in whole hundredths, that trainer and reward models leave to the engines that sample
     and judge there."""
     rewards = replace(work, loaded=tuple(one for one in work.loaded if one.role not in JUDGE_ROLES))
-    left = machine.room - _beside(work, machine) - _loaded_bytes(rewards, machine) - _sync_bytes(work, machine)
+    loaded, taken = _loaded_bytes(rewards, machine), _beside(work, machine)
+    if _shares_devices(work, machine) and work.generator is not None and not work.generator.sleep:
+        # With sleep, there is no cache yet when weights are sent.
+        sending = sum(_trainer_at_rest(work, machine, syncing=True).values()) + _sync_bytes(work, machine)
+        taken = max(taken, sending)
+    left = machine.room - loaded - taken
     return int(100 * left / machine.memory) / 100
 
 
@@ -153,16 +161,17 @@ def _loaded_bytes(work: Workload, machine: Machine) -> float:
     return max(sizes, default=0.0) if taken <= machine.devices else sum(sizes)
 
 
-def _trainer_at_rest(work: Workload, machine: Machine) -> dict[str, float]:
+def _trainer_at_rest(work: Workload, machine: Machine, syncing: bool = False) -> dict[str, float]:
+    """What a trainer keeps while engines sample, or are sent its weights (training.trainer.Trainer.offload)."""
     if work.trainer is None or work.optimizer is None or not work.of(Training):
         return {}
     training = work.of(Training)[0]
     parts = resident(
         training.model, work.trainer, work.optimizer, reference=work.reference, mtp=training.mtp, cuda=machine.cuda
     )
-    if work.optimizer.offload == "moments":
-        parts.pop("moments")
-    return parts
+    away = {"none": (), "moments": ("moments",), "all": ("moments", "reference")}[work.optimizer.offload]
+    away = (*away, "weights") if work.optimizer.offload == "all" and not syncing and not work.in_trainer else away
+    return {name: size for name, size in parts.items() if name not in away}
 
 
 def in_place(work: Workload) -> Workload:

@@ -29,6 +29,8 @@ WEIGHTS = ".weights"  # of the last sync, where they travel as files; hidden fil
 class SamplingSession:
     """The trainer (a rl.sampling_trainer.SamplingTrainer), the generators and the problems of one stage."""
 
+    takes_turns = True  # whether the trainer rests while generators sample
+
     def __init__(
         self,
         settings: OwnSamplesConfig,
@@ -60,7 +62,12 @@ class SamplingSession:
             seed=context.seed,
             **of_trainer,
         )
+        if generator.sleep:
+            self._leave_device(weights=True)  # an engine looks at what is free when it starts
         self.pool = GeneratorPool(str(policy), generator, shared=self.trainer if settings.sample_in_trainer else None)
+        if generator.sleep:
+            self.pool.context()  # when they have started
+            self.pool.sleep()
         self.transport = open_transport(self.trainer, generator.sync, context.output / WEIGHTS)
         self.log = RunLog(context.output)
         self.store = CheckpointStore(context.output / "checkpoints", log=self.log)
@@ -97,6 +104,7 @@ class SamplingSession:
 
     def sync_weights(self, step: int) -> None:
         with self.phase("sync", step + 1):
+            self._leave_device(weights=False)
             if self.settings.sample_in_trainer:
                 self.wait(self.trainer.set_version.remote(step), "weight sync")
             else:
@@ -105,17 +113,24 @@ class SamplingSession:
                 self._prove_sync(step)
 
     def _prove_sync(self, step: int) -> None:
-        """Compare trainer and generators on the stage's first prompts."""
+        """Compare trainer and generators on the stage's first prompts, one after the other: they may share devices."""
         rendered = self.render(self.problems.draw(0, self.settings.generator.sync.probe_prompts, 0.0))
         prompts = [ids for ids in rendered if ids is not None and len(ids) > 1]
+        expected = self.wait(self.trainer.score.remote(prompts), "scoring the probe") if prompts else []
+        self._leave_device(weights=True)
+        self.pool.wake_cache()
         if prompts:
             report = self.context.output / ".weight_sync_failure.json"
+            precision = self.settings.trainer.precision
             try:
-                self.sync_metrics = check_sync(
-                    self.trainer, self.pool, step, prompts, report, self.settings.trainer.precision
-                )
+                self.sync_metrics = check_sync(self.trainer, self.pool, step, prompts, expected, report, precision)
             except SyncFault as error:
                 raise StageError(f"{self.context.name}: {error}") from None
+
+    def _leave_device(self, weights: bool) -> None:
+        """To the generators, where they and the trainer take turns."""
+        if self.takes_turns:
+            self.wait(self.trainer.offload.remote(weights=weights), "offloading the trainer")
 
     def render(self, problems: Sequence[Problem]) -> list[list[int] | None]:
         conversations = [problem.messages for problem in problems]

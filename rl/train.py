@@ -72,6 +72,7 @@ class Session(SamplingSession):
 
     def __init__(self, config: GRPOConfig, context: StageContext):
         self.config, self.objective = config, config.objective.resolve()
+        self.takes_turns = not config.max_staleness
         super().__init__(
             config,
             context,
@@ -154,11 +155,9 @@ class Session(SamplingSession):
 
     def sample_and_score(self, step: int) -> SampledBatch:
         self.report(step, phase="sampling")
-        if not self.config.max_staleness:
-            self.wait(self.trainer.offload.remote(), "offloading the optimizer")
         with self.phase("sample", step + 1):
             batch = self.batches.take(step // self.config.mini_batches)
-        if not self.config.max_staleness:
+        if self.takes_turns:
             self.pool.sleep()
         self.saving.poll()
         self.longest = batch.longest

@@ -1,7 +1,7 @@
 """The GRPO trainer rank: old and reference logprobs, then one optimizer step per mini-batch."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -52,9 +52,13 @@ class PolicyTrainer(SamplingTrainer):
     def _make_reference(self) -> Reference:
         return FrozenCopy(self.policy, self.frozen_copy()) if self.adapters is None else FrozenAdapters(self.policy)
 
+    def _beside_weights(self) -> Iterable[torch.Tensor]:
+        return () if self.reference is None else self.reference.state_dict().values()
+
     def refresh_reference(self) -> None:
         """pi_ref <- pi_theta."""
         if self.reference is not None:
+            self.offloaded.fetch()
             self.reference.refresh()
             self.reference_is_policy = True
 

@@ -106,8 +106,14 @@ class GeneratorPool:
             self._ask_all("sleep", phase="putting generators to sleep", weights=False)
 
     def wake(self) -> None:
+        """Before a sync: what they need to take weights, and no cache yet, since a trainer may be beside them."""
         if self.config.sleep:
             self._ask_all("wake", phase="waking generators", weights=False)  # they come with the sync that follows
+
+    def wake_cache(self) -> None:
+        """After it, before they sample or score."""
+        if self.config.sleep:
+            self._ask_all("wake_cache", phase="waking generators")
 
     def _ask_all(self, method: str, *args: Any, phase: str, weights: bool = True) -> list[Any]:
         """What every replica answers; one that is dead is started again first, with the weights of the last sync."""

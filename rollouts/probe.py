@@ -52,15 +52,16 @@ def check_sync(
     pool: GeneratorPool,
     version: int,
     prompts: Sequence[list[int]],
+    expected: Sequence[np.ndarray],
     report: Path,
     trains_in: str = "float32",
 ) -> dict[str, float]:
-    """Compare trainer and replicas on `prompts`, each of at least two tokens; returns metrics.
+    """Compare what replicas say of `prompts`, each of at least two tokens, with `expected`, the trainer's logprobs;
+    returns metrics.
 
     Raises SyncFault, after writing to `report` which tensors differ, when a replica is further off than `limit`.
     """
     config = pool.config
-    expected = wait(trainer.score.remote(prompts), phase="scoring the probe", deadline_s=config.deadline_s)
     gaps = [gap(expected, scores) for scores in pool.score(prompts)]
     worst = max(gaps, key=lambda g: g.mean if g.mean == g.mean else float("inf"))
     allowed = limit(config, trains_in)

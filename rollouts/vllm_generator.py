@@ -295,7 +295,11 @@ class VLLMGenerator(WeightReceiver):
 
     def wake(self) -> None:
         if not self.on_cpu:
-            self.llm.wake_up()
+            self.llm.wake_up(["weights"])
+
+    def wake_cache(self) -> None:
+        if not self.on_cpu:
+            self.llm.wake_up(["kv_cache"])
 
     def context(self) -> int:
         """Tokens of prompt and completion together that it takes."""

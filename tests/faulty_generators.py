@@ -33,6 +33,9 @@ class Sleepy(TransformersGenerator):
         self.asleep = True
 
     def wake(self) -> None:
+        pass
+
+    def wake_cache(self) -> None:
         self.asleep = False
 
     def is_asleep(self) -> bool:

@@ -181,6 +181,32 @@ def policy_steps(checkpoint: str, mesh: dict, routing_replay: str) -> dict[str, 
     return {"metrics": [first, second], "logprobs": logprobs}
 
 
+def held_bytes(trainer: PolicyTrainer) -> dict[str, int]:
+    """Of what `optimizer.offload` is about, as this rank holds it."""
+    assert trainer.reference is not None
+    of_steps = [trainer.optimizer.state_of(p)["exp_avg"] for p in trainer.optimizer.parameters.values()]
+    kinds = {
+        "weights": list(trainer.policy.parameters()),
+        "moments": of_steps,
+        "reference": list(trainer.reference.state_dict().values()),
+    }
+    local = {kind: [t.to_local() if isinstance(t, DTensor) else t for t in found] for kind, found in kinds.items()}
+    return {kind: sum(tensor.untyped_storage().nbytes() for tensor in found) for kind, found in local.items()}
+
+
+def offloaded_steps(checkpoint: str, mesh: dict, offload: str) -> dict[str, Any]:
+    """Metrics of two GRPO steps before each of which engines had the device, and what the rank held meanwhile."""
+    with mock.patch(f"{__name__}.OPTIMIZER", OPTIMIZER.model_copy(update={"offload": offload})):
+        trainer = policy(checkpoint, mesh, kl_coef=0.01)
+    metrics = [trainer.update(trainer.annotate(sequences(trainer, 1)), 1e-3, 20)]
+    trainer.offload(weights=False)
+    sent = trainer.weight_checksums()
+    trainer.offload(weights=True)
+    held = held_bytes(trainer)
+    metrics.append(trainer.update(trainer.annotate(sequences(trainer, 2)), 1e-3, 20))
+    return {"metrics": metrics, "sent": sent, "held": held}
+
+
 def guessed_step(checkpoint: str, mesh: dict) -> dict[str, float]:
     """A step with an entropy bonus, whose sequence mask the old logprobs tell wrongly."""
     trainer = policy(checkpoint, mesh, preset="v3_2", routing_replay="off", sequence_mask_delta=0.2, entropy_coef=0.05)

@@ -115,6 +115,15 @@ def test_sampling_in_the_trainer_trains_the_same_policy(undisturbed, tiny_checkp
 
 
 @pytest.mark.slow
+def test_a_trainer_that_takes_turns_with_its_generators_trains_the_same_policy(undisturbed, tiny_checkpoint, tmp_path):
+    from rl.train import run
+
+    optimizer = CONFIG.optimizer.model_copy(update={"offload": "all"})
+    run(CONFIG.model_copy(update={"optimizer": optimizer}), context_for(tiny_checkpoint, tmp_path))
+    assert_same_files(undisturbed[0], tmp_path)
+
+
+@pytest.mark.slow
 def test_sharded_ranks_train_and_generators_get_their_weights(undisturbed, tiny_checkpoint, tmp_path):
     """Expert parallel: the first rollout is that of one process, and after each sync the policy that samples is the one
     that trains."""

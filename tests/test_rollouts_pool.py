@@ -154,6 +154,8 @@ def test_a_replica_killed_while_the_trainer_works_is_replaced(ray_session, tiny_
         kill_and_wait(pool.replicas[0])
         pool.wake()
         pool.sync(other_weights, version=7)
+        kill_and_wait(pool.replicas[0])
+        pool.wake_cache()
         [group] = pool.sample(requests(1), PARAMS)
         assert {v for c in group.completions for v in c.policy_versions} == {7}
     finally:

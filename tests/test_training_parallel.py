@@ -155,6 +155,14 @@ def test_policy_steps_are_those_of_one_process(ranks, alone, tiny_checkpoint, si
             assert_same_numbers(one, other)
 
 
+@pytest.mark.parametrize(("size", "mesh"), [FSDP, EP_OVER_FSDP])
+def test_ranks_lend_their_device_and_go_on_bit_for_bit(ranks, tiny_checkpoint, size, mesh):
+    kept, lent = (ranks.run(size, job("offloaded_steps"), str(tiny_checkpoint), mesh, way) for way in ("none", "all"))
+    for one, other in zip(kept, lent, strict=True):
+        assert one["metrics"] == other["metrics"] and one["sent"] == other["sent"]
+        assert min(one["held"].values()) > 0 and not any(other["held"].values())
+
+
 def test_a_mesh_repeats_itself_bit_for_bit(ranks, tiny_checkpoint):
     one, other = (ranks.run(4, job("steps"), str(tiny_checkpoint), {"data": 4, "expert": 2})[0] for _ in range(2))
     assert one["metrics"] == other["metrics"]

@@ -93,10 +93,10 @@ def first_state(algorithm: torch.optim.Optimizer, parameter: nn.Parameter) -> di
     return {"step": torch.zeros(())} | {k: torch.zeros_like(parameter, dtype=dtype) for k in ("exp_avg", "exp_avg_sq")}
 
 
-def moments(algorithm: torch.optim.Optimizer) -> list[tuple[dict, str, Tensor]]:
-    """(state of a parameter, key, tensor) of all that grows with the parameters; the count of steps does not."""
+def moments(algorithm: torch.optim.Optimizer) -> list[Tensor]:
+    """All that grows with the parameters; the count of steps does not."""
     return [
-        (state, key, value)
+        value
         for state in algorithm.state.values()
         for key, value in state.items()
         if isinstance(value, Tensor) and key != "step"

@@ -53,10 +53,10 @@ class OptimizerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fals
         description="decay of an average of the weights in CPU memory (V3, section 3.2.3, which does not state it); "
         "0: none, as it takes 4 to 8 bytes per parameter, over all ranks",
     )
-    offload: Annotated[Literal["none", "moments"], OPERATIONAL] = Field(
+    offload: Annotated[Literal["none", "moments", "all"], OPERATIONAL] = Field(
         default="none",
-        description="what leaves the device while others use it, as when a generator samples there: nothing, or the "
-        "optimizer's moments",
+        description="what goes to host memory while generators sample on the same devices: nothing, the optimizer's "
+        "moments, or all: these, the weights and the reference policy",
     )
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from training.algorithms import first_state, make_algorithms, moments, set_lr
 from training.config import OptimizerConfig
 from training.ema import WeightAverage
 from training.gradients import clip_gradients
+from training.offload import Offloaded
 
 OPTIMIZER = "optimizer."  # begins the names of its state
 AVERAGE = "average."  # and of the average's
@@ -29,6 +30,7 @@ class Optimizer:
         }
         self.average = WeightAverage(self.parameters, config.ema_decay) if config.ema_decay > 0 else None
         self.steps = 0
+        self._offloaded = Offloaded()
         self._steps = torch.tensor(0)  # the same, where it is saved and loaded
 
     def step(self, lr: float) -> float:
@@ -39,7 +41,7 @@ class Optimizer:
         norm = clip_gradients(self.parameters.values(), self.config.clip_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"gradient norm is {norm.item()} at optimizer step {self.steps}")
-        self.fetch()
+        self._offloaded.fetch()
         for algorithm in self.algorithms:
             set_lr(algorithm, lr, self.config)
             algorithm.step()
@@ -60,19 +62,8 @@ class Optimizer:
     # --- between phases: another process may want the device's memory ---
 
     def offload(self) -> None:
-        """Moments to CPU memory, when the settings say so. `step` brings them back."""
-        if self.config.offload == "moments":
-            for algorithm in self.algorithms:
-                for state, key, value in moments(algorithm):
-                    state[key] = value.to("cpu")
-
-    def fetch(self) -> None:
-        """Moments to where their parameters are."""
-        for parameter in self.parameters.values():
-            state = self.state_of(parameter)
-            for key, value in state.items():
-                if key != "step":  # AdamW counts its steps on the CPU
-                    state[key] = value.to(parameter.device)
+        """Moments to host memory. `step` brings them back."""
+        self._offloaded.take(tensor for algorithm in self.algorithms for tensor in moments(algorithm))
 
     # --- on disk ---
 
@@ -81,7 +72,7 @@ class Optimizer:
         room afterwards; call `loaded` when they are. Raises ValueError when these are of other settings."""
         if stored is not None and any(f"{AVERAGE}{name}" in stored for name in self.parameters) != bool(self.average):
             raise ValueError("the state was written with another optimizer.ema_decay: keep it for the whole stage")
-        self.fetch()
+        self._offloaded.fetch()
         if stored is not None:
             self._make_room(stored)
         tensors = {f"{OPTIMIZER}steps": self._steps.fill_(self.steps)}
