@@ -7,8 +7,8 @@ done
 python benchmarks/fp8_grpo.py --fp8 runs/fp8_? --float32 runs/f32_? --json docs/results/fp8_grpo.json
 
 Pairs have the same prompts and begin alike; after some steps they are two runs. So what is compared is the mean of the
-second half of the stage: FP8 less float32, by seed, with the 95 % interval of its mean (Student's t). The bands are where
-one more float32 run would be (viewing.bands, recipes/tiny/curves), and are wide.
+second half of the stage: FP8 less float32, by seed, with the 95 % interval of its mean (Student's t). The bands are
+where one more float32 run would be (viewing.bands, recipes/tiny/curves), and are wide.
 """
 
 import argparse
