@@ -6,6 +6,7 @@ from typing import Any
 
 from data.config import JUDGE_ROLES
 from planning.assumptions import Assumptions
+from planning.host_memory import host_note
 from planning.machines import Machine, nodes_of_engine
 from planning.memory import Memory, replica_completions
 from planning.mesh import pipeline_efficiency
@@ -153,6 +154,8 @@ def _notes(work: Workload, machine: Machine, assumed: Assumptions) -> tuple[str,
                     f"ranks of the pipeline wait {1 - works:.0%} of an update: {rows:.1f} full rows per data rank"
                 )
                 break
+    if said := host_note(work, machine):
+        notes.append(said)
     return tuple(notes)
 
 

@@ -10,11 +10,13 @@ from planning.architecture import Architecture
 from planning.assumptions import Assumptions
 from planning.devices import parse_cluster
 from planning.fit import smallest_change, with_settings
+from planning.host_memory import host_memory
 from planning.machines import GpuMachine, LocalMachine
 from planning.mesh import chunk_sizes, heaviest_rank, pipeline_efficiency
 from planning.plan import plan_stage
 from planning.published import DEEPSEEK_V3, SHAPES
 from planning.speed import mean_seen
+from planning.stage_workloads import workload
 from planning.workload import DatasetSize, Request
 from rl.config import GRPOConfig
 from sft.config import SFTConfig
@@ -177,3 +179,24 @@ def test_a_token_sees_half_of_its_sequence_on_average():
 def test_stages_without_a_model_take_nothing():
     plan = plan_stage(Request(name="i", kind="import", config=None, models={}), NODE, ASSUMED)
     assert plan.total_s == 0 and plan.fits and not plan.model
+
+
+def test_the_host_of_a_node_keeps_copies_and_whom_others_sent_away():
+    """Llama 3.1 8B on one node: bytes per parameter, over all ranks."""
+    settings = {
+        "generator": {"engine": "vllm", "dtype": "bfloat16", "replicas": 8, "sleep": True},
+        "trainer": {"mesh": {"data": 8}, "precision": "bfloat16"},
+        "optimizer": {"offload": "all", "ema_decay": 0.9},
+        "objective": {"kl_coef": 0.01},
+    }
+    memory = host_memory(workload(grpo(LLAMA, **settings), ASSUMED), NODE)
+    expected = {
+        "checkpoint copy": 4 + 8 + 4 + 4,  # weights, moments, reference, average
+        "average": 8,
+        "offloaded": 4 + 8 + 4,
+        "sleeping engines": 8 * 2,  # one on each device
+    }
+    assert memory.parts == pytest.approx({name: size * LLAMA.parameters for name, size in expected.items()}, rel=1e-6)
+    (said,) = [note for note in plan_stage(grpo(LLAMA, **settings), NODE, ASSUMED).notes if "host memory" in note]
+    assert said.startswith("host memory of a node: ") and "sleeping engines" in said
+    assert not host_memory(workload(grpo(LLAMA), ASSUMED), LocalMachine(CALIBRATION)).parts
