@@ -106,6 +106,31 @@ def steps(
     return {"metrics": metrics, "biases": biases, "weights": weights, "average": average}
 
 
+def muon_steps(checkpoint: str, mesh: dict, backwards: bool = False, folder: str = "") -> dict[str, Any]:
+    """Losses of three steps with Muon, and the weights after them.
+
+    backwards: rows in the other order, so that sums round otherwise. folder: where the state is saved after two steps.
+    """
+    muon = OptimizerConfig(lr=1e-3, algorithm="muon", weight_decay=0.1, clip_norm=0.5)
+    trainer = SupervisedTrainer(checkpoint, muon, mtp=True, device="cpu", mesh=MeshConfig(**mesh))
+    losses = []
+    for seed in range(3):
+        if seed == 2 and folder:
+            trainer.begin_save(folder)
+            trainer.finish_save()
+        losses.append(trainer.step(rows(trainer, seed)[:: -1 if backwards else 1], 1e-3, 0.1, 0.01)["loss/nll"])
+    return {"losses": losses, "weights": {n: whole(tensor) for n, tensor in trainer.policy.state_dict().items()}}
+
+
+def muon_resume(checkpoint: str, mesh: dict, folder: str) -> dict[str, Any]:
+    """The third of these steps."""
+    muon = OptimizerConfig(lr=1e-3, algorithm="muon", weight_decay=0.1, clip_norm=0.5)
+    trainer = SupervisedTrainer(checkpoint, muon, mtp=True, device="cpu", mesh=MeshConfig(**mesh))
+    trainer.load_state(folder)
+    losses = [trainer.step(rows(trainer, 2), 1e-3, 0.1, 0.01)["loss/nll"]]
+    return {"losses": losses, "weights": {n: whole(tensor) for n, tensor in trainer.policy.state_dict().items()}}
+
+
 def indexer_steps(checkpoint: str, mesh: dict, stage: str) -> dict[str, Any]:
     """Metrics of two steps that teach indexers, and what the weights are after them."""
     trainer = SupervisedTrainer(checkpoint, OPTIMIZER, device="cpu", mesh=MeshConfig(**mesh), indexer=stage)

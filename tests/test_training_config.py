@@ -11,15 +11,6 @@ STAGES = [PretrainConfig, SFTConfig, GRPOConfig, DistillConfig]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_muon_needs_whole_weights_and_an_average_does_not(stage):
-    trainer = {"mesh": {"data": 2}}
-    with pytest.raises(ValidationError, match="muon needs every weight in one piece, and a mesh of 2 ranks"):
-        stage.model_validate({"optimizer": {"algorithm": "muon"}, "trainer": trainer})
-    stage.model_validate({"optimizer": {"algorithm": "muon"}})
-    stage.model_validate({"optimizer": {"ema_decay": 0.9}, "trainer": trainer})
-
-
-@pytest.mark.parametrize("stage", STAGES)
 def test_fp8_settings_need_fp8(stage):
     fp8 = {"scales": "power_of_two"}
     with pytest.raises(ValidationError, match="fp8 is set while precision is bfloat16"):

@@ -5,14 +5,17 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 
 from training.config import OptimizerConfig
 from training.gradients import by_mesh
+from training.parallel import whole
 
 # Weights that Muon leaves to AdamW although they are matrices: their rows are tokens or experts, each on its own
 # (Moonlight, arXiv:2502.16982, section 2.2; DeepSeek-V4 too).
 _ROWS_APART = ("embed_tokens.", "lm_head.", ".gate.weight")
 _MUON_MOMENTUM = 0.95  # Moonlight's and DeepSeek-V4's
+_MUON_SCALE = "match_rms_adamw"
 
 
 def make_algorithms(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> list[torch.optim.Optimizer]:
@@ -32,12 +35,12 @@ def make_algorithms(parameters: Mapping[str, nn.Parameter], config: OptimizerCon
         algorithms = [torch.optim.AdamW(groups, lr=config.lr, betas=betas, foreach=True)]
     if muon:
         algorithms.append(
-            torch.optim.Muon(
+            MuonOfPieces(
                 muon,
                 lr=config.lr * config.muon_lr_factor,
                 weight_decay=config.weight_decay,
                 momentum=_MUON_MOMENTUM,
-                adjust_lr_fn="match_rms_adamw",
+                adjust_lr_fn=_MUON_SCALE,
             )
         )
     return algorithms
@@ -83,6 +86,47 @@ class AdamWHalfMoments(torch.optim.Optimizer):
         parameter.mul_(1 - lr * group["weight_decay"])
         denominator = square.sqrt_().div_(math.sqrt(1 - beta2**steps)).add_(group["eps"])
         parameter.addcdiv_(mean, denominator, value=-lr / (1 - beta1**steps))
+
+
+class MuonOfPieces(torch.optim.Muon):
+    """torch's, for matrices of which a rank may hold a piece: momentum is kept in pieces, and each update is put
+    together to be orthogonalised, one matrix at a time and on every rank."""
+
+    @torch.no_grad()
+    def step(self, closure=None):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"]):
+            return super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+
+    def _update(self, parameter: nn.Parameter, group: dict) -> None:
+        state = self.state[parameter]
+        if not state:
+            state |= first_state(self, parameter)
+        momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+        update = parameter.grad.lerp(momentum, group["momentum"])  # Nesterov's
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(_like(parameter, _muon_step(whole(update), group["lr"])))
+
+
+def _muon_step(update: Tensor, lr: float) -> Tensor:
+    """What torch's Muon adds to a matrix whose update, momentum included, this is."""
+    moved = nn.Parameter(torch.zeros_like(update))
+    moved.grad = update
+    torch.optim.Muon([moved], lr=lr, weight_decay=0, momentum=0, nesterov=False, adjust_lr_fn=_MUON_SCALE).step()
+    return moved.detach()
+
+
+def _like(parameter: Tensor, matrix: Tensor) -> Tensor:
+    """A whole matrix, the same on all ranks, in pieces as the parameter is."""
+    if not isinstance(parameter, DTensor):
+        return matrix
+    mesh = parameter.device_mesh
+    return DTensor.from_local(matrix, mesh, [Replicate()] * mesh.ndim, run_check=False).redistribute(
+        placements=parameter.placements
+    )
 
 
 def first_state(algorithm: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:

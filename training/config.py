@@ -176,11 +176,6 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
     trainer: TrainerConfig = Field(default=TrainerConfig(), description="the training process")
 
     @model_validator(mode="after")
-    def _weights_are_in_one_piece(self) -> Self:
-        check_sharded(self.optimizer, self.trainer.mesh)
-        return self
-
-    @model_validator(mode="after")
     def _mtp_layer_is_there(self) -> Self:
         if self.trainer.drop_mtp and "mtp_weight" in self.model_fields_set and getattr(self, "mtp_weight", 0):
             raise ValueError("mtp_weight is set while trainer.drop_mtp leaves no layer to train; drop one of the two")
@@ -200,12 +195,3 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
                 "train without lora"
             )
         return self
-
-
-def check_sharded(config: OptimizerConfig, mesh: MeshConfig) -> None:
-    """Raises ValueError for what needs weights in one piece on a mesh that spreads them."""
-    if config.algorithm == "muon" and mesh.ranks > 1:
-        raise ValueError(
-            f"optimizer: algorithm muon needs every weight in one piece, and a mesh of {mesh.ranks} ranks spreads "
-            "them; leave it out, or train on one rank"
-        )

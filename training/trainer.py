@@ -31,7 +31,7 @@ from models.mtp import MTPModule, mtp_weights
 from models.recompute import Recompute, set_recompute
 from models.routing import LoadCounter, SequenceBalance, is_selection_bias, load_metrics, routers
 from models.weight_names import hub_pieces, is_fused, stored_weights
-from training.config import LoRAConfig, OptimizerConfig, check_sharded
+from training.config import LoRAConfig, OptimizerConfig
 from training.layers import PolicyPart, rank_of_weight
 from training.logprobs import LossOf
 from training.lora import ADAPTER, Adapters, is_adapter
@@ -71,7 +71,6 @@ class Trainer:
         lora: LoRAConfig | None = None,
         seed: int = 0,  # of the first values of adapters
     ):
-        check_sharded(optimizer, mesh)
         torch.use_deterministic_algorithms(True)
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 a debugging aid that costs a tenth of a step
         self.device = resolve_device(device)
