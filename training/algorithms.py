@@ -99,14 +99,14 @@ class MuonOfPieces(torch.optim.Muon):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, group)
+                    self._update(parameter, parameter.grad, group)
 
-    def _update(self, parameter: nn.Parameter, group: dict) -> None:
+    def _update(self, parameter: nn.Parameter, grad: Tensor, group: dict) -> None:
         state = self.state[parameter]
         if not state:
             state |= first_state(self, parameter)
-        momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-        update = parameter.grad.lerp(momentum, group["momentum"])  # Nesterov's
+        momentum = state["momentum_buffer"].lerp_(grad, 1 - group["momentum"])
+        update = grad.lerp(momentum, group["momentum"])  # Nesterov's
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(_like(parameter, _muon_step(whole(update), group["lr"])))
 
