@@ -88,12 +88,12 @@ class TimedSession(Session):
     def sample_and_score(self, step: int):
         """Groups are scored while others are sampled: `reward` is what is left to wait for after the last group."""
         with self.stopwatch.timed("reward"):
-            groups = super().sample_and_score(step)
-        self.stopwatch.prompt_ids += [list(map(int, scored.group.prompt_ids)) for scored in groups]
-        return groups
+            batch = super().sample_and_score(step)
+        self.stopwatch.prompt_ids += [list(map(int, scored.group.prompt_ids)) for scored in batch.groups]
+        return batch
 
-    def compare(self, groups):
-        sequences = super().compare(groups)
+    def compare(self, batch, step: int):
+        sequences = super().compare(batch, step)
         self.stopwatch.facts(
             tokens=self.pending_metrics["rollout/length_mean"],
             truncated=self.pending_metrics["rollout/truncated"],
@@ -101,9 +101,9 @@ class TimedSession(Session):
         )
         return sequences
 
-    def annotate(self, sequences):
+    def annotate(self, batch, sequences, step: int):
         with self.stopwatch.timed("logprobs"):
-            return super().annotate(sequences)
+            return super().annotate(batch, sequences, step)
 
     def update(self, mini_batch, step: int) -> None:
         with self.stopwatch.timed("update"):

@@ -39,7 +39,7 @@ class LayerPrecision:
     module: str
     kind: str  # its class
     parameters: int
-    computes_in: str  # "fp8", or the dtype of its products
+    computes_in: str  # "fp8", or the dtype of what comes out of it; norms are float32 in between
 
 
 def convert(

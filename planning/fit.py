@@ -185,7 +185,8 @@ def _of_generator(key: str, generator: Any, machine: Machine, trains: bool) -> I
 def _of_trainer(config: Any, machine: Machine) -> Iterator[Family]:
     trainer, mesh = config.trainer, config.trainer.mesh
     further = {"none": ("moments", "all"), "moments": ("all",), "all": ()}[config.optimizer.offload]
-    yield [_set(("optimizer.offload", what)) for what in further if machine.cuda]
+    turns = machine.cuda and not getattr(config, "max_staleness", 0)
+    yield [_set(("optimizer.offload", what)) for what in further if turns]
     yield [_set(("trainer.recompute", "blocks"))] if trainer.recompute != "blocks" else []
     yield [_set(("trainer.precision", "bfloat16"))] if trainer.precision == "float32" and machine.cuda else []
     yield [_set(("optimizer.moments", "bfloat16"))] if config.optimizer.moments == "float32" else []

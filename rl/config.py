@@ -222,6 +222,11 @@ class GRPOConfig(OwnSamplesConfig, extra="forbid", frozen=True):
                 f"max_staleness {self.max_staleness} samples while the trainer trains, and {key} lets them take turns; "
                 f"set {key}: false or max_staleness: 0"
             )
+        if self.optimizer.offload != "none":
+            raise ValueError(
+                f"max_staleness {self.max_staleness} samples while the trainer trains, so that optimizer.offload "
+                f"{self.optimizer.offload} would be ignored; set it to none or max_staleness: 0"
+            )
         if self.max_staleness > 1 and self.generator.work_stealing:
             raise ValueError(
                 f"max_staleness {self.max_staleness} goes on with interrupted completions, and under "

@@ -74,7 +74,9 @@ class RecordedSession(Session):
 
     def __init__(self, config: GRPOConfig, context: StageContext, recorded: Path):
         self.recorded = recorded
+        awake = config.generator.model_copy(update={"sleep": False})
         alone = {"sample_in_trainer": True, "max_staleness": 0, "record_every": 0}  # no generator, nothing to keep
+        alone |= {"generator": awake, "optimizer": config.optimizer.model_copy(update={"offload": "none"})}
         super().__init__(config.model_copy(update=alone), context)
 
     def open_problems(self, held_out: Sequence[ProblemSource]) -> Any:

@@ -4,7 +4,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,14 @@ class SamplingSession:
             seed=context.seed,
             **of_trainer,
         )
-        if generator.sleep:
-            self._leave_device(weights=True)  # an engine looks at what is free when it starts
-        self.pool = GeneratorPool(str(policy), generator, shared=self.trainer if settings.sample_in_trainer else None)
-        if generator.sleep:
-            self.pool.context()  # when they have started
+        with ExitStack() as started:
+            started.callback(self.trainer.stop)
+            self._leave_device()  # an engine looks at what is free when it starts
+            shared = self.trainer if settings.sample_in_trainer else None
+            self.pool = GeneratorPool(str(policy), generator, shared=shared, make_room=self._leave_device)
+            started.callback(self.pool.close)
             self.pool.sleep()
+            started.pop_all()
         self.transport = open_transport(self.trainer, generator.sync, context.output / WEIGHTS)
         self.log = RunLog(context.output)
         self.store = CheckpointStore(context.output / "checkpoints", log=self.log)
@@ -117,7 +119,7 @@ class SamplingSession:
         rendered = self.render(self.problems.draw(0, self.settings.generator.sync.probe_prompts, 0.0))
         prompts = [ids for ids in rendered if ids is not None and len(ids) > 1]
         expected = self.wait(self.trainer.score.remote(prompts), "scoring the probe") if prompts else []
-        self._leave_device(weights=True)
+        self._leave_device()
         self.pool.wake_cache()
         if prompts:
             report = self.context.output / ".weight_sync_failure.json"
@@ -127,9 +129,9 @@ class SamplingSession:
             except SyncFault as error:
                 raise StageError(f"{self.context.name}: {error}") from None
 
-    def _leave_device(self, weights: bool) -> None:
-        """To the generators, where they and the trainer take turns."""
-        if self.takes_turns:
+    def _leave_device(self, weights: bool = True) -> None:
+        """To the generators, where they and the trainer take turns on one."""
+        if self.takes_turns and (self.settings.generator.sleep or self.settings.optimizer.offload != "none"):
             self.wait(self.trainer.offload.remote(weights=weights), "offloading the trainer")
 
     def render(self, problems: Sequence[Problem]) -> list[list[int] | None]:
@@ -142,6 +144,7 @@ class SamplingSession:
     def save_weights(self) -> None:
         """The policy as the stage leaves it, and the average of its weights where one is kept."""
         self.saving.finish()
+        self.pool.sleep()
         self.wait(self.trainer.save_checkpoint.remote(str(self.context.output)), "saving the policy")
         average = str(self.context.output / AVERAGE)
         self.wait(self.trainer.save_average.remote(average), "saving the average of the weights")

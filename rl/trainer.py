@@ -1,7 +1,7 @@
 """The GRPO trainer rank: old and reference logprobs, then one optimizer step per mini-batch."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from rl.mismatch import mismatch_sums
 from rl.objective import Denominators, Objective
 from rl.replay import ReplayedRows
 from rl.sampling_trainer import SamplingTrainer, row_logprobs
+from training.offload import Offloaded
 from training.passes import Balance, Found, Predict, Reading
 from training.reference import FrozenAdapters, FrozenCopy, Reference
 
@@ -40,6 +41,7 @@ class PolicyTrainer(SamplingTrainer):
         self.objective, self.temperature = objective, temperature
         self.bias_speed, self.balance_weight, self.mtp_weight = bias_speed, balance_weight, mtp_weight
         self.reference = self._make_reference() if objective.needs_reference else None
+        self.reference_away = Offloaded()
         self.reference_is_policy = True  # until the first step: then its logprobs need no second pass
         self.replay = RoutingReplay(self.model)
         moe_layers = [name for name in self.router_names if not name.startswith("mtp.")]
@@ -52,13 +54,17 @@ class PolicyTrainer(SamplingTrainer):
     def _make_reference(self) -> Reference:
         return FrozenCopy(self.policy, self.frozen_copy()) if self.adapters is None else FrozenAdapters(self.policy)
 
-    def _beside_weights(self) -> Iterable[torch.Tensor]:
-        return () if self.reference is None else self.reference.state_dict().values()
+    def offload(self, weights: bool) -> None:
+        """See Trainer.offload."""
+        if self.optimizer.config.offload == "all" and self.reference is not None:
+            self.reference_away.take(self.reference.state_dict().values())
+        super().offload(weights)
 
     def refresh_reference(self) -> None:
         """pi_ref <- pi_theta."""
         if self.reference is not None:
-            self.offloaded.fetch()
+            self.weights_away.fetch()
+            self.reference_away.fetch()
             self.reference.refresh()
             self.reference_is_policy = True
 
@@ -97,6 +103,7 @@ class PolicyTrainer(SamplingTrainer):
 
     def _read_reference(self, rows: Sequence[MicroBatch], reading: Reading[MicroBatch, np.ndarray]) -> list[np.ndarray]:
         assert self.reference is not None
+        self.reference_away.fetch()
         with self.reference.policy() as policy:
             return self.read(rows, reading, policy=policy)
 
@@ -171,6 +178,7 @@ class PolicyTrainer(SamplingTrainer):
     def _state(self) -> dict[str, torch.Tensor]:
         state = super()._state()
         if self.reference is not None:
+            self.reference_away.fetch()
             state |= {f"reference.{name}": tensor for name, tensor in self.reference.state_dict().items()}
         return state
 

@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,11 +45,16 @@ class GeneratorPool:
         config: GeneratorConfig,
         shared: Any = None,
         places: Places | None = None,
+        make_room: Callable[[], None] = lambda: None,
     ):
         """`shared`: an actor that samples from the weights it trains; then no other process is started.
 
+        `make_room`: called before a replica is started again, and before it makes its cache, where replicas sleep: who
+        shares devices with it, leaves.
+
         `places`: bundles for the replicas; by default those of the stage's generators, where there are any."""
         self.checkpoint, self.config, self.shared = checkpoint, config, shared
+        self.takes_turns, self.make_room = config.sleep and shared is None, make_room
         self.closed = False
         self.weights_move = False  # the trainer is at work, and no longer has what it sent in the last sync
         self._synced: tuple[Transport, int] | None = None
@@ -84,6 +89,7 @@ class GeneratorPool:
                 logger.warning("%s; starting all replicas again", error)
             for index in range(len(self.replicas)):  # those that live as well: an engine cannot begin an update twice
                 self._restart(index, weights=False)
+            self.wake()
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[np.ndarray]]:
         """Per replica: logprobs of the tokens of each sequence but its first (see `Generator.score`)."""
@@ -102,17 +108,17 @@ class GeneratorPool:
 
     def sleep(self) -> None:
         """Let replicas give back device memory, if the recipe says so; `wake` before the next sync."""
-        if self.config.sleep:
+        if self.takes_turns:
             self._ask_all("sleep", phase="putting generators to sleep", weights=False)
 
     def wake(self) -> None:
         """Before a sync: what they need to take weights, and no cache yet, since a trainer may be beside them."""
-        if self.config.sleep:
+        if self.takes_turns:
             self._ask_all("wake", phase="waking generators", weights=False)  # they come with the sync that follows
 
     def wake_cache(self) -> None:
         """After it, before they sample or score."""
-        if self.config.sleep:
+        if self.takes_turns:
             self._ask_all("wake_cache", phase="waking generators")
 
     def _ask_all(self, method: str, *args: Any, phase: str, weights: bool = True) -> list[Any]:
@@ -223,12 +229,28 @@ class GeneratorPool:
             )
         for left in reversed(range(_MAX_RESTARTS)):
             kill(self.replicas[index])  # it may only have been out of reach: two would share its memory and its cores
+            if self.takes_turns:
+                self.make_room()
             self.replicas[index] = self._start(index)
-            if not weights or self._synced is None:
-                return
             try:
-                return self._synced[0].send([self.replicas[index]], self._synced[1], self.config.deadline_s)
+                return self._bring_up_to_date(self.replicas[index], weights)
             except ActorDied as error:
                 if not left:
                     raise
                 logger.warning("%s; starting it again", error)
+
+    def _bring_up_to_date(self, replica: Any, weights: bool) -> None:
+        """A new replica, with the weights of the last sync or asleep until the next; as it is, where none sleep."""
+
+        def ask(method: str) -> None:
+            if self.takes_turns:
+                call = getattr(replica, method).remote()
+                wait(call, phase=f"{method}: a generator started again", deadline_s=self.config.deadline_s)
+
+        ask("sleep")
+        if weights and self._synced is not None:
+            ask("wake")
+            self._synced[0].send([replica], self._synced[1], self.config.deadline_s)
+            if self.takes_turns:
+                self.make_room()
+            ask("wake_cache")

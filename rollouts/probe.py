@@ -77,8 +77,10 @@ def check_sync(
 def _explain(trainer: Any, pool: GeneratorPool, version: int, gaps: Sequence[Gap], report: Path) -> str:
     """Find out which tensors differ, by the checksums of what the trainer has and replicas hold; one sentence."""
     sync = pool.config.sync
+    pool.sleep()  # the trainer's weights may need the room of their caches
     own = wait(trainer.weight_checksums.remote(), phase="checksums", deadline_s=pool.config.deadline_s)
     comparable = pool.config.dtype == sync.wire == "float32"  # else what is held is rounded
+    pool.wake()
     held = pool.held_checksums() if comparable else [None] * len(gaps)
     wrong = [None if sums is None else sorted(name for name in sums if sums[name] != own[name]) for sums in held]
     replicas = [{**asdict(g), "held_differently": names} for g, names in zip(gaps, wrong, strict=True)]

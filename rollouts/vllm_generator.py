@@ -298,6 +298,7 @@ class VLLMGenerator(WeightReceiver):
             self.llm.wake_up(["weights"])
 
     def wake_cache(self) -> None:
+        """After `wake`: only with both is it awake."""
         if not self.on_cpu:
             self.llm.wake_up(["kv_cache"])
 

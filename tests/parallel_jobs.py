@@ -209,7 +209,8 @@ def policy_steps(checkpoint: str, mesh: dict, routing_replay: str) -> dict[str, 
 def held_bytes(trainer: PolicyTrainer) -> dict[str, int]:
     """Of what `optimizer.offload` is about, as this rank holds it."""
     assert trainer.reference is not None
-    of_steps = [trainer.optimizer.state_of(p)["exp_avg"] for p in trainer.optimizer.parameters.values()]
+    states = [trainer.optimizer.state_of(p) for p in trainer.optimizer.parameters.values()]
+    of_steps = [state["exp_avg"] for state in states if state]
     kinds = {
         "weights": list(trainer.policy.parameters()),
         "moments": of_steps,

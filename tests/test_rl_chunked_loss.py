@@ -62,6 +62,29 @@ def test_loss_and_gradient_are_those_of_whole_rows(lengths, settings, drift, row
         torch.testing.assert_close(got, wanted, atol=1e-12, rtol=1e-9)
 
 
+@pytest.mark.parametrize("far", [3.0, 10.0, 20.0])
+def test_a_large_share_that_is_taken_back_leaves_no_rounding(far):
+    """In float32: one token far more likely by now, the others of its sequence less, so that this is to be dropped."""
+    lengths = [6, 6, 6]
+    (hidden, weight, targets), _ = mini_batch(lengths, 0.0, seed=3)
+    owner = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
+    policy = token_logprobs(hidden, weight, targets)[0]
+    old = policy.clone()
+    old[:6] += torch.tensor([-far, *[far / 5 + 1] * 5])  # on average 0.83 above the policy, which is beyond 0.5
+    sampling, advantages = old.clone(), torch.tensor([-1.0, 1.0, -0.5], dtype=torch.float64)
+    objective, denominators = ObjectiveConfig(preset="v3_2", kl_coef=0.0).resolve(), Denominators.of(lengths, 9)
+
+    def gradients(dtype):
+        states, head = leaves(tensor.to(dtype) for tensor in (hidden, weight))
+        given_ = [value.to(dtype) for value in (old, sampling, advantages)]
+        loss_of = loss_in_chunks(given_[0], None, *given_[1:], owner, objective, denominators)
+        loss, *_ = token_loss(states, head, targets, loss_of)
+        return loss.detach(), *torch.autograd.grad(loss, (states, head))
+
+    for got, wanted in zip(gradients(torch.float32), gradients(torch.float64), strict=True):
+        assert (got.double() - wanted).norm() <= 1e-5 * wanted.norm()
+
+
 @pytest.mark.parametrize("wrong", [False, True])
 def test_only_a_sequence_whose_mask_was_guessed_wrongly_costs_a_second_pass(wrong):
     lengths = [4, 5]

@@ -145,6 +145,8 @@ def test_recorded_steps_are_taken_again_bit_for_bit(ray_session, tiny_checkpoint
     taken = again(11)  # the checkpoint of step 8 is there
     assert [step.step for step in taken] == [9, 10, 11]
     assert all(step.differing == [] and step.again["optimizer/grad_norm"] > 0 for step in taken)
+    sleeping = config.generator.model_copy(update={"engine": "vllm", "sleep": True})  # there are none to put to sleep
+    assert again(9, config.model_copy(update={"generator": sleeping}))[0].differing == []
     shutil.rmtree(recorded / "checkpoints")
     other = config.model_copy(update={"objective": ObjectiveConfig(preset="v3_2", kl_coef=0.5)})
     first, second, third = again(3, other)  # from the policy on, of which the KL is 0

@@ -146,16 +146,20 @@ def test_a_replica_killed_while_the_trainer_works_is_replaced(ray_session, tiny_
     from rollouts import pool as module
 
     monkeypatch.setitem(module._ENGINES, "transformers", "faulty_generators:Sleepy")
-    pool = module.GeneratorPool(str(tiny_checkpoint), CONFIG.model_copy(update={"replicas": 1, "sleep": True}))
+    config, room = CONFIG.model_copy(update={"replicas": 1, "sleep": True}), []
+    pool = module.GeneratorPool(str(tiny_checkpoint), config, make_room=lambda: room.append(len(room)))
     try:
         kill_and_wait(pool.replicas[0])
         pool.sleep()
+        assert len(room) == 1  # whoever shares the device has left before another engine starts there
         assert wait(pool.replicas[0].is_asleep.remote(), phase="testing", deadline_s=60)
         kill_and_wait(pool.replicas[0])
         pool.wake()
         pool.sync(other_weights, version=7)
+        assert len(room) == 2
         kill_and_wait(pool.replicas[0])
         pool.wake_cache()
+        assert len(room) == 4  # and again after it has sent the weights
         [group] = pool.sample(requests(1), PARAMS)
         assert {v for c in group.completions for v in c.policy_versions} == {7}
     finally:

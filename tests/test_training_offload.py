@@ -5,12 +5,16 @@ On CPUs, where device and host are one, nothing is gained by it; the code is the
 
 import pytest
 import torch
+from pydantic import ValidationError
 
+from cluster.actors import StartFailed
+from rl.config import GRPOConfig, OwnSamplesConfig
 from rl.objective import ObjectiveConfig
 from rl.trainer import PolicyTrainer
 from tests.parallel_jobs import held_bytes, sequences
 from training.config import LoRAConfig, OptimizerConfig
 from training.offload import Offloaded
+from training.stage import StageContext
 
 
 def test_storages_are_empty_until_they_are_fetched():
@@ -28,6 +32,27 @@ def test_storages_are_empty_until_they_are_fetched():
     assert view[1, 3] == 7.0  # still the same memory
 
 
+def test_what_cannot_come_back_yet_is_not_lost(monkeypatch):
+    """A device without room raises in the middle."""
+    from training import offload
+
+    tensors, bytes_of, calls = [torch.full((3,), float(i)) for i in range(3)], offload._bytes, []
+    offloaded = Offloaded()
+    offloaded.take(tensors)
+
+    def no_room(storage):
+        calls.append(storage)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("none left")
+        return bytes_of(storage)
+
+    monkeypatch.setattr(offload, "_bytes", no_room)
+    with pytest.raises(torch.OutOfMemoryError):
+        offloaded.fetch()
+    offloaded.fetch()
+    assert [tensor.tolist() for tensor in tensors] == [[float(i)] * 3 for i in range(3)]
+
+
 def trainer(checkpoint, offload: str, **settings) -> PolicyTrainer:
     config = OptimizerConfig(lr=1e-3, ema_decay=0.5, offload=offload)  # pyright: ignore[reportArgumentType]
     objective = ObjectiveConfig(kl_coef=0.01).resolve()
@@ -39,8 +64,13 @@ def trainer(checkpoint, offload: str, **settings) -> PolicyTrainer:
 def turn(of: PolicyTrainer, seed: int) -> dict[str, float]:
     """As the driver has it: room for weights, the sync, room for a cache; then the update."""
     of.offload(weights=False)
-    sent = {name: weight.clone() for name, weight in of.weights()}
-    assert len(sent) == len(of.weight_shapes())
+    beside = {name: size for name, size in held_bytes(of).items() if name != "weights"}
+    sent = {}
+    for name, weight in of.weights():
+        sent[name] = weight.clone()
+        assert {kind: held_bytes(of)[kind] for kind in beside} == beside  # nothing comes back for a sync
+    of.score([[9, 10, 11]])
+    assert {kind: held_bytes(of)[kind] for kind in beside} == beside and len(sent) == len(of.weight_shapes())
     of.offload(weights=True)
     return of.update(of.annotate(sequences(of, seed)), 1e-3, 20)
 
@@ -69,10 +99,39 @@ def test_turns_with_an_engine_change_nothing(llama_checkpoint, tmp_path, setting
     assert turn(resting, 4) == turn(undisturbed, 4)
 
 
+def test_what_runs_ahead_takes_no_turns():
+    with pytest.raises(ValidationError, match=r"optimizer\.offload all would be ignored"):
+        GRPOConfig(max_staleness=1, optimizer=OptimizerConfig(offload="all"))
+
+
+def test_a_generator_that_does_not_start_leaves_nothing_running(tiny_checkpoint, tmp_path, monkeypatch):
+    from rl import sampling_session
+
+    stopped = []
+
+    class Pool:
+        def __init__(self, *args, **kwargs):
+            self.close = lambda: stopped.append("generators")
+
+        def sleep(self):
+            raise StartFailed("no room")
+
+    class Group:
+        def stop(self):
+            stopped.append("trainer")
+
+    monkeypatch.setattr(sampling_session, "spawn_trainer", lambda *args, **kwargs: Group())
+    monkeypatch.setattr(sampling_session, "GeneratorPool", Pool)
+    context = StageContext(name="rl", inputs={"policy": tiny_checkpoint}, output=tmp_path, seed=5)
+    with pytest.raises(StartFailed, match="no room"):
+        sampling_session.SamplingSession(OwnSamplesConfig(), context, "a:Trainer", tiny_checkpoint)
+    assert stopped == ["generators", "trainer"]
+
+
 @pytest.mark.parametrize(("offload", "gone"), [("none", ()), ("moments", ("moments",)), ("all", None)])
 def test_what_leaves_the_device_is_what_the_recipe_says(llama_checkpoint, offload, gone):
     of = trainer(llama_checkpoint, offload, precision="bfloat16")  # in pieces: what is mapped from a file stays
-    turn(of, 1)
+    turn(of, 1), turn(of, 2)  # in the first the policy itself is the reference
     before = held_bytes(of)
     assert min(before.values()) > 0
     of.offload(weights=False)
@@ -81,5 +140,5 @@ def test_what_leaves_the_device_is_what_the_recipe_says(llama_checkpoint, offloa
     after = {name: size for name, size in held_bytes(of).items() if not size}
     expected = {"weights", "moments", "reference"} if gone is None else set(gone)
     assert set(after) == expected and set(without_weights) == expected - {"weights"}
-    turn(of, 2)
+    turn(of, 3)
     assert held_bytes(of) == before

@@ -16,7 +16,10 @@ _BIASED = ("deepseek_v3", "deepseek_v32", "deepseek_v4")  # model types whose ro
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
     """Empty where there is none that can be read: who loads the checkpoint will say why."""
-    return _read_mapping(checkpoint / "config.json")
+    with suppress(OSError, ValueError):
+        found = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def check_settings_are_used(config: TrainingConfig, checkpoint: Path, stage: str) -> None:
@@ -50,18 +53,9 @@ def _has_mtp(model: dict[str, Any], checkpoint: Path) -> bool:
 
 
 def _tensor_names(checkpoint: Path) -> list[str]:
-    """Of its safetensors files, without their tensors; none where they cannot be read."""
-    if index := _read_mapping(checkpoint / "model.safetensors.index.json"):
-        return list(index.get("weight_map", {}))
+    """Of its safetensors files, as models.fp8_checkpoint.TensorFiles finds them; none where they cannot be read."""
     names: list[str] = []
     for path in checkpoint.glob("*.safetensors"):
         with suppress(Exception), safe_open(path, framework="numpy") as file:
             names += file.keys()
     return names
-
-
-def _read_mapping(path: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    return {}

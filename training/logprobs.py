@@ -32,11 +32,11 @@ class LossOf:
         It must not look at other tokens.
     moved: for shares that depend on more than their token, as on a mask of sequences, and had to be guessed: told all
         logprobs [T], the tokens whose share was guessed wrongly, int64 [M], ascending. `tokens` is then asked for these
-        once more, for what is to be added to the loss.
+        once more, for what is to be added to the loss. None: the loss is made anew, and `tokens` asked for all.
     """
 
     tokens: Callable[[Tensor, Tensor, Tokens], Tensor]
-    moved: Callable[[Tensor], Tensor] | None = None
+    moved: Callable[[Tensor], Tensor | None] | None = None
 
 
 def token_logprobs(
@@ -140,7 +140,7 @@ class _LossInForward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_TD, weight_VD, ids_TK, loss_of: ChunkLoss, temperature: float, support, entropy: bool,
-        moved: Callable[[Tensor], Tensor] | None, keep: bool,
+        moved: Callable[[Tensor], Tensor | None] | None, keep: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         head = ChunkedHead(hidden_TD, weight_VD, ids_TK, temperature, support)
         logprobs_TK, entropy_T = _empty(head)
@@ -153,13 +153,18 @@ class _LossInForward(torch.autograd.Function):
             if softmax.entropy_C is not None:
                 entropy_T[chunk] = softmax.entropy_C
             total += _add_loss(head, chunk, softmax, loss_of, chunk, grad_TD, grad_VD)
-        if moved is not None and len(tokens_M := moved(logprobs_TK.squeeze(1))):
+        tokens_M = torch.empty(0) if moved is None else moved(logprobs_TK.squeeze(1))
+        if tokens_M is None:
+            tokens_M = torch.arange(len(ids_TK), device=ids_TK.device)
+            for sums in (total, grad_TD, grad_VD):
+                if sums is not None:
+                    sums.zero_()
+        if len(tokens_M):
             part = head.of(tokens_M)
             grad_MD = None if grad_TD is None else torch.empty_like(part.hidden_TD, dtype=head.dtype)
             for chunk in part.chunks():
-                total += _add_loss(
-                    part, chunk, part.softmax(chunk, entropy), loss_of, tokens_M[chunk], grad_MD, grad_VD
-                )
+                softmax = part.softmax(chunk, entropy)
+                total += _add_loss(part, chunk, softmax, loss_of, tokens_M[chunk], grad_MD, grad_VD)
             if grad_TD is not None and grad_MD is not None:
                 grad_TD[tokens_M] += grad_MD
         if grad_TD is not None:

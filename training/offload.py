@@ -20,17 +20,17 @@ class Offloaded:
             here = tensor.to_local() if isinstance(tensor, DTensor) else tensor
             storage = here.untyped_storage()
             if storage.nbytes() and storage.resizable():
-                copy = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=here.is_cuda)
-                copy.copy_(_bytes(storage))
+                copy = _bytes(storage).to("cpu", copy=True)  # torch keeps pinned memory, in powers of two
                 self._waiting.append((storage, copy))
                 storage.resize_(0)
 
     @torch.no_grad()
     def fetch(self) -> None:
         while self._waiting:
-            storage, copy = self._waiting.pop()
+            storage, copy = self._waiting[-1]
             storage.resize_(len(copy))
             _bytes(storage).copy_(copy)
+            self._waiting.pop()  # and not before: the device may have no room yet
 
 
 def _bytes(storage: UntypedStorage) -> Tensor:

@@ -4,7 +4,7 @@ import collections
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -102,7 +102,7 @@ class Trainer:
         passes = Passes if self.ranks.pipeline is None else partial(Pipeline, self.ranks, self.device)
         self.passes: Passes | Pipeline = passes(self._row, balance)
         self.state_writer = StateWriter()
-        self.offloaded = Offloaded()
+        self.weights_away = Offloaded()
 
     def _load_model(self) -> PreTrainedModel:
         return load_model(self.checkpoint, indexed=self.indexed, late=self.late)
@@ -150,7 +150,7 @@ class Trainer:
         balance: add the sequence-wise balance loss, and loss/balance to what was found.
         around: opened around the computation of a row, forward and backward.
         """
-        self.offloaded.fetch()
+        self.weights_away.fetch()
         return self.passes.learn(self.policy, rows, lesson, balance, around)
 
     def read(
@@ -164,7 +164,7 @@ class Trainer:
 
         policy: another one than that being trained, e.g. the reference.
         """
-        self.offloaded.fetch()
+        self.weights_away.fetch()
         return self.passes.read(policy or self.policy, rows, reading, around)
 
     def move_biases(self, speed: float) -> dict[str, float]:
@@ -197,7 +197,7 @@ class Trainer:
         """See training.policy.Policy.forward. Raises ValueError in a pipeline, which takes the rows of a step alone."""
         if not isinstance(self.passes, Passes):
             raise ValueError("a single row does not go through a pipeline: use Trainer.learn or Trainer.read")
-        self.offloaded.fetch()
+        self.weights_away.fetch()
         return self.passes.predict(policy or self.policy, row)(temperature, mtp, loss_of)
 
     def _row(self, row: PackedRow) -> RowTensors:
@@ -220,7 +220,7 @@ class Trainer:
         """(checkpoint name, weight) of the policy: where they are, not to be written to. Sharded ones are put together,
         and adapters merged into theirs, one at a time (of split experts, those of one rank at a time), and only rank 0
         is given them; the others must ask as well."""
-        self.offloaded.fetch()
+        self.weights_away.fetch()
         held = dict(stored_weights(self.model))
         if self.adapters is not None:
             held = self.adapters.at_rest(held)
@@ -262,7 +262,7 @@ class Trainer:
         Beside one that was trained in FP8, precision.json says what each layer computed in; beside one that adapters
         are merged into, these lie in the folder `adapter`.
         """
-        self.offloaded.fetch()
+        self.weights_away.fetch()
         self.write_audit(folder)
         if self.adapters is not None:
             self.adapters.save(Path(folder) / ADAPTER, leads=self.ranks.rank == 0)
@@ -303,33 +303,27 @@ class Trainer:
 
     def _state(self) -> dict[str, torch.Tensor]:
         """Everything that a resumed run needs to go on bit for bit, by name: the tensors themselves."""
-        self.offloaded.fetch()
+        self.weights_away.fetch()
         tensors = self.policy.state_dict().items()
         everything = self.adapters is None
         return {f"policy.{name}": tensor for name, tensor in tensors if everything or is_adapter(name)}
 
     def save_average(self, folder: str, dtype: str = "float32") -> None:
         """A Hugging Face checkpoint of the average of the weights, if one is kept (optimizer.ema_decay)."""
-        self.offloaded.fetch()
+        self.weights_away.fetch()
         if self.optimizer.average is not None:
             with self.optimizer.average.in_place_of_weights():
                 self.save_checkpoint(folder, dtype)
 
     def offload(self, weights: bool) -> None:
         """Leave the device to engines, as far as optimizer.offload says: when they wake, all but the weights, which
-        they are sent, and after that the weights. Whatever needs one of these brings all back."""
-        setting = self.optimizer.config.offload
-        if setting != "none":
+        they are sent, and after that the weights. Whoever needs one of these brings it back."""
+        if self.optimizer.config.offload != "none":
             self.optimizer.offload()
-        if setting == "all":
-            self.offloaded.take(self._beside_weights())
-            self.offloaded.take(self.policy.parameters() if weights else ())
+        if self.optimizer.config.offload == "all" and weights:
+            self.weights_away.take(self.policy.parameters())
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what torch keeps for itself, no other process can have
-
-    def _beside_weights(self) -> Iterable[torch.Tensor]:
-        """What else of the size of a model a stage holds on its device."""
-        return ()
 
     def begin_save(self, folder: str) -> None:
         """Copy the state, and write the copy to `folder` while training goes on."""
