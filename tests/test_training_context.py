@@ -87,8 +87,8 @@ def test_supervised_steps_are_those_of_one_process(ranks, tiny_checkpoint):
     results = ranks.run(4, job("steps"), str(tiny_checkpoint), {"context": 2, "data": 2}, *settings)
     for found in results:
         assert found["metrics"] == results[0]["metrics"]
-        for one, other in zip(found["metrics"], expected["metrics"], strict=True):
-            assert one == pytest.approx(other, rel=5e-5, abs=1e-6)
+        for step, (one, other) in enumerate(zip(found["metrics"], expected["metrics"], strict=True)):
+            assert one == pytest.approx(other, rel=5e-5 if step else 1e-5, abs=1e-6)
         for name, bias in expected["biases"].items():
             assert torch.equal(found["biases"][name], bias) and bias.any(), name
         for name, weight in expected["weights"].items():
