@@ -120,8 +120,9 @@ def store_full(error: Exception, phase: str = "") -> StoreFull:
     full = f"Ray's object store is full{disk}{_fullest(ray.nodes())}"
     return StoreFull(
         f"{phase}{': ' if phase else ''}{full}; free the disk of Ray's temporary folder (/tmp/ray, or where R1_RAY_TMP "
-        "or ray start --temp-dir lead), give the store more memory (ray start --object-store-memory; /dev/shm of a "
-        "pod), or put less into it (a smaller generator.sync.bucket_mib, another generator.sync.transport)"
+        "or ray start --temp-dir lead; Ray leaves its last 5 % empty), give the store more memory (ray start "
+        "--object-store-memory; /dev/shm of a pod), or put less into it (a smaller generator.sync.bucket_mib, another "
+        "generator.sync.transport)"
     )
 
 

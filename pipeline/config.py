@@ -6,8 +6,6 @@ pipeline's `set:` for every stage that has the key (on the command line all.KEY=
 """
 
 import hashlib
-import json
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from cluster.config import ClusterConfig
-from data.config import LOCAL_OR_HUB, is_local
+from pipeline.config_record import config_record
 from pipeline.errors import Absent, RecipeError, did_you_mean
 from pipeline.inputs import Input, input_problems, order_stages
 from pipeline.recipe_checks import settings_problems
@@ -370,7 +368,7 @@ def _build_stage(
         kind=str(kind_name),
         leaves=kind.leaves,
         config=config,
-        record=json.loads(json.dumps(_record(config, config.model_dump(mode="json")))),
+        record=config_record(config),
         inputs=inputs,
         seed=stage_seed(file.seed, name),
         recipe=recipe,
@@ -402,39 +400,3 @@ def _inputs(
             path = folder / target if is_stage else _folder(document, here) / Path(target).expanduser()
             found.append(Input(role=label, stage=target if is_stage else None, path=path, written=target, place=place))
     return tuple(found)
-
-
-def _record(value: Any, dumped: Any) -> Any:
-    """The config as plain data, with each file it names as "name sha256:digest": a changed file is a changed config."""
-    if isinstance(value, Path):
-        return _identity(value)
-    if isinstance(value, BaseModel):
-        fields = type(value).model_fields
-        return {
-            key: _identity(Path(item)) if LOCAL_OR_HUB in fields[key].metadata and is_local(item)
-            else _record(getattr(value, key), item)
-            for key, item in dumped.items()
-            if key in fields
-        }  # fmt: skip
-    if isinstance(value, dict):
-        return {key: _record(inner, item) for (key, item), inner in zip(dumped.items(), value.values(), strict=True)}
-    if isinstance(value, list | tuple):
-        return [_record(inner, item) for inner, item in zip(value, dumped, strict=True)]
-    return dumped
-
-
-def _identity(path: Path) -> str:
-    """What stands for a path in the record; a folder counts by the names and contents of its files."""
-    if not path.exists():
-        return os.path.normpath(path)
-    if path.is_file():
-        return f"{path.name} sha256:{_sha256(path)[:16]}"
-    listing = "".join(
-        f"{file.relative_to(path).as_posix()}\0{_sha256(file)}\n" for file in sorted(path.rglob("*")) if file.is_file()
-    )
-    return f"{path.name} sha256:{hashlib.sha256(listing.encode()).hexdigest()[:16]}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shutil import disk_usage
 from typing import Annotated, NamedTuple
 
 import typer
@@ -54,11 +55,26 @@ def _machine() -> Iterator[Line]:
         device = torch.cuda.get_device_properties(index)
         memory = f"{device.total_memory / 2**30:.0f} GiB, compute capability {device.major}.{device.minor}"
         yield Line(f"GPU {index}", None, f"{device.name}, {memory}")
+    yield _spilling()
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         yield Line("GPU", None, f"none that torch sees (this torch is {built})")
     found = [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
     yield Line("packages", None, ", ".join([f"python {platform.python_version()}", *found]))
+
+
+def _spilling() -> Line:
+    """Ray moves what its object store has no room for to the disk of its temporary folder, up to a share of that."""
+    folder = Path(os.environ.get("R1_RAY_TMP", "/tmp/ray")).absolute()
+    disk = next(disk_usage(there) for there in (folder, *folder.parents) if there.exists())
+    left_empty = 1 - float(os.environ.get("RAY_local_fs_capacity_threshold", "0.95"))  # noqa: SIM112, its name
+    usable = disk.free / disk.total - left_empty
+    subject = "disk for Ray to spill to"
+    if usable <= 0:
+        return Line(
+            subject, False, f"{folder} is on a disk that is {1 - disk.free / disk.total:.0%} full: R1_RAY_TMP=DIR"
+        )
+    return Line(subject, True, f"{usable * disk.total / 2**30:.0f} GiB at {folder}")
 
 
 def _training() -> Iterator[Line]:

@@ -1,9 +1,13 @@
 """`r1 eval`: the evaluate stage on any checkpoints, as a table. Starts fast: the stage is imported when it runs."""
 
+import hashlib
 import json
 import os
+import shutil
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +18,7 @@ from data.chat import Layout, Template
 from pipeline.checkpoint_paths import label_checkpoints
 from pipeline.errors import RecipeError, did_you_mean, stage_errors
 from pipeline.inputs import loadable_checkpoint
+from pipeline.lock import hold
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,14 +61,20 @@ def evaluate(
         return _compare_files(saved, named, given, compare)
     if output is not None and not output.parent.is_dir():
         raise RecipeError(f"--output: the folder {output.parent} does not exist")
+    if output is not None and (output.suffix != ".json" or output.is_dir()):
+        raise RecipeError(f"--output: name a file that ends in .json, not {output}")
     options = {"num_problems": problems, "samples": samples}
     given = {key: value for key, value in options.items() if value is not None}
     config = build_config(settings, given, find_suite(suite) if suite else None)
     checkpoints = label_checkpoints([loadable_checkpoint(path) for path in named])
     config = _with_prompting(config, checkpoints, template, layout)
     log = (output.parent if output else Path()) / ".r1_eval_error.log"
-    with stage_errors("the evaluation failed", log, again=""):
-        results, rows = _evaluate(config, checkpoints, seed, output, keep_rows=compare)
+    with _work_folder(output, _asked(config, checkpoints, seed)) as folder:
+        with stage_errors("the evaluation failed", log, again=""):
+            results, rows = _evaluate(config, checkpoints, seed, folder, keep_rows=compare)
+        if output:
+            os.replace(folder / "completions.parquet", output.with_suffix(".parquet"))
+            os.replace(folder / "results.json", output)
     _print_results(results)
     if compare:
         _print_comparison(rows)
@@ -141,8 +152,40 @@ def _with_prompting(
     return config.model_copy(update={"prompting": prompting})
 
 
+def _asked(config: "EvaluateConfig", checkpoints: dict[str, Path], seed: int) -> str:
+    """Stands for all that an answer depends on; of checkpoints, the names, sizes and times of their files."""
+    from pipeline.config_record import config_record
+
+    digest = hashlib.sha256(json.dumps([config_record(config), seed]).encode())
+    for label, folder in checkpoints.items():
+        kept = [(str(file), file.stat()) for file in sorted(folder.iterdir()) if file.is_file()]
+        digest.update(repr((label, [(name, found.st_size, found.st_mtime_ns) for name, found in kept])).encode())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def _work_folder(output: Path | None, asked: str) -> Iterator[Path]:
+    """Where the stage works. With an output it is beside that, stays when something was sampled before a cut, and is
+    found again by the same command."""
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="r1-eval-") as scratch:
+            yield Path(scratch)
+        return
+    folder = output.parent / f".{output.stem}.r1_eval_{asked}"
+    with hold(folder, choose="--output PATH"):
+        try:
+            yield folder
+        except BaseException:
+            if any(file.stat().st_size for file in folder.glob("checkpoints/*")):
+                print(f"what was sampled is kept in {folder}; the same command goes on from there", file=sys.stderr)
+            else:
+                shutil.rmtree(folder)
+            raise
+        shutil.rmtree(folder)
+
+
 def _evaluate(
-    config: "EvaluateConfig", checkpoints: dict[str, Path], seed: int, output: Path | None, keep_rows: bool
+    config: "EvaluateConfig", checkpoints: dict[str, Path], seed: int, folder: Path, keep_rows: bool
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """results.json, and the rows of completions.parquet if they are wanted."""
     from rich.console import Console
@@ -153,12 +196,7 @@ def _evaluate(
     from training.stage import StageContext
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Next to the output, so that files can be moved into place at once.
-    nearby = output.parent if output else None
-    with (
-        tempfile.TemporaryDirectory(prefix=".r1-eval-", dir=nearby) as folder,
-        Progress(*columns, console=Console(stderr=True), transient=True) as progress,
-    ):
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("starting", total=None)
 
         def report(event: dict[str, Any]) -> None:
@@ -167,13 +205,10 @@ def _evaluate(
             progress.update(task, completed=event["step"], total=event["total_steps"], description=shown)
 
         inputs = {f"checkpoints.{label}": path for label, path in checkpoints.items()}
-        context = StageContext(name="eval", inputs=inputs, output=Path(folder), seed=seed, report=report)
+        context = StageContext(name="eval", inputs=inputs, output=folder, seed=seed, report=report)
         stage.run(config, context)
         results = json.loads((context.output / stage.RESULTS).read_text(encoding="utf-8"))
         rows = load_rows(context.output / stage.COMPLETIONS) if keep_rows else []
-        if output:
-            os.replace(context.output / stage.COMPLETIONS, output.with_suffix(".parquet"))
-            os.replace(context.output / stage.RESULTS, output)
     return results, rows
 
 

@@ -1,7 +1,7 @@
 """The evaluate stage: checkpoints on held-out problems they share, judged by the rewards of RL.
 
-Leaves completions.parquet (every completion) and results.json (the score table). A checkpoint that is done is kept
-under checkpoints/, so a stage that was cut off goes on with the next one.
+Leaves completions.parquet (every completion) and results.json (the score table). What is done is kept under
+checkpoints/, problem by problem, so a stage that was cut off samples what is missing.
 """
 
 import hashlib
@@ -9,13 +9,14 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.actors import ActorDied, PhaseTimeout, start_ray
 from data.chat import Layout, render_prompt
 from data.durable import is_whole, replacing, sealing
+from data.journal import Journal, read_journal
 from data.problem_pool import ProblemPool
 from data.problems import Problem
 from models.checkpoint import load_tokenizer
@@ -54,10 +55,11 @@ def run(config: EvaluateConfig, context: StageContext) -> None:
         for number, (label, folder) in enumerate(checkpoints.items()):
             done = context.output / DONE / f"{number}_{re.sub(r'[^A-Za-z0-9_-]', '_', label)}.parquet"
             if not is_whole(done, f"'{label}' is evaluated again"):
-                own = evaluator.evaluate(label, folder)
-                done.parent.mkdir(parents=True, exist_ok=True)
+                journal = done.with_suffix(".jsonl")
+                own = evaluator.evaluate(label, folder, journal)
                 with sealing(done) as file:
                     write_rows(file, own)
+                journal.unlink(missing_ok=True)
             own = load_rows(done)
             progress.finished_checkpoints(number + 1, len(problems))
             results[label] = score_checkpoint(own)
@@ -125,21 +127,24 @@ class _Evaluator:
         self.policies = CheckpointPool(config.generator)
         self.graders: dict[Layout, RewardPool] = {}
 
-    def evaluate(self, label: str, folder: Path) -> list[Row]:
-        """Rows of one checkpoint, by problem and sample, in the order of the problems."""
+    def evaluate(self, label: str, folder: Path, journal: Path) -> list[Row]:
+        """Rows of one checkpoint, by problem and sample, in the order of the problems. Problems in the journal are not
+        asked again."""
         prompting = self.config.prompting_of(label)
-        requests = self._requests(label, folder, prompting)
+        rows: dict[str, list[Row]] = {line["problem"]: line["rows"] for line in read_journal(journal)}
+        requests = [r for r in self._requests(label, folder, prompting) if r.key not in rows]
         start_ray()
-        rows: dict[str, list[Row]] = {}
-        self.progress.start(label)
+        self.progress.start(label, rows.values())
         try:
-            for problem, group, scores in self._scored_groups(folder, requests, label, prompting.layout):
-                pairs = enumerate(zip(group.completions, scores, strict=True))
-                rows[problem.id] = [completion_row(label, problem, i, done, score) for i, (done, score) in pairs]
-                self.progress.add(rows[problem.id])
-                for score in scores:
-                    if score.verdict is Verdict.ERROR:
-                        logger.warning("%s, problem %s is unscorable: %s", label, problem.id, score.detail)
+            with Journal(journal) as lines:
+                for problem, group, scores in self._scored_groups(folder, requests, label, prompting.layout):
+                    pairs = enumerate(zip(group.completions, scores, strict=True))
+                    rows[problem.id] = [completion_row(label, problem, i, done, score) for i, (done, score) in pairs]
+                    lines.add({"problem": problem.id, "rows": rows[problem.id]})
+                    self.progress.add(rows[problem.id])
+                    for score in scores:
+                        if score.verdict is Verdict.ERROR:
+                            logger.warning("%s, problem %s is unscorable: %s", label, problem.id, score.detail)
         except (ActorDied, PhaseTimeout) as error:
             raise StageError(f"evaluating '{label}' ({folder}): {error}") from error
         return [row for problem in self.problems for row in rows[problem.id]]
@@ -224,17 +229,24 @@ class _Progress:
     def __init__(self, context: StageContext, total: int):
         self._report, self._total, self._step = context.report, total, 0
 
-    def start(self, label: str) -> None:
+    def start(self, label: str, kept: Collection[list[Row]]) -> None:
+        """kept: rows of the problems that an earlier attempt has done."""
         self._label, self._started, self._tokens = label, time.monotonic(), 0
         self._verdicts: list[bool] = []
+        self._step += len(kept)
+        for rows in kept:
+            self._judge(rows)
         self._report({"step": self._step, "total_steps": self._total, "phase": label})
+
+    def _judge(self, rows: list[Row]) -> None:
+        reasoned = [row["correct"] for row in rows if row["domain"] not in OPEN_DOMAINS]
+        self._verdicts += [correct for correct in reasoned if correct is not None]
 
     def add(self, rows: list[Row]) -> None:
         """One more problem of this checkpoint is done."""
         self._step += 1
         self._tokens += sum(row["length"] for row in rows)
-        reasoned = [row["correct"] for row in rows if row["domain"] not in OPEN_DOMAINS]
-        self._verdicts += [correct for correct in reasoned if correct is not None]
+        self._judge(rows)
         event = {"step": self._step, "total_steps": self._total, "phase": self._label}
         event["tokens_per_s"] = self._tokens / max(1e-3, time.monotonic() - self._started)
         if self._verdicts:

@@ -15,20 +15,23 @@ _PATIENCE_S = 1.0  # `holder` takes the lock for a moment; a run that starts jus
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Hold the run folder's lock, made when missing. Raises RecipeError naming the process that holds it already."""
+def hold(folder: Path, choose: str = "output=PATH") -> Iterator[None]:
+    """Hold the run folder's lock, made when missing. Raises RecipeError naming the process that holds it already.
+
+    choose: how the command at hand is given another folder, for that sentence.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         opened = (folder / _NAME).open("a+", encoding="utf-8")
     except OSError as error:
         raise RecipeError(
-            f"the run folder {folder} cannot be written ({error}); choose another with output=PATH"
+            f"the run folder {folder} cannot be written ({error}); choose another with {choose}"
         ) from None
     with opened as file:
         if not _locked(file):
             raise RecipeError(
                 f"{folder} is being written by another run, process {_pid(folder) or 'unknown'}; "
-                "wait for it, stop it, or choose another folder with output=PATH"
+                f"wait for it, stop it, or choose another folder with {choose}"
             )
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -1,5 +1,7 @@
 """`r1 doctor` on this machine, and on ones that lack something."""
 
+import re
+
 import pytest
 from typer.testing import CliRunner
 
@@ -33,6 +35,16 @@ def test_a_machine_without_a_gpu(monkeypatch):
     )
     assert line(output, "generator.engine transformers").endswith("yes")
     assert "every attack is contained" in output
+
+
+def test_a_disk_that_ray_would_not_spill_to(monkeypatch, tmp_path):
+    monkeypatch.setenv("R1_RAY_TMP", str(tmp_path / "not" / "there" / "yet"))
+    monkeypatch.setenv("RAY_local_fs_capacity_threshold", "1.0")
+    assert re.search(r"spill to yes \d+ GiB at /.*/not/there/yet$", line(run(monkeypatch), "disk for Ray"))
+    monkeypatch.setenv("RAY_local_fs_capacity_threshold", "0.001")
+    assert re.search(
+        r"spill to no /.* is on a disk that is \d+% full: R1_RAY_TMP=DIR", line(run(monkeypatch), "disk for Ray")
+    )
 
 
 @pytest.mark.parametrize(

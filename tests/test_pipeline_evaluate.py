@@ -3,7 +3,12 @@
 import itertools
 import json
 import logging
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from data.instructions import instruction_problem
+from data.journal import Journal, read_journal
 from data.problem_pool import ProblemsConfig
 from data.problems import Problem
 from pipeline import evaluate as stage
@@ -25,7 +31,7 @@ from pipeline.checkpoint_pool import can_sync
 from pipeline.cli import plain_errors
 from pipeline.completions import GENERAL, completion_row, score_checkpoint
 from pipeline.errors import RecipeError
-from pipeline.eval_command import build_config, evaluate, find_suite
+from pipeline.eval_command import _asked, _work_folder, build_config, evaluate, find_suite
 from pipeline.evaluate_config import EvaluateConfig, Prompting
 from pipeline.statistics import cons_at_k, mean_ci, pass_at_1, pass_at_k
 from rewards.canonical import canonical_answer
@@ -151,6 +157,42 @@ def test_resume_keeps_finished_checkpoints_and_ends_with_the_same_files(evaluate
         assert (again / name).read_bytes() == (output / name).read_bytes()
 
 
+@pytest.mark.slow
+def test_problems_that_were_done_are_not_asked_again_and_the_files_are_the_same(
+    evaluated, checkpoints, tmp_path, monkeypatch
+):
+    class PowerCut(BaseException):
+        pass
+
+    def cut(self, row, add=Journal.add):
+        add(self, row)
+        if sum(1 for _ in (tmp_path / "checkpoints" / "1_dev1.jsonl").open()) == 4:
+            raise PowerCut
+
+    output, _ = evaluated
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("0_base.parquet", "0_base.parquet.sha256"):
+        shutil.copy(output / "checkpoints" / name, tmp_path / "checkpoints")
+    monkeypatch.setattr(Journal, "add", cut)
+    with pytest.raises(PowerCut):
+        stage.run(CONFIG, context_for(tmp_path, checkpoints))
+    monkeypatch.undo()
+    journal = tmp_path / "checkpoints" / "1_dev1.jsonl"
+    kept = [line["problem"] for line in read_journal(journal)]
+    journal.write_bytes(journal.read_bytes()[:-9])  # the last line was being written
+    asked, requests = [], stage._Evaluator._sampled
+    monkeypatch.setattr(
+        stage._Evaluator,
+        "_sampled",
+        lambda self, folder, some, label: asked.extend(some) or requests(self, folder, some, label),
+    )
+    stage.run(CONFIG, context_for(tmp_path, checkpoints))
+    assert len(asked) == 10 - 3 and not {request.key for request in asked} & set(kept[:3])
+    for name in ("results.json", "completions.parquet", "stats.json"):
+        assert (tmp_path / name).read_bytes() == (output / name).read_bytes()
+    assert not journal.exists()
+
+
 @pytest.mark.parametrize(
     "damage", [lambda data: b"", lambda data: data[:-9], lambda data: data[:-9] + b"?" + data[-8:]]
 )
@@ -163,7 +205,7 @@ def test_a_damaged_file_of_a_finished_checkpoint_is_reported_and_made_again(
     file.write_bytes(damage(file.read_bytes()))
     rows = [row for row in rows_of(output) if row["checkpoint"] == "dev1"]
     asked = []
-    monkeypatch.setattr(stage._Evaluator, "evaluate", lambda self, label, folder: asked.append(label) or rows)
+    monkeypatch.setattr(stage._Evaluator, "evaluate", lambda self, label, *_: asked.append(label) or rows)
     with caplog.at_level(logging.WARNING):
         stage.run(CONFIG, context_for(again, checkpoints))
     assert asked == ["dev1"]
@@ -207,7 +249,7 @@ def test_a_prompt_too_long_for_the_model_is_one_sentence(tmp_path, checkpoints, 
     monkeypatch.setattr(stage, "CheckpointPool", Pool)
     with pytest.raises(StageError, match=r"evaluating .*base: prompt 'p' has 700 tokens"):
         stage.run(CONFIG, context_for(tmp_path, {"base": checkpoints["base"]}))
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_held_out_problems_depend_on_their_own_seed_alone():
@@ -315,6 +357,66 @@ def test_eval_prints_a_table_and_writes_both_files(checkpoints, tmp_path, ray_se
     result = CliRunner().invoke(app, ["eval", str(output), str(again), "--compare"])
     assert result.exit_code == 0, result.output
     assert "again:base" in result.output and "paired by problem" in result.output
+
+
+@pytest.mark.slow
+def test_an_eval_that_is_killed_goes_on_by_the_same_command(checkpoints, tmp_path):
+    """As a user has it: a process of its own, killed once problems are done, and started again."""
+    output, base = tmp_path / "scores.json", checkpoints["base"]
+    command = [sys.executable, "-m", "pipeline.cli", "eval", str(base), "--problems", "6", "--samples", "2"]
+    settings = ["--template=plain", f"--output={output}", "general_problems=0", "rollout.max_new_tokens=4"]
+    settings += ["generator.replicas=1"]
+    process = subprocess.Popen([*command, *settings], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    try:
+        while not (done := [path for path in tmp_path.glob(".*/checkpoints/*.jsonl") if path.stat().st_size]):
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert not output.exists()
+    (journal,) = done
+    first = journal.read_bytes()
+    again = subprocess.run([*command, *settings], capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.json", "scores.parquet"]
+    rows = pq.read_table(output.with_suffix(".parquet")).to_pylist()
+    assert len(rows) == 12 and json.loads(first.splitlines()[0])["rows"][0] in rows
+
+
+def test_what_an_answer_depends_on_names_the_folder_that_is_kept(checkpoints, tmp_path):
+    config, policy = EvaluateConfig(), {"base": tmp_path / "policy"}
+    shutil.copytree(checkpoints["base"], policy["base"])
+    first = _asked(config, policy, 0)
+    assert first == _asked(config, policy, 0)
+    changed = {first, _asked(config, policy, 1), _asked(EvaluateConfig(samples=5), policy, 0)}
+    os.utime(policy["base"] / "model.safetensors", ns=(1, 1))
+    assert len(changed | {_asked(config, policy, 0)}) == 4
+
+
+@pytest.mark.parametrize("started", [True, False])
+def test_a_cut_leaves_the_work_folder_if_it_holds_work(tmp_path, capsys, started):
+    output = tmp_path / "scores.json"
+    with pytest.raises(KeyboardInterrupt), _work_folder(output, "abc") as folder:
+        if started:
+            (folder / "checkpoints").mkdir()
+            (folder / "checkpoints" / "0_base.jsonl").write_text("{}\n")
+        raise KeyboardInterrupt
+    assert ("the same command goes on from there" in capsys.readouterr().err) == started
+    assert folder.exists() == started
+    with _work_folder(output, "abc") as again, pytest.raises(RecipeError, match="choose another folder with --output"):
+        assert again == folder
+        with _work_folder(output, "abc"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["scores.parquet", "scores", "folder.json"])
+def test_an_output_that_could_not_be_written_is_refused_first(checkpoints, tmp_path, name):
+    (tmp_path / "folder.json").mkdir()
+    result = CliRunner().invoke(app, ["eval", str(checkpoints["base"]), "--output", str(tmp_path / name)])
+    assert result.exit_code == 2 and "name a file that ends in .json" in result.output
 
 
 @pytest.mark.parametrize("command", ["eval", "chat"])
