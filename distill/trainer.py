@@ -57,7 +57,7 @@ class DistillTrainer(SamplingTrainer):
                 metrics[f"kl/{teacher}"] = sums[f"kl/{teacher}"] / tokens
         metrics["optimizer/grad_norm"] = self.optimizer.step(lr)
         metrics["optimizer/lr"] = lr
-        return metrics | self.move_biases(0.0)
+        return metrics | self.finish_step(0.0)
 
     def _kl(self, lecture: Lecture, hidden_CD: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
         """Its sum over the places of a lecture."""

@@ -22,6 +22,12 @@ class Fp8Config(BaseModel, extra="forbid", frozen=True):
         default="float32",
         description="of activations, gradients and weights: float32 as V3, power_of_two as V3.1 and later (ue8m0)",
     )
+    log_rounding_every: int = Field(
+        default=0,
+        ge=0,
+        description="log every so many optimizer steps what E4M3 rounds away of activations and gradients (fp8/... in "
+        "metrics.jsonl); costs some passes over them in that step. 0: never",
+    )
     dispatch: bool = Field(
         default=False,
         description="expert parallel: tokens travel to their experts in FP8, and so do the gradients of what comes "

@@ -91,6 +91,13 @@ def _computes_in(module: nn.Module, weight: torch.Tensor, rounded: bool) -> str:
     return "bfloat16" if rounds else str(weight.dtype).removeprefix("torch.")
 
 
+def weight_blocks(model: nn.Module) -> dict[str, WeightBlocks]:
+    """Of every module that computes in FP8, by name."""
+    found = {name: module.blocks for name, module in model.named_modules() if isinstance(module, Fp8Linear)}
+    experts: dict[str, Any] = {n: m.grouped_mlp for n, m in model.named_modules() if hasattr(m, "grouped_mlp")}
+    return found | {name: mlp.keywords["blocks"] for name, mlp in experts.items()}
+
+
 def quantised_names(model: nn.Module) -> set[str]:
     """Checkpoint names of the weights that `model` multiplies in FP8, experts one by one."""
     names: set[str] = set()

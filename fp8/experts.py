@@ -73,6 +73,7 @@ class _Fp8Experts(torch.autograd.Function):
     def forward(ctx: Any, x_ND: torch.Tensor, gate_up_E2IH: torch.Tensor, down_EHI: torch.Tensor, groups, blocks):
         dtype, config, halves = x_ND.dtype, blocks.config, swiglu.halves(down_EHI.shape[2])
         x_rows, x_columns = quantize_both(x_ND, scales=config.scales, floor=ACTIVATION_FLOOR, take=groups.take_P)
+        blocks.note("activations", x_ND, x_rows, groups.take_P)
         gate_up = [groups.multiply(x_rows, half, dtype, config) for half in blocks(gate_up_E2IH, halves)]
         h_rows, kept = swiglu.forward(gate_up[0] if halves == 1 else torch.cat(gate_up, dim=1), config.scales)
         y = groups.multiply(h_rows, blocks(down_EHI)[0], dtype, config)
@@ -86,6 +87,7 @@ class _Fp8Experts(torch.autograd.Function):
         groups, blocks, dtype, config = ctx.groups, ctx.blocks, ctx.dtype, ctx.blocks.config
         gate_up_E2IH, down_EHI, x, x_scales, kept, kept_scales = ctx.saved_tensors
         grad_rows, grad_columns = quantize_both(grad_ND, scales=config.scales, take=groups.take_P)
+        blocks.note("gradients", grad_ND, grad_rows, groups.take_P)
         grad_h = groups.multiply(grad_rows, blocks.transposed(down_EHI)[0], dtype, config)
         h_columns, grads = swiglu.backward(Quantized(kept, kept_scales, ROWS), grad_h, config.scales)
         grad_down = groups.outer(grad_columns, h_columns, down_EHI.dtype, config)

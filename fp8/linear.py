@@ -58,6 +58,7 @@ class _Fp8Matmul(torch.autograd.Function):
         else:
             x_rows = activation_rows(x_TK, config)
             ctx.save_for_backward(weight_NK)
+        blocks.note("activations", x_TK, x_rows)
         return matmul_nt(x_rows, blocks(weight_NK)[0][0], x_TK.dtype, config.backend)
 
     @staticmethod
@@ -67,6 +68,7 @@ class _Fp8Matmul(torch.autograd.Function):
         weight_NK, *kept = ctx.saved_tensors
         grad_x = grad_weight = None
         grad_rows, grad_columns = quantize_both(grad_TN, scales=config.scales)
+        ctx.blocks.note("gradients", grad_TN, grad_rows)
         if ctx.needs_input_grad[0]:
             weight_KN = ctx.blocks.transposed(weight_NK)[0][0]
             grad_x = matmul_nt(grad_rows, weight_KN, ctx.x_dtype, config.backend)

@@ -6,7 +6,8 @@ import torch
 
 from fp8.config import Fp8Config
 from fp8.gemm import choose
-from fp8.quantize import Stack, quantize_stack
+from fp8.quantize import Quantized, Stack, quantize_stack
+from fp8.rounding import rounding_sums
 
 
 class WeightBlocks:
@@ -19,6 +20,7 @@ class WeightBlocks:
 
     def __init__(self, config: Fp8Config, *, keep: bool = False):
         self.config, self.keep = config, keep
+        self.rounding: dict[str, torch.Tensor] | None = None  # by kind of tensor; None: nobody asks
         self._kept: dict[tuple[int, ...], _Kept] = {}  # by the shape of the weight; a module's are different
 
     def __call__(self, weight: torch.Tensor, halves: int = 1) -> list[Stack]:
@@ -41,6 +43,12 @@ class WeightBlocks:
             if self.keep:
                 self._kept[shape] = kept
         return kept
+
+    def note(self, kind: str, matrix: torch.Tensor, rows: Quantized, take: torch.Tensor | None = None) -> None:
+        """What the rounding of a matrix took away, where somebody asks (fp8.rounding)."""
+        if self.rounding is not None:
+            sums = rounding_sums(matrix, rows, take)
+            self.rounding[kind] = self.rounding[kind] + sums if kind in self.rounding else sums
 
     def __deepcopy__(self, memo: dict[int, object]) -> "WeightBlocks":
         return WeightBlocks(self.config, keep=self.keep)  # the copy's weights are other tensors

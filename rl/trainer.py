@@ -132,7 +132,7 @@ class PolicyTrainer(SamplingTrainer):
         metrics |= mini_batch_metrics(sums)
         self._step(lr, metrics)
         self.reference_is_policy = False
-        return metrics | self.move_biases(self.bias_speed)
+        return metrics | self.finish_step(self.bias_speed)
 
     def _lesson(self, row: MicroBatch, predict: Predict, denominators: Denominators) -> tuple[torch.Tensor, Found]:
         """The loss of a row, and its share of the losses, of the entropy and of what metrics are made of."""

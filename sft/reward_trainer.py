@@ -100,6 +100,7 @@ class RewardTrainer(Trainer):
         """One optimizer step on the rows of all ranks, of which `rows` are this one's."""
         total = sum(self.ranks.gather(sum(len(row.members) for row in rows)))
         sums = {"loss/preference": 0.0, "preference/accuracy": 0.0, "preference/margin": 0.0}
+        self.watch_rounding()
         for row in self.even(rows, EMPTY):
             margins = margins_of(self._scores(row), row.labels)
             loss = -F.logsigmoid(margins).sum() / total
@@ -110,7 +111,7 @@ class RewardTrainer(Trainer):
         metrics = self.ranks.add_up(sums)
         metrics["optimizer/grad_norm"] = self.optimizer.step(lr)
         metrics["optimizer/lr"] = lr
-        return metrics | self.move_biases(0.0)
+        return metrics | self.finish_step(0.0)
 
     @torch.no_grad()
     def score(self, rows: list[ScoreRow]) -> list[list[float]]:

@@ -72,7 +72,7 @@ class SupervisedTrainer(Trainer):
             metrics |= {"indexer/recall": recalled / wanted} if wanted else {}
         metrics["optimizer/grad_norm"] = self.optimizer.step(lr)
         metrics["optimizer/lr"] = lr
-        return metrics | self.move_biases(bias_speed)
+        return metrics | self.finish_step(bias_speed)
 
     def _recalled(self, lessons: Lessons) -> Found:
         """Of the index_topk tokens that attention looks at most, those that indexers choose; over all layers and the

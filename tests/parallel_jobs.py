@@ -150,6 +150,15 @@ def fp8_loss(checkpoint: str, mesh: dict) -> float:
     return trainer.ranks.add_up(total(trainer.learn(trainer.even(rows(trainer, 0), EMPTY), lesson)))["nll"]
 
 
+def fp8_rounding(checkpoint: str, mesh: dict, every: int) -> list[dict[str, float]]:
+    """Metrics of three steps in FP8."""
+    fp8 = Fp8Config(log_rounding_every=every)
+    trainer = SupervisedTrainer(
+        checkpoint, OPTIMIZER, device="cpu", mesh=MeshConfig(**mesh), precision="fp8", fp8=fp8, mtp=True
+    )
+    return [trainer.step(rows(trainer, seed), 1e-3, 0.1, 0.0) for seed in range(3)]
+
+
 def fp8_dispatch(checkpoint: str, mesh: dict, dispatch: bool) -> dict[str, Any]:
     """Loss and gradients of one batch, and the bytes that all-to-all moved."""
     trainer = SupervisedTrainer(

@@ -257,6 +257,23 @@ def test_sharded_weights_in_fp8_give_the_gradients_of_one_process(ranks, alone, 
             assert (found["gradients"][name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
+@pytest.mark.parametrize("mesh", [{"data": 2}, {"data": 2, "expert": 2}, {"pipeline": 2}, {"context": 2}])
+def test_what_fp8_rounds_away_is_told_of_all_ranks(ranks, deep_checkpoint, mesh):
+    (plain,) = ranks.run(1, job("fp8_rounding"), str(deep_checkpoint), {}, 0)
+    (alone,) = ranks.run(1, job("fp8_rounding"), str(deep_checkpoint), {}, 2)
+    told = {name for metrics in alone for name in metrics if name.startswith("fp8/")}
+    assert len(told) == 8 and told <= alone[1].keys()
+    for metrics, quiet in zip(alone, plain, strict=True):  # nothing else changes by it, to the bit
+        assert {name: value for name, value in metrics.items() if name not in told} == quiet
+    assert [told <= metrics.keys() for metrics in alone] == [False, True, False]
+    assert 0.02 < alone[1]["fp8/activations_error"] <= alone[1]["fp8/activations_error_max"] < 0.05
+    assert 0 < alone[1]["fp8/gradients_zeroed"] <= alone[1]["fp8/gradients_zeroed_max"] < 0.2
+    (alone,) = ranks.run(1, job("fp8_rounding"), str(deep_checkpoint), {}, 1)
+    for found in ranks.run(2, job("fp8_rounding"), str(deep_checkpoint), mesh, 1):
+        for name in told:  # of the same weights: those of later steps differ, by roundings
+            assert found[0][name] == pytest.approx(alone[0][name], rel=2e-2), name
+
+
 # --- on disk -----------------------------------------------------------------------------------------------------
 
 

@@ -101,6 +101,13 @@ class Ranks:
         dist.all_gather_object(values, value, group=self.context.group)
         return values
 
+    def everywhere(self, value: Value) -> list[Value]:
+        """The values of all ranks: of all rows, tokens of these and layers."""
+        found = [value]
+        for gather in (self.along_context, self.along_pipeline, self.gather):
+            found = [one for part in gather(found) for one in part]
+        return found
+
     def add_up(self, values: dict[str, float]) -> dict[str, float]:
         """Sums over `gather`; the ranks have the same keys."""
         shares = self.gather(values)

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from data.chat import Template, render_prompt
 from data.durable import write_text
 from fp8.config import AUDIT, Fp8Config
-from fp8.convert import LayerPrecision, convert
+from fp8.convert import LayerPrecision, convert, weight_blocks
+from fp8.rounding import Rounding, rounding_metrics
 from models.architectures import check_rounding
 from models.checkpoint import (
     load_model,
@@ -151,6 +152,7 @@ class Trainer:
         around: opened around the computation of a row, forward and backward.
         """
         self.weights_away.fetch()
+        self.watch_rounding()
         return self.passes.learn(self.policy, rows, lesson, balance, around)
 
     def read(
@@ -167,8 +169,12 @@ class Trainer:
         self.weights_away.fetch()
         return self.passes.read(policy or self.policy, rows, reading, around)
 
-    def move_biases(self, speed: float) -> dict[str, float]:
-        """After a step: metrics of the load of all experts in it, and then the selection biases move by it."""
+    def finish_step(self, bias_speed: float) -> dict[str, float]:
+        """After a step of the optimizer: metrics of the load of all experts, whose selection biases then move by it,
+        and of what FP8 has rounded away, where that was watched."""
+        return self._move_biases(bias_speed) | self._rounding()
+
+    def _move_biases(self, speed: float) -> dict[str, float]:
         if not self.router_names:
             return {}
         if self.ranks.shards is not None:
@@ -177,6 +183,22 @@ class Trainer:
         self.load.update_bias(speed)
         moved = {"moe/bias_speed": speed} if self.has_biases else {}
         return load_metrics(dict(loads)) | moved
+
+    def watch_rounding(self) -> None:
+        """Until `finish_step`, if that is to tell what FP8 rounds away in this step (fp8.log_rounding_every)."""
+        every = self.fp8.log_rounding_every if self.fp8 is not None else 0
+        if every and (self.optimizer.steps + 1) % every == 0:
+            for blocks in weight_blocks(self.policy).values():
+                blocks.rounding = {}
+
+    def _rounding(self) -> dict[str, float]:
+        if self.fp8 is None or not self.fp8.log_rounding_every:
+            return {}
+        here: dict[tuple[str, str], Rounding] = {}
+        for layer, blocks in weight_blocks(self.policy).items():
+            noted, blocks.rounding = blocks.rounding or {}, None
+            here |= {(kind, layer): Rounding(*sums_4.tolist()) for kind, sums_4 in noted.items()}
+        return rounding_metrics(self.ranks.everywhere(here))
 
     # --- one row, where all layers are here ---
 
