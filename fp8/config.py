@@ -15,8 +15,8 @@ class Fp8Config(BaseModel, extra="forbid", frozen=True):
     backend: Backend = Field(
         default="auto",
         description="who multiplies: auto is DeepGEMM, or else cuBLASLt, on Hopper GPUs, and the reference on CPUs; "
-        "reference runs anywhere, in float32; cublaslt and deepgemm are errors where they cannot run (`r1 doctor` says "
-        "why)",
+        "reference runs anywhere, in float32; deepgemm leaves weight gradients to cuBLASLt; cublaslt and deepgemm are "
+        "errors where they cannot run (`r1 doctor` says why)",
     )
     scales: Scales = Field(
         default="float32",

@@ -13,7 +13,7 @@ import torch
 from fp8 import swiglu
 from fp8.config import Fp8Config
 from fp8.gemm import grouped_matmul_nt, matmul_nt
-from fp8.quantize import ACTIVATION_FLOOR, BLOCK, COLUMNS, ROWS, Quantized, Stack, quantize_both
+from fp8.quantize import ACTIVATION_FLOOR, BLOCK, COLUMNS, ROWS, Quantized, Stack, quantize, quantize_both
 from fp8.weights import WeightBlocks
 
 
@@ -65,18 +65,22 @@ def grouped_mlp(
 
     gate_up_E2IH holds gate and up one above the other, as transformers stores them; the activation is SiLU.
     """
-    return _Fp8Experts.apply(x_ND, gate_up_E2IH, down_EHI, Groups.of(counts_E.to(x_ND.device, torch.int64)), blocks)
+    groups = Groups.of(counts_E.to(x_ND.device, torch.int64))
+    return _Fp8Experts.apply(x_ND, gate_up_E2IH, down_EHI, groups, blocks, torch.is_grad_enabled())
 
 
 class _Fp8Experts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: torch.Tensor, gate_up_E2IH: torch.Tensor, down_EHI: torch.Tensor, groups, blocks):
+    def forward(ctx: Any, x_ND, gate_up_E2IH, down_EHI, groups: Groups, blocks: WeightBlocks, keep: bool):
         dtype, config, halves = x_ND.dtype, blocks.config, swiglu.halves(down_EHI.shape[2])
-        x_rows, x_columns = quantize_both(x_ND, scales=config.scales, floor=ACTIVATION_FLOOR, take=groups.take_P)
+        how = {"scales": config.scales, "floor": ACTIVATION_FLOOR, "take": groups.take_P}
+        x_rows, x_columns = quantize_both(x_ND, **how) if keep else (quantize(x_ND, ROWS, **how), None)
         blocks.note("activations", x_ND, x_rows, groups.take_P)
         gate_up = [groups.multiply(x_rows, half, dtype, config) for half in blocks(gate_up_E2IH, halves)]
         h_rows, kept = swiglu.forward(gate_up[0] if halves == 1 else torch.cat(gate_up, dim=1), config.scales)
         y = groups.multiply(h_rows, blocks(down_EHI)[0], dtype, config)
+        if x_columns is None:
+            return y[groups.place_N]
         ctx.groups, ctx.blocks, ctx.dtype, ctx.halves = groups, blocks, dtype, halves
         ctx.save_for_backward(gate_up_E2IH, down_EHI, x_columns.values, x_columns.scales, kept.values, kept.scales)
         return y[groups.place_N]
@@ -100,4 +104,4 @@ class _Fp8Experts(torch.autograd.Function):
         grad_x, grad_gate_up = grads_x[0], grads_gate_up[0]
         if ctx.halves == 2:
             grad_x, grad_gate_up = grad_x + grads_x[1], torch.cat(grads_gate_up, dim=1)
-        return grad_x[groups.place_N], grad_gate_up, grad_down, None, None
+        return grad_x[groups.place_N], grad_gate_up, grad_down, None, None, None

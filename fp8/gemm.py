@@ -8,9 +8,13 @@ silently: a named one that cannot run is an error.
 """
 
 import importlib
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
-from typing import cast
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -131,7 +135,8 @@ def backends(device: str) -> dict[Backend, str]:
     return {
         "reference": "",
         "cublaslt": hopper or _why_not_cublaslt(),
-        "deepgemm": hopper or _why_not_deepgemm(),
+        # Its weight gradients are cuBLASLt's: see _deepgemm.
+        "deepgemm": hopper or _why_not_deepgemm() or _why_not_cublaslt(),
     }
 
 
@@ -151,11 +156,35 @@ def _why_not_cublaslt() -> str:
     return "" if version >= (12, 9) else f"block-wise scales need CUDA 12.9, torch was built for {torch.version.cuda}"
 
 
+@cache
+def _deep_gemm() -> Any:
+    """The package by itself, or else the copy in vLLM's, without vLLM around it, which sets up its process for serving.
+    Raises what their import raises."""
+    with suppress(ModuleNotFoundError):
+        return importlib.import_module("deep_gemm")
+    vllm = find_spec("vllm")
+    folders = (vllm.submodule_search_locations or []) if vllm is not None else []
+    places = [
+        place for folder in folders if (place := Path(folder, "third_party", "deep_gemm", "__init__.py")).exists()
+    ]
+    if not places:
+        raise ModuleNotFoundError("neither the package deep_gemm nor a vllm that has it is installed")
+    spec = spec_from_file_location("deep_gemm", places[0])
+    assert spec is not None and spec.loader is not None
+    sys.modules["deep_gemm"] = module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules["deep_gemm"]
+        raise
+    return module
+
+
 def _why_not_deepgemm() -> str:
     try:
-        importlib.import_module("deep_gemm")
+        _deep_gemm()
     except Exception as error:  # it loads its kernels, and looks for CUDA's compiler
-        return f"the package deep_gemm cannot be imported ({type(error).__name__}: {error})"
+        return f"deep_gemm cannot be imported ({type(error).__name__}: {error})"
     return ""
 
 
@@ -184,6 +213,9 @@ def _cublaslt(a_MK: Quantized, b_NK: Quantized, out: torch.Tensor) -> None:
 def _padded_values(values: torch.Tensor) -> torch.Tensor:
     """Rows that are contiguous, of a multiple of 16 columns, which cuBLASLt wants: wgrad sums over any count."""
     if missing := -values.shape[1] % 16:
+        padded = values.shape[1] + missing
+        if values.stride() == (padded, 1):  # fp8.kernels.quantize_tiles has left zeros there
+            return values.as_strided((len(values), padded), (padded, 1))
         return F.pad(values.contiguous().view(torch.uint8), (0, missing)).view(values.dtype)
     in_rows = values.stride(1) == 1 and values.stride(0) % 16 == 0 and values.stride(0) >= values.shape[1]
     return values if in_rows else values.contiguous()
@@ -204,16 +236,12 @@ def _deepgemm(a_MK: Quantized, b_NK: Quantized, out: torch.Tensor) -> None:
     # DeepGEMM only adds products of two sets of 1x128 tiles to a float32 matrix, which costs passes over it.
     if b_NK.tile == ROWS or out.dtype != torch.bfloat16 or a_MK.values.shape[1] % 16:
         return _cublaslt(a_MK, b_NK, out)
-    import deep_gemm  # pyright: ignore[reportMissingImports]
-
-    deep_gemm.fp8_gemm_nt((a_MK.values, a_MK.scales), (b_NK.values.contiguous(), b_NK.scales), out)
+    _deep_gemm().fp8_gemm_nt((a_MK.values, a_MK.scales), (b_NK.values.contiguous(), b_NK.scales), out)
 
 
 def _deepgemm_grouped(rows_PK: Quantized, group_P: torch.Tensor, weights_ENK: Stack, out: torch.Tensor) -> None:
-    import deep_gemm  # pyright: ignore[reportMissingImports]
-
     weights = weights_ENK.values.contiguous(), weights_ENK.scales
-    deep_gemm.m_grouped_fp8_gemm_nt_contiguous((rows_PK.values, rows_PK.scales), weights, out, group_P)
+    _deep_gemm().m_grouped_fp8_gemm_nt_contiguous((rows_PK.values, rows_PK.scales), weights, out, group_P)
 
 
 _PROGRAMS: dict[str, Program] = {"reference": _reference, "cublaslt": _cublaslt, "deepgemm": _deepgemm}

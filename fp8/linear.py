@@ -38,7 +38,8 @@ class Fp8Linear(nn.Linear):
         cast(Fp8Linear, linear).blocks = blocks
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        y = cast(torch.Tensor, _Fp8Matmul.apply(input.flatten(0, -2), self.weight, self.blocks))
+        rows_TK, keep = input.flatten(0, -2), torch.is_grad_enabled()
+        y = cast(torch.Tensor, _Fp8Matmul.apply(rows_TK, self.weight, self.blocks, keep))
         y = y.unflatten(0, input.shape[:-1])
         return y if self.bias is None else y + self.bias
 
@@ -50,9 +51,12 @@ class _Fp8Matmul(torch.autograd.Function):
     """x [T, K] @ weight [N, K]^T -> [T, N] in x's dtype. The weight's gradient has the weight's dtype."""
 
     @staticmethod
-    def forward(ctx: Any, x_TK: torch.Tensor, weight_NK: torch.Tensor, blocks: WeightBlocks) -> torch.Tensor:
+    def forward(
+        ctx: Any, x_TK: torch.Tensor, weight_NK: torch.Tensor, blocks: WeightBlocks, keep: bool
+    ) -> torch.Tensor:
+        """keep: whether there will be a backward pass, which needs_input_grad does not tell."""
         ctx.blocks, ctx.x_dtype, config = blocks, x_TK.dtype, blocks.config
-        if ctx.needs_input_grad[1]:
+        if keep and ctx.needs_input_grad[1]:
             x_rows, kept = quantize_both(x_TK, scales=config.scales, floor=ACTIVATION_FLOOR)
             ctx.save_for_backward(weight_NK, kept.values, kept.scales)
         else:
@@ -67,16 +71,19 @@ class _Fp8Matmul(torch.autograd.Function):
         config = ctx.blocks.config
         weight_NK, *kept = ctx.saved_tensors
         grad_x = grad_weight = None
-        grad_rows, grad_columns = quantize_both(grad_TN, scales=config.scales)
+        if ctx.needs_input_grad[1]:
+            grad_rows, grad_columns = quantize_both(grad_TN, scales=config.scales)
+        else:
+            grad_rows, grad_columns = quantize(grad_TN, ROWS, scales=config.scales), None
         ctx.blocks.note("gradients", grad_TN, grad_rows)
         if ctx.needs_input_grad[0]:
             weight_KN = ctx.blocks.transposed(weight_NK)[0][0]
             grad_x = matmul_nt(grad_rows, weight_KN, ctx.x_dtype, config.backend)
-        if ctx.needs_input_grad[1]:
+        if grad_columns is not None:
             values, scales = kept
             x_TK = Quantized(values, scales, COLUMNS)
             grad_weight = matmul_nt(grad_columns.T, x_TK.T, weight_NK.dtype, config.backend)
-        return grad_x, grad_weight, None
+        return grad_x, grad_weight, None, None
 
 
 def activation_rows(x_TK: torch.Tensor, config: Fp8Config) -> Quantized:

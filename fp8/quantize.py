@@ -61,8 +61,18 @@ def has_kernels(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def quantize(matrix_RC: torch.Tensor, tile: Tile, *, scales: Scales = "float32", floor: float = 0.0) -> Quantized:
+def quantize(
+    matrix_RC: torch.Tensor,
+    tile: Tile,
+    *,
+    scales: Scales = "float32",
+    floor: float = 0.0,
+    take: torch.Tensor | None = None,
+) -> Quantized:
     """E4M3 values of a float matrix and one scale per tile; a tile of zeros has scale 1 when there is no floor.
+
+    take: int64; instead of the matrix itself, the one whose row i is its row take[i], or zeros where that is -1. Not
+    for tiles of 128x128.
 
     A tile with an infinity or a NaN becomes NaN as a whole: a bad value must not be hidden by saturation. On GPUs the
     kernels of fp8.kernels do the same.
@@ -74,9 +84,11 @@ def quantize(matrix_RC: torch.Tensor, tile: Tile, *, scales: Scales = "float32",
             values, block_scales = kernels.quantize_stack(matrix_RC.contiguous()[None], scales, floor)
             return Quantized(values[0], block_scales[0], SQUARE)
         rows, columns = kernels.quantize_tiles(
-            matrix_RC.contiguous(), scales, floor, want_rows=tile == ROWS, want_columns=tile == COLUMNS
+            matrix_RC.contiguous(), scales, floor, take=take, want_rows=tile == ROWS, want_columns=tile == COLUMNS
         )
         return rows if tile == ROWS else columns
+    if take is not None:
+        matrix_RC = torch.where((take >= 0)[:, None], matrix_RC[take.clamp(min=0)], 0)
     blocks = _blocked(matrix_RC.float(), tile)
     scale = _scale(blocks.abs().amax(dim=(1, 3)), scales, floor)
     scaled = (blocks / scale[:, None, :, None]).clamp(-LARGEST, LARGEST)
@@ -86,17 +98,13 @@ def quantize(matrix_RC: torch.Tensor, tile: Tile, *, scales: Scales = "float32",
 def quantize_both(
     matrix_RC: torch.Tensor, *, scales: Scales = "float32", floor: float = 0.0, take: torch.Tensor | None = None
 ) -> tuple[Quantized, Quantized]:
-    """In tiles of 1x128 and of 128x1: what the products of a forward and a backward pass need of one matrix.
-
-    take: int64; instead of the matrix itself, the one whose row i is its row take[i], or zeros where that is -1.
-    """
+    """In tiles of 1x128 and of 128x1: what the products of a forward and a backward pass need of one matrix. take: as
+    in `quantize`."""
     if has_kernels(matrix_RC.device):
         from fp8 import kernels
 
         return kernels.quantize_tiles(matrix_RC.contiguous(), scales, floor, take=take)
-    if take is not None:
-        matrix_RC = torch.where((take >= 0)[:, None], matrix_RC[take.clamp(min=0)], 0)
-    rows, columns = (quantize(matrix_RC, tile, scales=scales, floor=floor) for tile in (ROWS, COLUMNS))
+    rows, columns = (quantize(matrix_RC, tile, scales=scales, floor=floor, take=take) for tile in (ROWS, COLUMNS))
     return rows, columns
 
 

@@ -34,11 +34,11 @@ def experts_forward(self: Any, hidden_TD: torch.Tensor, experts_TK: torch.Tensor
     counts_E = torch.bincount(experts_TK.flatten(), minlength=self.num_experts)
     rows_SD = hidden_TD[order // top_k]
     done_SD = _multiply(self, rows_SD, counts_E) if group is None else _travel(self, rows_SD, counts_E, group)
-    weighted_SD = done_SD * gates_TK.flatten()[order, None]
     in_order = torch.empty_like(order)
     in_order[order] = torch.arange(len(order), device=order.device)
-    # A sum over K, not index_add: deterministic on GPUs, and float32 inside whatever the dtype.
-    return weighted_SD[in_order].view(-1, top_k, hidden_TD.shape[1]).sum(dim=1).to(hidden_TD.dtype)
+    # A sum over K, not index_add: deterministic on GPUs, and in float32, as gates are, whatever the dtype.
+    done_TKD = done_SD[in_order].view(-1, top_k, hidden_TD.shape[1])
+    return (done_TKD * gates_TK[..., None]).sum(dim=1).to(hidden_TD.dtype)
 
 
 def _multiply(self: Any, rows_ND: torch.Tensor, counts_E: torch.Tensor) -> torch.Tensor:

@@ -63,16 +63,27 @@ class LoadCounter:
 
     def __init__(self, *models: nn.Module | None):
         self._routers = dict(routers(*models))
-        self.counts = {name: torch.zeros(r.num_experts, dtype=torch.int64) for name, r in self._routers.items()}
+        self._counts = {name: torch.zeros(r.num_experts, dtype=torch.int64) for name, r in self._routers.items()}
+        self._on_device: dict[str, Tensor] = {}  # not yet in these: each pass would wait for its copy
         self._hooks = [r.register_forward_hook(self._hook(name)) for name, r in self._routers.items()]
 
     def _hook(self, name: str):
         def count(module, args, output):
             if module.training and not recomputing():
-                chosen = output[2].detach().flatten().cpu()
-                self.counts[name] += torch.bincount(chosen, minlength=module.num_experts)
+                chosen = output[2].detach().flatten()
+                if name not in self._on_device:
+                    self._on_device[name] = chosen.new_zeros(module.num_experts)
+                self._on_device[name].index_add_(0, chosen, torch.ones_like(chosen))  # bincount would wait, too
 
         return count
+
+    @property
+    def counts(self) -> dict[str, Tensor]:
+        """By router, int64 [E] on the CPU."""
+        for name, counts in self._on_device.items():
+            self._counts[name] += counts.cpu()
+        self._on_device.clear()
+        return self._counts
 
     def reset(self) -> None:
         for counts in self.counts.values():
@@ -88,14 +99,6 @@ class LoadCounter:
         """Of the routers that saw tokens, by name."""
         used = {name: counts for name, counts in self.counts.items() if counts.any()}
         return {name: RouterLoad.of(counts, _bias(self._routers[name])) for name, counts in used.items()}
-
-    def metrics(self) -> dict[str, float]:
-        """`load_metrics` of these routers."""
-        return load_metrics(self.loads())
-
-    def max_violation(self) -> float:
-        """max over routers of (largest load / mean load - 1); 0 is perfect balance."""
-        return max((load.violation for load in self.loads().values()), default=0.0)
 
     @torch.no_grad()
     def update_bias(self, speed: float) -> None:

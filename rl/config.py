@@ -73,14 +73,21 @@ class OwnSamplesConfig(TrainingConfig, extra="forbid", frozen=True):
         ignored = [key for key in given if given[key] != default[key] and key not in ("max_slots", "deadline_s")]
         if self.sample_in_trainer and ignored:
             raise ValueError(f"sample_in_trainer starts no generators, so generator.{ignored[0]} would be ignored")
+        if self.sample_in_trainer and self.optimizer.offload != "none":
+            raise ValueError(
+                "sample_in_trainer starts no generators to make room for, so optimizer.offload would be ignored; leave "
+                "one of the two out"
+            )
         return self
 
     @model_validator(mode="after")
     def _sampler_has_whole_weights(self) -> Self:
-        if self.sample_in_trainer and (self.trainer.mesh.ranks > 1 or self.trainer.precision == "bfloat16"):
+        trainer = self.trainer
+        rounds = trainer.precision == "bfloat16" or (trainer.precision == "fp8" and trainer.device == "cuda")
+        if self.sample_in_trainer and (trainer.mesh.ranks > 1 or rounds):
             raise ValueError(
-                "sample_in_trainer samples with the whole weights of one process, and trainer.mesh or precision "
-                "bfloat16 shards them; set sample_in_trainer: false"
+                "sample_in_trainer samples with the whole weights of one process, and trainer.mesh, precision bfloat16 "
+                "or precision fp8 on a GPU shards them; set sample_in_trainer: false"
             )
         return self
 

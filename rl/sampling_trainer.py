@@ -19,7 +19,7 @@ from training.trainer import Trainer
 class SamplingTrainer(Trainer, WeightSender):
     def __init__(self, *args, row_tokens: int, max_slots: int = 256, **kwargs):
         super().__init__(*args, **kwargs)
-        self.leads = self.ranks.rank == 0
+        self.leads, self.rounds = self.ranks.rank == 0, self.ranks.rounds
         self.row_tokens = row_tokens
         # Sampling needs the weights in one piece.
         self.sampler = ModelSampler(self.model, self.tokenizer, max_slots) if not self.ranks.in_pieces else None
@@ -38,6 +38,7 @@ class SamplingTrainer(Trainer, WeightSender):
     ) -> Iterator[Group]:
         """Groups as they finish, from the weights as they are (see rollouts.generator)."""
         assert self.sampler is not None
+        self.weights_away.fetch()
         self.model.eval()
         try:
             yield from self.sampler.stream(requests, params, version)

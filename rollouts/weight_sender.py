@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from cluster.actors import node_address
+from models.routing import is_selection_bias
 from rollouts.buckets import Named, WireFormat, checksum, pack_weights
 from rollouts.collective import Backend, Broadcaster, Meeting
 from rollouts.shared_memory import Shared
@@ -24,6 +25,7 @@ class WeightSender:
 
     device: torch.device
     leads: bool = True
+    rounds: bool = False  # whether it multiplies its weights in bfloat16, or in FP8 what it has in bfloat16
     _broadcaster: Broadcaster | None = None
     _shared: Shared | None = None
     _weights: Iterator[Named] = iter(())
@@ -47,7 +49,7 @@ class WeightSender:
 
     def write_weights(self, folder: str, limit_bytes: int, wire: WireFormat) -> None:
         """Buckets (see rollouts.buckets) as safetensors files, in place of those that `folder` holds."""
-        with self._all_weights() as weights:
+        with self._all_weights(wire) as weights:
             if self.leads:
                 write_buckets(Path(folder), pack_weights(weights, limit_bytes, wire, checksums=False))
 
@@ -62,7 +64,7 @@ class WeightSender:
 
     def broadcast(self, limit_bytes: int, wire: WireFormat, checksums: bool) -> None:
         """Raises BroadcastBroken when a receiver fails, BroadcastTimeout when one stands still."""
-        with self._all_weights() as weights:
+        with self._all_weights(wire) as weights:
             if not self.leads:
                 return
             assert self._broadcaster is not None, "open_broadcast comes first"
@@ -82,12 +84,12 @@ class WeightSender:
 
     def open_buckets(self, limit_bytes: int, wire: WireFormat, checksums: bool) -> None:
         """Then call `next_parcel` until it says that there is no more, and `close_parcels` in any case."""
-        self._weights = self.weights()
+        self._weights = self._multiplied(wire)
         self._parcels = pack_weights(self._weights, limit_bytes, wire, checksums=checksums)
 
     def open_shared(self, limit_bytes: int, wire: WireFormat, checksums: bool, readers: int) -> None:
         """The same, in memory that `readers` processes map. Of two buckets in a row the first may still be read."""
-        self._shared, self._weights = Shared(readers), self.weights()
+        self._shared, self._weights = Shared(readers), self._multiplied(wire)
         self._parcels = self._shared.buckets(self._weights, limit_bytes, wire, checksums, self.device)
 
     def next_parcel(self) -> tuple[Parcel | None, bool]:
@@ -102,10 +104,17 @@ class WeightSender:
             self._shared.close()
         self._shared = None
 
+    def _multiplied(self, wire: WireFormat) -> Iterator[Named]:
+        """`weights`; what becomes FP8 on the way is rounded as it is here before, so that both sides quantise
+        the same numbers."""
+        for name, weight in self.weights():
+            finer = wire == "fp8" and self.rounds and weight.is_floating_point() and not is_selection_bias(name)
+            yield name, weight.bfloat16() if finer else weight
+
     @contextmanager
-    def _all_weights(self) -> Iterator[Iterator[Named]]:
+    def _all_weights(self, wire: WireFormat) -> Iterator[Iterator[Named]]:
         """`weights`, read to the end in any case: processes that hold other pieces of them wait for this one."""
-        weights = self.weights()
+        weights = self._multiplied(wire)
         try:
             yield weights
         finally:

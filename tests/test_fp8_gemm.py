@@ -1,16 +1,25 @@
 """The FP8 products against float64: forward, dgrad and wgrad, by the definition and on outlier-heavy data."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+import fp8.experts
+import fp8.gemm
+import fp8.linear
 from fp8.config import Fp8Config
+from fp8.experts import grouped_mlp
 from fp8.gemm import _column_major, _padded_column_major, _padded_values, backends, choose, matmul_nt
 from fp8.linear import Fp8Linear
 from fp8.quantize import COLUMNS, ROWS, SQUARE, quantize
 from fp8.weights import WeightBlocks
 
 
-def data(shape: tuple[int, int], kind: str, seed: int) -> torch.Tensor:
+def data(shape: tuple[int, ...], kind: str, seed: int) -> torch.Tensor:
     """normal: standard normal; outliers: a few tokens and channels are 30 times larger, and tails are heavy."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator)
@@ -116,6 +125,77 @@ def test_a_backend_that_cannot_run_is_an_error_with_the_reason():
     with pytest.raises(RuntimeError, match="cublaslt cannot run here: it needs a CUDA device"):
         choose("cublaslt", cpu)
     assert backends("cpu")["reference"] == "" and backends("cpu")["deepgemm"]
+
+
+def test_deepgemm_needs_cublaslt_too(monkeypatch):
+    monkeypatch.setattr(fp8.gemm, "_why_not_hopper", lambda device: "")
+    monkeypatch.setattr(fp8.gemm, "_why_not_deepgemm", lambda: "")
+    monkeypatch.setattr(fp8.gemm, "_why_not_cublaslt", lambda: "built for CUDA 12.6")
+    backends.cache_clear()
+    try:
+        assert backends("cuda") == {
+            "reference": "",
+            "cublaslt": "built for CUDA 12.6",
+            "deepgemm": "built for CUDA 12.6",
+        }
+    finally:
+        backends.cache_clear()
+
+
+@pytest.mark.parametrize(("by_itself", "in_vllm"), [(True, True), (False, True), (False, False)])
+def test_deepgemm_is_found_by_itself_or_in_vllm(tmp_path, by_itself, in_vllm):
+    """In a process of its own, without the vllm that may be installed."""
+    for there, folder in ((by_itself, "deep_gemm"), (in_vllm, "vllm/third_party/deep_gemm")):
+        if there:
+            (tmp_path / folder).mkdir(parents=True)
+            (tmp_path / folder / "__init__.py").write_text(f"from . import inner\nwhere = '{folder}', inner.__name__\n")
+            (tmp_path / folder / "inner.py").write_text("")
+    (tmp_path / "vllm").mkdir(exist_ok=True)
+    (tmp_path / "vllm" / "__init__.py").write_text("raise RuntimeError('not to be run')\n")
+    program = (
+        "import fp8.gemm\ntry:\n  print(fp8.gemm._deep_gemm().where)\nexcept ImportError as error:\n  print(error)"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(Path(fp8.gemm.__file__).parents[1])])
+    command = [sys.executable, "-c", program]
+    told = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, check=True)
+    expected = "('deep_gemm', 'deep_gemm.inner')" if by_itself else "('vllm/third_party/deep_gemm', 'deep_gemm.inner')"
+    assert told.stdout.strip() == (expected if by_itself or in_vllm else
+                                   "neither the package deep_gemm nor a vllm that has it is installed")  # fmt: skip
+
+
+def test_rows_that_are_padded_already_are_not_copied():
+    wide = quantize(data((40, 304), "normal", 0), ROWS).values
+    wide[:, 300:] = 0
+    narrow = wide[:, :300]
+    values = _padded_values(narrow)
+    assert values.data_ptr() == wide.data_ptr() and torch.equal(values.float(), wide.float())
+    assert _padded_values(wide[:, :280]).data_ptr() != wide.data_ptr()  # 288 is the next multiple of 16
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_only_what_a_backward_pass_needs_is_quantised(monkeypatch, frozen):
+    asked = []
+    for module in (fp8.linear, fp8.experts):
+        both, one = module.quantize_both, module.quantize
+        monkeypatch.setattr(module, "quantize_both", lambda *a, both=both, **k: asked.append(2) or both(*a, **k))
+        monkeypatch.setattr(module, "quantize", lambda *a, one=one, **k: asked.append(1) or one(*a, **k))
+    linear = torch.nn.Linear(160, 96, bias=False).requires_grad_(not frozen)
+    Fp8Linear.swap(linear, WeightBlocks(Fp8Config()))
+    x = data((40, 160), "normal", 0).requires_grad_()
+    with torch.no_grad():
+        quiet = linear(x)
+    assert asked == [1]
+    y = linear(x)
+    assert torch.equal(y, quiet)
+    y.sum().backward()
+    assert asked == [1, 1, 1] if frozen else asked == [1, 2, 2]
+    asked.clear()
+    weights = [data((2, 192, 160), "normal", 1).requires_grad_(), data((2, 160, 96), "normal", 2).requires_grad_()]
+    with torch.no_grad():
+        quiet = grouped_mlp(x, torch.tensor([30, 10]), *weights, WeightBlocks(Fp8Config()))
+    assert asked == [1]
+    y = grouped_mlp(x, torch.tensor([30, 10]), *weights, WeightBlocks(Fp8Config()))
+    assert torch.equal(y, quiet) and asked == [1, 2]
 
 
 def test_what_cublaslt_is_given_has_its_layout():

@@ -19,12 +19,12 @@ def by_hand(matrix, got) -> Rounding:
 @pytest.mark.parametrize("rows", [1, 7, 1024, 2500])
 def test_sums_are_those_of_single_numbers(rows):
     torch.manual_seed(0)
-    matrix = torch.randn(rows, 300) * torch.logspace(0, -9, 300)  # the small ones of a tile vanish
+    matrix = torch.randn(rows, 300) * torch.logspace(0, -20, 300)  # the small ones of a tile vanish
     matrix[0, :5] = 0
     quantised = quantize(matrix, ROWS)
     found, expected = Rounding(*rounding_sums(matrix, quantised).tolist()), by_hand(matrix, quantised.dequantize())
     assert found[:2] == expected[:2] and found.zeroed > 0
-    assert found[2:] == pytest.approx(expected[2:], rel=1e-9)
+    assert found[2:] == pytest.approx(expected[2:], rel=1e-6)
 
 
 def test_rows_that_were_taken_are_compared_with_where_they_are_from():

@@ -1,5 +1,6 @@
 """Settings of GRPO that contradict each other, as a recipe meets them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -20,15 +21,19 @@ def test_slots_and_deadline_count_when_the_trainer_samples():
 
 
 def test_settings_of_generators_that_are_not_started_are_refused():
-    with pytest.raises(RecipeError, match=r"sample_in_trainer starts no generators, so generator\.replicas would"):
-        load(ZERO, ["generator.replicas=4"])
+    for key, setting in {"generator.replicas": 4, "optimizer.offload": "all"}.items():
+        with pytest.raises(RecipeError, match=f"sample_in_trainer starts no generators.* {re.escape(key)} would be"):
+            load(ZERO, [f"{key}={setting}"])
 
 
-@pytest.mark.parametrize("setting", ["trainer.mesh.data=2", "trainer.precision=bfloat16"])
-def test_sampling_in_the_trainer_needs_whole_weights(setting):
+@pytest.mark.parametrize(
+    "settings",
+    [["trainer.mesh.data=2"], ["trainer.precision=bfloat16"], ["trainer.precision=fp8", "trainer.device=cuda"]],
+)
+def test_sampling_in_the_trainer_needs_whole_weights(settings):
     with pytest.raises(RecipeError, match="set sample_in_trainer: false"):
-        load(ZERO, [setting, "sample_in_trainer=true"])
-    assert load(ZERO, [setting, "sample_in_trainer=false"]).stages["zero"].config.trainer
+        load(ZERO, [*settings, "sample_in_trainer=true"])
+    assert load(ZERO, [*settings, "sample_in_trainer=false"]).stages["zero"].config.trainer
 
 
 @pytest.mark.parametrize("setting", ["top_p=0.9", "top_k=20", "min_p=0.05"])

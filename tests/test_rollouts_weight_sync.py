@@ -8,13 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fp8.convert import is_quantised
+from fp8.quantize import dequantize_blocks, quantize_blocks
 from models.checkpoint import hub_state_dict, load_model
+from models.routing import is_selection_bias
 from models.weight_names import hub_views
 from rollouts.buckets import CorruptWeights, checksum, pack_weights
 from rollouts.records import Request, SamplingParams
 from rollouts.transformers_generator import TransformersGenerator
 from rollouts.weight_files import stored_shapes, stored_tensors, write_buckets
 from rollouts.weight_sync import WrongWeights
+from tests.toy_senders import Sender
 
 PARAMS = SamplingParams(max_new_tokens=8, seed=1)
 REQUESTS = [Request(key="a", prompt_ids=[9, 10, 11])]
@@ -91,6 +95,26 @@ def test_formats_on_the_wire(weights, wire, bytes_per_weight):
     big = "model.layers.1.self_attn.kv_b_proj.weight"
     sent = next(b for b in pack_weights(weights.items(), 1, wire) if big in b.names())
     assert weights[big].numel() * bytes_per_weight <= sent.data.nbytes < weights[big].numel() * bytes_per_weight * 1.1
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+def test_what_is_quantised_on_the_way_is_what_the_trainer_multiplies(weights, tiny_checkpoint, tmp_path, rounds):
+    sender = Sender(str(tiny_checkpoint))
+    sender.rounds = rounds
+    sender.change(0)  # to numbers that bfloat16 does not hold
+    sender.write_weights(str(tmp_path), 1 << 20, "fp8")
+    sent, other = dict(stored_tensors(tmp_path)), 0
+    for name, weight in sender.weights():
+        fine, coarse = weight, weight.bfloat16()
+        if is_quantised(name):
+            fine, coarse = (dequantize_blocks(*quantize_blocks(each)) for each in (fine, coarse))
+            other += not torch.equal(fine, coarse)
+            assert torch.equal(sent[name].float(), coarse if rounds else fine), name
+        elif is_selection_bias(name):
+            assert torch.equal(sent[name], fine)
+        else:
+            assert torch.equal(sent[name], coarse)
+    assert other > 5
 
 
 def test_fp8_leaves_embeddings_head_router_and_norms_alone(weights):

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.actors import ActorDied, PhaseTimeout, StartFailed, wait
+from cluster.actors import ActorDied, PeerLost, PhaseTimeout, StartFailed, wait
 from training.config import TrainerConfig
 from training.group import PerRank, TrainerGroup, put_back, spawn_trainer
 from training.mesh import MeshConfig
+from training.rank import Rank
 
 DEADLINE_S = 240.0
 SOON_S = 60.0  # far less than the deadline of the collectives, so nothing has waited for that
@@ -93,6 +94,28 @@ def test_a_killed_rank_ends_the_wait_for_all(pair):
     with pytest.raises(ActorDied, match="testing: a worker process died"):
         ask(pair.die.remote(1))
     assert time.monotonic() - started < SOON_S
+
+
+_NCCL = "NCCL error in: NCCLUtils.cpp:94, {}, NCCL version 2.27\n{}: what it usually reflects\nLast error:\n{}"
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "said"),
+    [
+        (
+            _NCCL.format("remote process exited", "ncclRemoteError", "peer closed"),
+            PeerLost,
+            "rank 1 .*exited.* peer closed$",
+        ),
+        (_NCCL.format("invalid usage", "ncclInvalidUsage", "Duplicate GPU detected"), RuntimeError, "Duplicate GPU"),
+        ("[gloo/tcp/pair.cc:534] Connection closed by peer. This is a reading error", PeerLost, "closed by peer$"),
+        ("shapes do not fit", RuntimeError, "^shapes do not fit$"),
+    ],
+)
+def test_an_error_of_a_collective_says_its_cause(message, kind, said):
+    with pytest.raises(Exception, match=said) as raised, Rank(1, 2, 60.0)._lost_ranks_named():
+        raise RuntimeError(message)
+    assert type(raised.value) is kind
 
 
 @pytest.mark.slow

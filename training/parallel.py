@@ -21,7 +21,7 @@ from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUs
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from models.indexer import awake
 from models.late_weights import fill
@@ -95,11 +95,7 @@ class Ranks:
 
     def along_context(self, value: Value) -> list[Value]:
         """The values of the ranks that have the other tokens of its rows, in their order, on each of them."""
-        if self.context is None:
-            return [value]
-        values: list[Any] = [None] * self.context.size
-        dist.all_gather_object(values, value, group=self.context.group)
-        return values
+        return _gather(value, self.context)
 
     def everywhere(self, value: Value) -> list[Value]:
         """The values of all ranks: of all rows, tokens of these and layers."""
@@ -153,11 +149,13 @@ class Ranks:
             dist.all_gather_object([None] * self.size, None)
 
 
-def _gather(value: Value, mesh: DeviceMesh | None) -> list[Value]:
-    if mesh is None or mesh.size() == 1:
+def _gather(value: Value, ranks: DeviceMesh | ContextGroup | None) -> list[Value]:
+    if ranks is None:
         return [value]
-    values: list[Any] = [None] * mesh.size()
-    dist.all_gather_object(values, value, group=mesh.get_group())
+    group = ranks.group if isinstance(ranks, ContextGroup) else ranks.get_group()
+    values: list[Any] = [value] * group.size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value, group=group)
     return values
 
 
@@ -209,8 +207,11 @@ def routed_experts(block: nn.Module) -> nn.Module | None:
 
 
 def _split_experts(experts: nn.Module, mesh: DeviceMesh) -> None:
+    """Each rank keeps its own share of what all have read: no device holds all experts of a layer."""
+    device, place = torch.device(mesh.device_type), mesh.get_local_rank()
     for name, parameter in list(experts.named_parameters(recurse=False)):
-        piece = distribute_tensor(parameter.detach(), mesh, [Shard(0)])
+        share = parameter.detach().chunk(mesh.size())[place].to(device, copy=True)
+        piece = DTensor.from_local(share, mesh, [Shard(0)])
         setattr(experts, name, nn.Parameter(piece, requires_grad=parameter.requires_grad))
     experts.expert_group = mesh.get_group()  # pyright: ignore[reportArgumentType] models.experts looks for it
 

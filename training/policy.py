@@ -39,15 +39,6 @@ class PackedRow(Protocol):
     def target_ids(self) -> np.ndarray: ...  # [C] int64
 
 
-class SampledRow(PackedRow, Protocol):
-    """A row of sampled tokens, perhaps with the tokens they were drawn from (see rollouts.records.Support)."""
-
-    @property
-    def support_ids(self) -> np.ndarray | None: ...  # [sum(support_sizes)] int64
-    @property
-    def support_sizes(self) -> np.ndarray | None: ...  # [C] int64
-
-
 @dataclass(frozen=True, slots=True)
 class RowTensors:
     """A packed row on the policy's device. An empty one holds a single token that predicts nothing, so that its pass

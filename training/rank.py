@@ -65,11 +65,15 @@ class Rank:
         except RuntimeError as error:
             if not _is_lost_connection(error):
                 raise
-            said = str(error).splitlines()[0].partition(". This is")[0]
+            lines = str(error).splitlines()
+            last = [line for line in lines[1:] if line.strip()][-1:] if "nccl" in str(error).lower() else []
+            said = " ".join([lines[0].partition(". This is")[0], *last])  # NCCL says the cause at the end
             raise PeerLost(f"trainer rank {self.rank} lost another rank: {said}") from error
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
     """gloo raises plain RuntimeErrors, NCCL its own."""
     text = f"{type(error).__name__} {error}".lower()
+    if "ncclinvalid" in text:  # usage or argument, as two ranks on one GPU: a fault of the set-up, no rank is lost
+        return False
     return any(word in text for word in ("gloo", "connection", "nccl", "distbackend", "distnetwork", "timed out"))
