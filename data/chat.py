@@ -40,12 +40,13 @@ class PromptError(ValueError):
 def render_prompt(tokenizer, messages: Sequence[Mapping[str, str]], template: Template = "chat") -> list[int]:
     """Token ids of the prompt, up to the point where the completion starts.
 
-    Raises PromptError for system turns or several turns in a template that has room for one question only.
+    Raises PromptError for system turns or several turns in a template that has room for one question only, and for a
+    chat template that is not there or fails.
     """
     if template == "chat":
         cut, contents = _cut_markers(tokenizer, [message["content"] for message in messages])
         turns = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = _chat(tokenizer, turns)
         return _ids_between_cuts(tokenizer, text, cut, add_special_tokens=False)
     if [message["role"] for message in messages] != ["user"]:
         roles = ", ".join(message["role"] for message in messages) or "none"
@@ -53,6 +54,31 @@ def render_prompt(tokenizer, messages: Sequence[Mapping[str, str]], template: Te
     cut, (question,) = _cut_markers(tokenizer, [messages[0]["content"]])
     frame = R1_ZERO_PROMPT if template == "r1_zero" else PLAIN_PROMPT
     return _ids_between_cuts(tokenizer, frame.format(question=question), cut, add_special_tokens=True)
+
+
+def _chat(tokenizer, turns: Sequence[Mapping[str, str]]) -> str:
+    if not tokenizer.chat_template:
+        raise PromptError("the tokenizer has no chat template; add one, or take the template plain or r1_zero")
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program of somebody else
+        roles = ", ".join(turn["role"] for turn in turns)
+        said = f"{type(error).__name__}: {error}"
+        raise PromptError(f"the tokenizer's chat template fails at a conversation of {roles} ({said})") from error
+    if not text:
+        raise PromptError("the tokenizer's chat template makes nothing of a question; mend it")
+    return text
+
+
+def template_fault(tokenizer, template: Template) -> str | None:
+    """A sentence about a tokenizer that cannot make prompts of this template, or whose completions could not end."""
+    if tokenizer.eos_token_id is None:
+        return "the tokenizer has no EOS token, so completions could not end; set eos_token"
+    try:
+        render_prompt(tokenizer, [{"role": "user", "content": "1 + 1?"}], template)
+    except PromptError as error:
+        return str(error)
+    return None
 
 
 def jinja_template(tokenizer, template: Template) -> str | None:

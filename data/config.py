@@ -107,7 +107,7 @@ class ProblemSource(RowSource, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _columns_need_their_schema(self) -> Self:
-        if "columns" in self.model_fields_set and self.row_schema != "columns":
+        if self.columns != Columns() and self.row_schema != "columns":
             raise ValueError(
                 f"ProblemSource: `columns` only works with `row_schema: columns`, got row_schema: {self.row_schema}"
             )

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 # Each is compared with transformers' own attention in tests/test_rollouts_architectures.py.
 CHECKED = ("llama", "qwen2", "qwen3", "qwen3_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4")
 _OWN_ATTENTION = ("deepseek_v4",)  # models.v4_attention calls transformers' own
-_INDEXED = "deepseek_v32"
+INDEXED = "deepseek_v32"
 _OTHER_ATTENTION = {
     "gemma2": "it caps attention scores and has windows",
     "gemma3_text": "it has windows",
@@ -23,9 +23,9 @@ def check_architecture(config: PreTrainedConfig, indexed: bool = False) -> None:
     indexed: indexers are to be trained (models.indexer), which only V3.2 has; then their reach is no matter.
     """
     kind = config.model_type
-    if indexed and kind != _INDEXED:
+    if indexed and kind != INDEXED:
         raise ValueError(
-            f"indexer: those of {_INDEXED} alone are trained here, and this is a {kind} model; set it to frozen"
+            f"indexer: those of {INDEXED} alone are trained here, and this is a {kind} model; set it to frozen"
         )
     if why := _OTHER_ATTENTION.get(kind):
         raise ValueError(
@@ -74,7 +74,7 @@ def _check_v4(config: PreTrainedConfig) -> None:
 
 def _reach(config: PreTrainedConfig) -> tuple[str, int] | None:
     """(setting, tokens) of what keeps a query from seeing the whole context, if anything does."""
-    sparse = config.model_type == _INDEXED
+    sparse = config.model_type == INDEXED
     windows = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
     name = "index_topk" if sparse else "sliding_window"
     tokens = getattr(config, name, None) if sparse or windows else None

@@ -71,7 +71,8 @@ def load_model(
     """The causal LM at `path` (folder or hub name), in `dtype`, with our own attention unless told otherwise.
 
     Checkpoints in DeepSeek's FP8 format are multiplied out. Raises ValueError for an architecture that our attention
-    does not compute, and for checkpoints that are quantised otherwise. indexed: see check_architecture.
+    does not compute, for checkpoints that are quantised otherwise, and for weights that config.json does not describe.
+    indexed: see check_architecture.
     late: leave weights where they are until models.late_weights.fill asks for them, if the files are safetensors with
     the names that are known here; else, as always, all are read at once.
     """
@@ -86,13 +87,35 @@ def load_model(
         if model is None and in_fp8:
             model = _load_fp8(path, config, dtype, implementation)
         elif model is None:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=implementation)
+            how = {"dtype": dtype, "attn_implementation": implementation, "output_loading_info": True}
+            loaded: Any = AutoModelForCausalLM.from_pretrained(path, **how)
+            model, told = loaded
+            if fault := loaded_fault(config, told):
+                raise ValueError(f"{path}: {fault}")
     if model._can_set_experts_implementation():  # dense models refuse
         model.set_experts_implementation(EXPERTS)
     if attention == LAYOUT_ATTENTION:
         attend_to_all(model)
         v4_attention.use_layouts(model)
     return model if is_late(model) else cast(PreTrainedModel, nn.Module.to(model, device))
+
+
+def loaded_fault(config: Any, told: Mapping[str, Any]) -> str | None:
+    """A sentence about weights that are missing, of another size, or of layers that config.json does not know; told:
+    transformers' loading info, which fills the first with random numbers and drops the last."""
+    if missing := sorted(told["missing_keys"]):
+        return f"its files lack {_some(missing)}, which config.json says the model has"
+    if told["mismatched_keys"]:
+        name, there, described = min(told["mismatched_keys"])
+        return f"{name} is {list(there)} in its files, and {list(described)} by config.json"
+    beyond = range(config.num_hidden_layers, config.num_hidden_layers + mtp_layers(config))
+    known = tuple(f"model.layers.{layer}." for layer in beyond)
+    surplus = sorted(n for n in told["unexpected_keys"] if ".layers." in n and not n.startswith(known))
+    return f"its files have {_some(surplus)}, which a model of its config.json has not" if surplus else None
+
+
+def _some(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more weights" if len(names) > 1 else "")
 
 
 def _load_late(path: Path | str, config: Any, dtype: torch.dtype, attention: str) -> PreTrainedModel | None:

@@ -173,25 +173,41 @@ def _tokenizer_fault(path: Path) -> str | None:
 
 
 def model_fault(path: Path) -> str | None:
-    """Why transformers has no language model for a checkpoint that `checkpoint_fault` passes. Takes seconds: torch."""
+    """Why transformers would not load the language model of a checkpoint that `checkpoint_fault` passes, or not whole.
+    Takes seconds: torch."""
     from transformers import __version__
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
     config = path / "config.json"
     model_type = _read_json(config)["model_type"]
     if model_type in KNOWN:
-        return None
+        from models.checkpoint_check import weights_fault
+
+        return weights_fault(path)
     hint = near_miss(model_type, KNOWN)
     return f"{config}: transformers {__version__} has no language model of model_type '{model_type}'{hint}"
 
 
+def _prompt_fault(stage: "Stage", role: str, path: Path) -> str | None:
+    """Why the policy at `path` cannot be asked, or taught, with the template of a stage."""
+    rollout = getattr(stage.config, "rollout", None)
+    template = getattr(stage.config, "template", None) or getattr(rollout, "template", None)
+    if template is None or role not in ("policy", "student"):  # evaluate has a template for each of its checkpoints
+        return None
+    from data.chat import template_fault
+    from models.checkpoint import load_tokenizer
+
+    fault = template_fault(load_tokenizer(path), template)
+    return fault and f"{path}: {fault}"
+
+
 def model_problems(stages: "Iterable[Stage]", kinds: Mapping[str, StageKind] = KINDS) -> Iterator[str]:
-    """One sentence per folder given to `stages` whose model is unknown. Imports torch when there is such a folder."""
+    """One sentence per folder given to `stages` whose model cannot be used. Imports torch when there is one."""
     for stage in stages:
         for item in stage.inputs:
             role = item.role.partition(".")[0]
             if item.stage is None and _artifact_kind(kinds[stage.kind].roles[role]) in ("checkpoint", "reward_model"):
-                fault = model_fault(item.path)
+                fault = model_fault(item.path) or _prompt_fault(stage, role, item.path)
                 if fault:
                     yield f"{item.place}: input '{role}' of stage '{stage.name}' cannot be used: {fault}"
 

@@ -1,4 +1,5 @@
-"""Where an artifact came from: code version, package versions, device. Imports none of the packages it names."""
+"""Where an artifact came from: versions of code, packages and the user's rewards, and the device. Imports none of the
+packages that it names."""
 
 import functools
 import hashlib
@@ -6,9 +7,15 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
+
+from rewards.config import RewardSpec
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = (
@@ -58,6 +65,27 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def reward_versions(config: Any) -> dict[str, str]:
+    """ "reward module:Class" -> sha256 of the module's file, for the rewards of a config that are not r1's own."""
+    found: dict[str, str] = {}
+    for use in sorted(set(_rewards(config))):
+        module = find_spec(use.partition(":")[0])
+        file = Path(module.origin) if module is not None and module.origin else None
+        if file is not None and file.is_file() and not any(file.is_relative_to(_ROOT / room) for room in _ROOMS):
+            found[f"reward {use}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    return found
+
+
+def _rewards(value: Any) -> Iterator[str]:
+    if isinstance(value, RewardSpec):
+        yield value.use
+    elif isinstance(value, BaseModel):
+        yield from _rewards([getattr(value, name) for name in type(value).model_fields])
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _rewards(item)
 
 
 def device() -> str:

@@ -36,7 +36,7 @@ def replay(
         _compare(folder, against / stage)
         return
     assert step is not None
-    _print_changes(plan, plan["attempts"][-1], _now(), "now")
+    _print_changes(plan, plan["attempts"][-1], _now(plan), "now")
     log = Path(".r1_replay_error.log")
     with tempfile.TemporaryDirectory(prefix="r1-replay-") as scratch, stage_errors("the replay failed", log, again=""):
         differing = _rerun(plan, folder, step, Path(scratch))
@@ -58,8 +58,11 @@ def _grpo_plan(run: Path, stage: str) -> dict[str, Any]:
     return plan
 
 
-def _now() -> dict[str, Any]:
-    return {"code_version": provenance.code_version(), "versions": provenance.versions()}
+def _now(plan: Mapping[str, Any]) -> dict[str, Any]:
+    from rl.config import GRPOConfig
+
+    rewards = provenance.reward_versions(GRPOConfig.model_validate(plan["config"]))
+    return {"code_version": provenance.code_version(), "versions": provenance.versions() | rewards}
 
 
 def _print_changes(plan: Mapping[str, Any], before: dict[str, Any], after: dict[str, Any], when: str) -> None:

@@ -165,7 +165,8 @@ def _make(
         for item in stage.inputs
     }
     identity = {"stage_kind": stage.kind, "config": stage.record, "seed": stage.seed, "parents": recorded}
-    attempts = _begin(stage, identity)
+    versions = provenance.versions() | provenance.reward_versions(stage.config)
+    attempts = _begin(stage, identity, versions)
     clock = StageClock(stage.folder, lambda event: shown.event(stage.name, event))
     context = StageContext(
         name=stage.name,
@@ -209,14 +210,14 @@ def _make(
     return manifest
 
 
-def _begin(stage: Stage, identity: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _begin(stage: Stage, identity: Mapping[str, Any], versions: Mapping[str, str]) -> list[dict[str, Any]]:
     """Write down what the stage is made from, and by which versions; returns those of its attempts, this one last.
 
     Attempts of the same versions in a row count as one. A change since the last attempt is reported in the log.
     """
     plan = _read_json(stage.folder / PLAN) or {"stage": stage.name, **identity}
     attempts = list(plan.get("attempts", []))
-    now = {"code_version": provenance.code_version(), "versions": provenance.versions()}
+    now = {"code_version": provenance.code_version(), "versions": dict(versions)}
     changes = changed_versions(attempts[-1], now) if attempts else []
     if changes:
         sentence = "stage '%s' goes on with other versions than before: %s; its manifest will list both"

@@ -28,6 +28,7 @@ from pipeline.artifact import (
 )
 from pipeline.config import Pipeline, Stage
 from pipeline.errors import RecipeError
+from pipeline.provenance import reward_versions
 from rewards.combine import check_rewards
 from rewards.config import RewardSpec
 
@@ -135,8 +136,15 @@ def _standing_of_made(
     except ArtifactError as error:
         return _refused(stage, str(error), known)
     waiting = [item.stage for item in stage.inputs if parents[item.role] is None]
-    reason = f"if {waiting[0]} comes out as before" if waiting else ""
+    reason = f"if {waiting[0]} comes out as before" if waiting else _changed_rewards(stage, manifest)
     return Standing(state=State.MADE, reason=reason, content_hash=known)
+
+
+def _changed_rewards(stage: Stage, manifest: Manifest) -> str:
+    """No reason to refuse, as r1's own code is none, but worth a word. Older manifests tell of none."""
+    now = reward_versions(stage.config)
+    changed = [name for name, version in now.items() if manifest.versions.get(name, version) != version]
+    return f"with another code of its {', '.join(changed)}; --redo-from {stage.name} makes it again" if changed else ""
 
 
 def _refused(stage: Stage, reason: str, content_hash: str | None = None) -> Standing:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data.chat import Template
+from data.chat import Template, template_fault
 from models.checkpoint import context_length, load_tokenizer
 from sft.batch import Example, Row, pack_examples
 from sft.config import SFTConfig
@@ -128,10 +128,8 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _check_tokenizer(tokenizer: Any, checkpoint: Path, template: Template) -> None:
-    if tokenizer.eos_token_id is None:
-        raise StageError(f"{checkpoint}: the tokenizer has no EOS token, so completions could not end; set eos_token")
-    if template == "chat" and not tokenizer.chat_template:
-        raise StageError(f"{checkpoint}: the tokenizer has no chat template; add one, or set template: plain")
+    if fault := template_fault(tokenizer, template):
+        raise StageError(f"{checkpoint}: {fault}")
 
 
 def target_tokens(sample: Sample) -> int:

@@ -1,5 +1,7 @@
 """Rendering prompts from untrusted text; reading completions: what counts as reasoning, and that it is never graded."""
 
+import re
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from data.chat import (
     jinja_template,
     parse_completion,
     render_prompt,
+    template_fault,
     text_ids,
 )
 from models.config import TinyModelConfig
@@ -199,6 +202,28 @@ def test_a_template_in_jinja_refuses_what_ours_refuses(messages):
         render_prompt(tokenizer, messages, "plain")
     with pytest.raises(TemplateError, match="template plain holds one user turn"):
         tokenizer.apply_chat_template(messages, chat_template=jinja, tokenize=False)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (None, "has no chat template; add one, or take the template plain or r1_zero"),
+        ("{{ messages }", "fails at a conversation of user .TemplateSyntaxError: unexpected"),
+        ("{{ raise_exception('only one turn') }}", "fails at a conversation of user .TemplateError: only one turn"),
+        ("{{ messages.x.y }}", "fails at a conversation of user .UndefinedError"),
+        ("{% if messages | length > 5 %}x{% endif %}", "makes nothing of a question"),
+    ],
+)
+def test_a_chat_template_that_is_missing_or_broken_is_said_in_a_sentence(template, said):
+    tokenizer = chatml_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(PromptError, match=said):
+        render_prompt(tokenizer, ask("1 + 1?"))
+    tokenizer.eos_token = "<|im_end|>"
+    assert re.search(said, template_fault(tokenizer, "chat"))
+    assert template_fault(tokenizer, "plain") is None
+    tokenizer.eos_token = None
+    assert "no EOS token" in template_fault(tokenizer, "plain")
 
 
 def test_the_chat_template_is_the_tokenizers_own():

@@ -325,6 +325,31 @@ def test_a_stage_that_goes_on_with_other_versions_says_so_and_lists_those_of_eve
     assert toy("base.fail_at=2", only="base") == []
 
 
+def test_the_code_of_a_users_reward_is_recorded_and_a_change_is_said(toy, tmp_path, monkeypatch, caplog):
+    """It is refused no more than a change of r1's own code: a stage that a reward stopped goes on with it mended."""
+    reward = tmp_path / "own_reward.py"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rewards = 'zero.rewards=[{use: "own_reward:near"}, {use: "rewards.format:Format"}]'
+    versions = []
+    for text in ("1.0", "0.5"):
+        reward.write_text(f"def near(problem, completion):\n    return {text}\n")
+        with pytest.raises(StageError):
+            toy(rewards, "zero.fail_at=3", only="zero" if versions else "")
+        attempts = json.loads((toy.folder / "zero" / "plan.json").read_text())["attempts"]
+        versions.append(attempts[-1]["versions"]["reward own_reward:near"])
+        assert "reward rewards.format:Format" not in attempts[-1]["versions"]
+    first, second = versions
+    sentence = f"stage 'zero' goes on with other versions than before: reward own_reward:near {first} -> {second};"
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith(sentence)
+    monkeypatch.setitem(TOY_KINDS, "toy_train", replace(TOY_KINDS["toy_train"], run=_finish))
+    toy(rewards, "zero.fail_at=3", only="zero")
+    assert toy.plan(rewards, "zero.fail_at=3").standings["zero"].reason == ""
+    reward.write_text(reward.read_text() + "# other code\n")
+    standing = toy.plan(rewards, "zero.fail_at=3").standings["zero"]
+    assert standing.state is State.MADE
+    assert standing.reason == ("with another code of its reward own_reward:near; --redo-from zero makes it again")
+
+
 def test_a_plan_of_before_versions_were_recorded_is_resumed(toy, caplog):
     with pytest.raises(StageError):
         toy("zero.fail_at=3")

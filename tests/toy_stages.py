@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, FilePath
 
 from data.config import OPERATIONAL
 from pipeline.stages import Many, StageKind
+from rewards.config import RewardSpec
 from training.checkpoint import CheckpointStore
 from training.run_log import RunLog
 from training.stage import StageContext, StageError
@@ -29,6 +30,7 @@ class ToyTrain(BaseModel, extra="forbid", frozen=True):
     data_file: FilePath | None = Field(None, description="file to read")
     pause_s: Annotated[float, OPERATIONAL] = Field(0.0, ge=0, description="seconds per step")
     fail_at: int | None = Field(None, description="step that fails")
+    rewards: tuple[RewardSpec, ...] = Field((RewardSpec(use="rewards.format:Format"),), description="the reward")
 
 
 class ToyData(BaseModel, extra="forbid", frozen=True):
