@@ -66,6 +66,12 @@ def check_sync(
     worst = max(gaps, key=lambda g: g.mean if g.mean == g.mean else float("inf"))
     allowed = limit(config, trains_in)
     if not worst.mean <= allowed:  # NaN does not pass either
+        bad = wait(trainer.bad_weights.remote(), phase="looking for NaN", deadline_s=config.deadline_s)
+        if bad:
+            raise SyncFault(
+                f"{len(bad)} of the policy's own weights have an infinity or a NaN, the first is {bad[0]}, so that "
+                "nothing can be sampled from it; start from a checkpoint without any"
+            )
         found = _explain(trainer, pool, version, gaps, report)
         raise SyncFault(
             f"after the weight sync to version {version} a generator's logprobs differ from the trainer's by "

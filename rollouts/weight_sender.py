@@ -47,6 +47,10 @@ class WeightSender:
         """Of every tensor as it is held."""
         return {name: checksum(weight) for name, weight in self.weights()}
 
+    def bad_weights(self) -> list[str]:
+        """Names of tensors with an infinity or a NaN."""
+        return [name for name, weight in self.weights() if not torch.isfinite(weight).all()]
+
     def write_weights(self, folder: str, limit_bytes: int, wire: WireFormat) -> None:
         """Buckets (see rollouts.buckets) as safetensors files, in place of those that `folder` holds."""
         with self._all_weights(wire) as weights:

@@ -1,9 +1,11 @@
 """The GRPO stage with vLLM sampling, and what stops it when the policy that samples is not the one that trains."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from data.problem_pool import ProblemsConfig
 from models.export import export_checkpoint
@@ -115,6 +117,16 @@ def test_a_replica_that_loses_a_tensor_stops_the_run_and_names_it(ray_session, t
         run(config, tiny_checkpoint, tmp_path)
     report = json.loads((tmp_path / ".weight_sync_failure.json").read_text())
     assert report["replicas"][0]["held_differently"] == ["model.layers.0.self_attn.o_proj.weight"]
+
+
+def test_a_policy_with_a_nan_is_said_to_have_one(ray_session, tiny_checkpoint, tmp_path):
+    folder, name = tmp_path / "policy", "model.layers.0.self_attn.o_proj.weight"
+    shutil.copytree(tiny_checkpoint, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name][3, 5] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(StageError, match=rf"rl: 1 of the policy's own weights have .* a NaN, the first is {name}, so"):
+        run(with_generator(engine="transformers", engine_args={}), folder, tmp_path / "out")
 
 
 def test_a_coarse_wire_is_seen_and_may_be_refused(ray_session, tiny_checkpoint, tmp_path):
