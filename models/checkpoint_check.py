@@ -5,6 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from models.architectures import INDEXED, check_architecture
@@ -29,20 +30,34 @@ def weights_fault(folder: Path) -> str | None:
         return f"{folder}: its files lack {lost}, and have that of other experts"
     rows = getattr(config, "vocab_size", None)
     if not is_fp8(config):
-        with quiet_transformers():
-            how = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **how)
-        model, told = loaded
+        try:
+            model, told = _outline(folder)
+        except Exception as error:  # transformers has many, for configs that contradict themselves
+            said = " ".join(str(error).split())
+            return f"{folder}: transformers cannot load it ({type(error).__name__}: {said})"
         if fault := loaded_fault(config, told):
             return f"{folder}: {fault}"
         rows = len(model.get_input_embeddings().weight)
-    ids = max(load_tokenizer(folder).get_vocab().values(), default=-1) + 1
+    ids = max(_vocabulary(folder).values(), default=-1) + 1
     if rows is not None and ids > rows:
         return (
             f"{folder}: the tokenizer has {ids} ids, and the embedding {rows} rows; resize it "
             "(model.resize_token_embeddings), or drop the added tokens"
         )
     return None
+
+
+def _vocabulary(folder: Path) -> dict[str, int]:
+    """As its file has it, if there is one: some classes of transformers add a token that no text is made of."""
+    file = folder / "tokenizer.json"
+    return Tokenizer.from_file(str(file)).get_vocab() if file.exists() else load_tokenizer(folder).get_vocab()
+
+
+def _outline(folder: Path) -> Any:
+    """The model without memory for its weights, and what transformers tells of loading it."""
+    how = {"device_map": "meta", "output_loading_info": True, "ignore_mismatched_sizes": True}
+    with quiet_transformers():
+        return AutoModelForCausalLM.from_pretrained(folder, **how)
 
 
 def _lost_expert(folder: Path) -> str | None:

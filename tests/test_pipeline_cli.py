@@ -1,5 +1,6 @@
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.actors import ActorDied, PhaseTimeout, StartFailed
+from models.checkpoint import load_tokenizer
 from pipeline import lock
 from pipeline.cli import main
 from pipeline.report_data import artifacts_digest, read_run
@@ -183,7 +185,7 @@ def test_only_what_may_succeed_another_time_is_to_be_tried_again(r1, monkeypatch
     assert ("run the same command again to resume" in result.stderr) == resumes
 
 
-def test_a_model_nobody_knows_is_refused_before_the_first_stage_starts(r1):
+def test_a_model_nobody_knows_is_refused_before_the_first_stage_starts(r1, llama_checkpoint):
     write_checkpoint(Path("start"), b"abc")
     Path("start/config.json").write_text('{"model_type": "lama"}')
     arguments = ["run", "recipes/pipeline.yaml", "zero.inputs.policy=./start"]
@@ -194,8 +196,32 @@ def test_a_model_nobody_knows_is_refused_before_the_first_stage_starts(r1):
     assert "input 'policy' of stage 'zero' cannot be used: start/config.json: transformers " in sentence
     assert sentence.endswith("has no language model of model_type 'lama'; did you mean 'llama'?")
     assert not Path("runs").exists()
-    Path("start/config.json").write_text('{"model_type": "llama"}')
+    shutil.rmtree("start")
+    shutil.copytree(llama_checkpoint, "start")
     assert r1(*arguments).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"eos_token": None}, "the tokenizer has no EOS token, so completions could not end; set eos_token"),
+        ({"chat_template": "{{ messages }"}, "the tokenizer's chat template fails at a conversation of user (Template"),
+        ({"chat_template": None}, "the tokenizer has no chat template; add one, or take the template plain or r1_zero"),
+    ],
+)
+def test_a_tokenizer_that_a_stage_cannot_use_is_refused_before_it_starts(llama_checkpoint, tmp_path, changes, said):
+    tokenizer = load_tokenizer(llama_checkpoint)
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    shutil.copytree(llama_checkpoint, tmp_path / "start")
+    (tmp_path / "start" / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(tmp_path / "start")
+    arguments = [f"inputs.policy={tmp_path}/start", f"output={tmp_path}/run", "rollout.max_new_tokens=16"]
+    recipe = ROOT / "recipes" / "tiny" / "reasoning_rl.yaml"
+    result = CliRunner().invoke(main, ["run", str(recipe), *arguments])
+    assert (
+        result.exit_code == 2 and f"of stage 'reasoning_rl' cannot be used: {tmp_path}/start: {said}" in result.stderr
+    )
 
 
 def test_a_report_that_fails_does_not_hide_that_the_run_is_complete(r1, monkeypatch):

@@ -578,7 +578,9 @@ def test_chat_answers_each_piped_line_the_same_way_every_time(checkpoints):
 
 
 def test_chat_says_in_one_sentence_that_a_checkpoint_does_not_load(checkpoints, tmp_path, monkeypatch):
+    """Though a look at its headers finds nothing: that is turned off here."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("models.checkpoint_check.weights_fault", lambda folder: None)
     shutil.copytree(checkpoints["base"], "base")
     config = json.loads(Path("base/config.json").read_text(encoding="utf-8"))
     Path("base/config.json").write_text(json.dumps(config | {"hidden_size": 128}), encoding="utf-8")

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -16,6 +16,7 @@ from models.export import export_checkpoint
 from pipeline.artifact import Manifest
 from pipeline.cli import main
 from pipeline.model_card import model_card
+from tests.architectures import make_architecture
 
 
 def export(*arguments: object):
@@ -53,18 +54,19 @@ def test_fp8_has_deepseeks_blocks_and_is_read_back_within_their_error(tiny_check
     assert torch.nn.functional.cosine_similarity(*logits, dim=-1).min() > 0.9
 
 
-def test_fp8_names_the_layers_that_stay_and_says_what_vllm_refuses(llama_checkpoint, tmp_path):
-    folder = tmp_path / "odd"
-    shutil.copytree(llama_checkpoint, folder)
-    weights = load_file(folder / "model.safetensors")
-    weights["model.layers.0.mlp.gate.weight"] = torch.randn(4, 64)  # as Qwen's routers, which vLLM takes for FP8
-    weights["model.layers.1.mlp.gate.weight"] = torch.randn(4, 64)
-    weights["model.layers.1.mlp.gate.e_score_correction_bias"] = torch.zeros(4)  # as DeepSeek's, which it does not
-    save_file(weights, folder / "model.safetensors")
-    result = export(folder, tmp_path / "out", "--format", "fp8")
-    assert result.exit_code == 0 and "vLLM will not load it" in result.output and "no multiple of 128" in result.output
-    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
-    assert config["modules_to_not_convert"] == ["model.layers.0.mlp.gate"]
+def test_fp8_names_the_layers_that_stay_and_says_what_vllm_refuses(tiny_checkpoint, tmp_path):
+    """Qwen's routers are a weight that vLLM takes for FP8, DeepSeek's have a bias beside it and are not."""
+    make_architecture(tmp_path / "qwen", "qwen3_moe")
+    kept, out = [], tmp_path / "out"
+    out.mkdir()
+    for folder in (tmp_path / "qwen", tiny_checkpoint):
+        result = export(folder, out / folder.name, "--format", "fp8")
+        assert result.exit_code == 0, result.output
+        assert "vLLM will not load it" in result.output
+        assert "no multiple of 128" in result.output
+        config = json.loads((out / folder.name / "config.json").read_text())["quantization_config"]
+        kept.append(config.get("modules_to_not_convert"))
+    assert kept == [["model.layers.1.mlp.gate", "model.layers.2.mlp.gate"], None]
 
 
 def test_fp8_of_fp8_is_bit_for_bit_and_its_bfloat16_is_multiplied_out(tiny_checkpoint, tmp_path):
