@@ -28,7 +28,10 @@ _PACKAGES = (
     "pydantic",
     "vllm",
 )
-_ROOMS = ("recipes", "pipeline", "distill", "sft", "rl", "rollouts", "training", "rewards", "models", "data", "cluster")
+_ROOMS = (
+    "recipes", "pipeline", "viewing", "planning", "distill", "sft", "rl", "rollouts", "training", "rewards", "models",
+    "data", "fp8", "cluster",
+)  # fmt: skip
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -348,6 +349,12 @@ def test_the_code_of_a_users_reward_is_recorded_and_a_change_is_said(toy, tmp_pa
     standing = toy.plan(rewards, "zero.fail_at=3").standings["zero"]
     assert standing.state is State.MADE
     assert standing.reason == ("with another code of its reward own_reward:near; --redo-from zero makes it again")
+
+
+def test_the_code_version_is_of_all_packages():
+    root = Path(provenance.__file__).parents[1]
+    declared = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert {name.removesuffix("*") for name in declared} == set(provenance._ROOMS)
 
 
 def test_a_plan_of_before_versions_were_recorded_is_resumed(toy, caplog):
