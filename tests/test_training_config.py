@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from distill.config import DistillConfig
 from rl.config import GRPOConfig
 from sft.config import PretrainConfig, SFTConfig
+from training.config import OptimizerConfig
 
 STAGES = [PretrainConfig, SFTConfig, GRPOConfig, DistillConfig]
 
@@ -30,3 +31,9 @@ def test_fp8_dispatch_needs_experts_on_several_ranks():
     with pytest.raises(ValidationError, match=r"with mesh\.expert 1 none does"):
         SFTConfig.model_validate({"trainer": trainer})
     SFTConfig.model_validate({"trainer": trainer | {"mesh": {"data": 2, "expert": 2}}})
+
+
+def test_a_learning_rate_of_muon_needs_muon():
+    with pytest.raises(ValueError, match="muon_lr_factor 3 would be ignored by adamw; set algorithm: muon"):
+        OptimizerConfig(muon_lr_factor=3.0)
+    assert OptimizerConfig(algorithm="muon", muon_lr_factor=3.0).muon_lr_factor == 3

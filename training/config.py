@@ -68,6 +68,15 @@ class OptimizerConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fals
             )
         return self
 
+    @model_validator(mode="after")
+    def _muon_is_there(self) -> Self:
+        if self.algorithm != "muon" and self.muon_lr_factor != 1:
+            raise ValueError(
+                f"optimizer: muon_lr_factor {self.muon_lr_factor:g} would be ignored by {self.algorithm}; set "
+                "algorithm: muon, or leave it out"
+            )
+        return self
+
     def lr_at(self, step: int, total_steps: int) -> float:
         """Learning rate of optimizer step `step` (0-based) of `total_steps`."""
         if step < self.warmup_steps:
