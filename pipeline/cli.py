@@ -136,16 +136,26 @@ def report(
 
 
 @main.command()
-def explain(key: Annotated[str, typer.Argument(help="e.g. grpo.optimizer.lr, or group_size")] = "") -> None:
-    """Say what a recipe key means; without a key, list the kinds of stages."""
+def explain(
+    key: Annotated[
+        str, typer.Argument(help="e.g. grpo.optimizer.lr, or group_size; or a kind of stage, e.g. grpo")
+    ] = "",
+) -> None:
+    """Say what a recipe key means, or which keys a kind of stage has; without either, list the kinds."""
     with plain_errors():
         from pipeline import show
-        from pipeline.explain import explain as meanings
+        from pipeline.explain import explain as meanings_of
+        from pipeline.explain import keys_of
 
-        if key:
-            show.print_meanings(meanings(key))
-        else:
-            show.print_kinds()
+        if not key:
+            return show.print_kinds()
+        meanings, keys = meanings_of(key), keys_of(key)
+        show.print_meanings(meanings)
+        if keys:
+            print("\n" if meanings else "", end="")
+            show.print_keys(key, keys)
+        elif not meanings:
+            print(f"{key} has no keys")
 
 
 main.command()(plain_errors()(chat))

@@ -80,6 +80,17 @@ def print_meanings(meanings: Sequence[tuple[KeyDoc, list[str]]]) -> None:
         print(("\n" if i else "") + "\n".join(lines))
 
 
+def print_keys(place: str, keys: Sequence[tuple[KeyDoc, bool]]) -> None:
+    """One line for each key of a kind, or of a mapping in it."""
+    table = _table("key", "default", "meaning")
+    for doc, has_keys in keys:
+        table.add_row(*map(escape, (f"{doc.key} ..." if has_keys else doc.key, doc.default, doc.description)))
+    _console().print(table)
+    kind, mappings = place.partition(".")[0], [doc.key for doc, has_keys in keys if has_keys]
+    if mappings:
+        print(f"\n...: has keys of its own, which are listed by e.g. r1 explain {kind}.{mappings[0]}")
+
+
 def print_kinds(kinds: Mapping[str, StageKind] = KINDS) -> None:
     table = _table("stage kind", "takes", "leaves", "what it does")
     for name, kind in kinds.items():

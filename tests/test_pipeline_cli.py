@@ -135,6 +135,8 @@ def test_the_recipes_of_the_package_are_found_from_anywhere(tmp_path):
         (["report", "recipes"], "recipes is not a run folder: it has no readable pipeline.json"),
         (["explain", "grop_size"], "did you mean 'group_size'?"),
         (["explain", "toy_train.stepz"], "did you mean 'steps'?"),
+        (["explain", "toy_trian"], "did you mean 'toy_train'?"),
+        (["explain", "toy_train.xyzzy"], "toy_train has no key 'xyzzy'; r1 explain toy_train lists those it has"),
         (["run"], "Missing argument"),
     ],
 )
@@ -258,6 +260,19 @@ def test_explain_a_key_everywhere_it_occurs(r1):
     result = r1("explain")
     for part in ("toy_train", "policy: checkpoint", "several checkpoints", "Writes rows."):
         assert part in result.stdout
+
+
+def test_explain_lists_the_keys_of_a_kind_and_of_a_mapping_in_it(r1):
+    lines = r1("explain", "toy_train").stdout.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["key", "steps", "group_size"]
+    assert lines[1].split() == ["steps", "4", "optimizer", "steps"]
+    assert any(line.startswith("optimizer ... ") for line in lines)
+    assert not any(line.startswith("optimizer.lr") for line in lines)
+    assert "r1 explain toy_train.optimizer" in lines[-1]
+    below = r1("explain", "toy_train.optimizer").stdout
+    for part in ("in: toy_train", "optimizer.lr", "0.001", "step size; small, for a toy", "update rule"):
+        assert part in below
+    assert r1("explain", "toy_eval").stdout == "toy_eval has no keys\n"
 
 
 def _program(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
