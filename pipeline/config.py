@@ -152,12 +152,20 @@ def _load_single(
     missing = [role for role in roles if role not in given]
     if not listing and missing:
         wanted = " ".join(f"inputs.{role}=PATH" for role in missing)
-        raise RecipeError(f"{path}: no pipeline beside it lists this recipe, so say where its inputs are: {wanted}")
+        fault = f"{path}: no pipeline beside it lists this recipe, so say where its inputs are: {wanted}"
+        raise RecipeError([*_unknown_roles(kinds[kind], kind, settings), fault])
     name = listing[0] if listing else path.stem
     if pipeline is None or not listing:
         pipeline = Document({"name": name, "stages": {name: {"recipe": path.name}}}, {(): Place(str(path), 1, 1)})
     prefixed = [(keys if keys[0] in _OF_PIPELINE else [name, *keys], value) for keys, value in settings]
     return _build(_laid_over(pipeline, prefixed, str(path)), path, kinds, only=name, absent=absent)
+
+
+def _unknown_roles(kind: StageKind, name: str, settings: list[tuple[list[str], Document]]) -> Iterator[str]:
+    """inputs.ROLE=PATH of the command line whose role is none of the kind's."""
+    for keys, value in settings:
+        if keys[0] == "inputs" and len(keys) > 1 and keys[1] not in kind.roles:
+            yield f"{value.place()}: {name} has no input '{keys[1]}'{did_you_mean(keys[1], kind.roles)}"
 
 
 def _pipeline_beside(path: Path) -> Path | None:
