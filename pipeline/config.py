@@ -6,6 +6,7 @@ pipeline's `set:` for every stage that has the key (on the command line all.KEY=
 """
 
 import hashlib
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -289,6 +290,7 @@ def _build_with(
     if not _NAME.fullmatch(file.name):
         problems.append(f"{document.place(('name',))}: name must be letters, digits, _ and -, got '{file.name}'")
     folder = Path(file.output).expanduser() if file.output else Path("runs") / file.name
+    problems.extend(f"{document.place(('output',))}: {fault}" for fault in _folder_faults(folder))
     stages: dict[str, Stage] = {}
     recipes: dict[str, str | None] = {}
     for name, entry in file.stages.items():
@@ -319,6 +321,13 @@ def _build_with(
         tracking=tuple(dict.fromkeys(file.tracking)),
         only=only,
     )
+
+
+def _folder_faults(run: Path) -> Iterator[str]:
+    """Why no folder can be made at `run`: it, or one that it would be in, is a file."""
+    for path in (run, *run.parents):
+        if os.path.isfile(path):
+            yield f"the run folder is to be {run}, but {path} is a file; choose another folder with output=PATH"
 
 
 def _unheard(file: PipelineFile, document: Document, stages: Mapping[str, Stage]) -> Iterator[str]:

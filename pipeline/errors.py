@@ -41,6 +41,16 @@ def near_miss(word: str, choices: Iterable[str]) -> str:
     return "" if hint.startswith("; known") else hint
 
 
+def unreadable(path: Path, error: OSError) -> str:
+    """Why a file that the user has named cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: there is no such file"
+    if isinstance(error, IsADirectoryError):
+        recipe = path / "pipeline.yaml"
+        return f"{path}: this is a folder; name a file in it{f', e.g. {recipe}' if recipe.is_file() else ''}"
+    return f"{path}: cannot be read ({error.strerror})"
+
+
 def printable(text: str) -> str:
     """What a model or a server wrote without control characters, which could drive the terminal."""
     return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Cs"))

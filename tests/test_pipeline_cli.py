@@ -126,7 +126,9 @@ def test_the_recipes_of_the_package_are_found_from_anywhere(tmp_path):
     ("arguments", "expected"),
     [
         (["run", "recipes/nothing.yaml"], "recipes/nothing.yaml: there is no such file"),
-        (["run", "recipes"], "recipes: cannot be read"),
+        (["run", "recipes"], "recipes: this is a folder; name a file in it, e.g. recipes/pipeline.yaml"),
+        (["run", "recipes/pipeline.yaml", "output=recipes/base.yaml/a"], "recipes/base.yaml is a file"),
+        (["replay", "runs/none", "zero"], "there is no run folder runs/none"),
         (["run", "recipes/pipeline.yaml", "zero.stepz=1"], "did you mean 'steps'?"),
         (["run", "recipes/pipeline.yaml", "--only", "zeor"], "did you mean 'zero'?"),
         (["run", "recipes/zero.yaml"], "stage 'zero' needs 'base'"),
@@ -218,8 +220,13 @@ def test_a_run_in_use_is_exit_code_2(r1):
 
 def test_a_run_folder_that_cannot_be_written_is_exit_code_2(r1):
     Path("occupied").write_text("a file")
-    result = r1("run", "recipes/pipeline.yaml", "output=occupied")
-    assert result.exit_code == 2 and "the run folder occupied cannot be written" in result.stderr
+    for arguments in ([], ["--dry-run"]):
+        result = r1("run", "recipes/pipeline.yaml", "output=occupied", *arguments)
+        assert result.exit_code == 2
+        assert result.stderr == (
+            "command line, output=occupied: the run folder is to be occupied, but occupied is a file; "
+            "choose another folder with output=PATH\n"
+        )
 
 
 def test_dry_run_shows_the_plan_and_the_settings(r1):
