@@ -86,7 +86,10 @@ def run(
         if dry_run:
             from pipeline.show import print_plan
 
-            print_plan(runner.make_plan(pipeline, redo or (), redo_from or ()), verbose=verbose)
+            plan = runner.make_plan(pipeline, redo or (), redo_from or ())
+            print_plan(plan, verbose=verbose)
+            if plan.refused:
+                raise RecipeError(f"nothing would be made, since these stages are refused: {', '.join(plan.refused)}")
             return
         from pipeline.progress import open_progress
 

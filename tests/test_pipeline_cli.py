@@ -246,6 +246,7 @@ def test_dry_run_shows_the_plan_and_the_settings(r1):
     r1("run", "recipes/pipeline.yaml")
     result = r1("run", "recipes/pipeline.yaml", "zero.optimizer.lr=2e-4", "--dry-run")
     assert "refused: its config differs" in result.stdout and "optimizer.lr: 0.0001 -> 0.0002" in result.stdout
+    assert result.exit_code == 2 and result.stderr == "nothing would be made, since these stages are refused: zero\n"
 
 
 def test_status_shows_every_stage(r1):
