@@ -38,6 +38,8 @@ def _about(folder: Path, stage: StageStatus) -> Iterator[str]:
     progress, facts = read_progress(folder), [stage.state]
     if stage.step is not None:
         facts.append(f"step {stage.step}" + (f" of {stage.total_steps}" if stage.total_steps else ""))
+    if stage.resumes_from is not None:
+        facts.append(f"goes on from step {stage.resumes_from}")
     if stage.wall_time_s is not None:
         facts.append(f"{duration(stage.wall_time_s)} of work")
     if progress.get("starts", 1) > 1:

@@ -60,12 +60,13 @@ def print_status(stages: Sequence[StageStatus]) -> None:
     table = _table("stage", "kind", "state", "step", "wall time", "last metrics")
     for stage in stages:
         total = f"/{stage.total_steps}" if stage.total_steps else ""
+        ahead = f", goes on from {stage.resumes_from}" if stage.resumes_from is not None else ""
         metrics = "  ".join(f"{key} {value:.4g}" for key, value in list(stage.metrics.items())[:_STATUS_METRICS])
         table.add_row(
             stage.name,
             stage.kind,
             stage.state,
-            f"{stage.step}{total}" if stage.step is not None else "",
+            f"{stage.step}{total}{ahead}" if stage.step is not None else "",
             duration(stage.wall_time_s) if stage.wall_time_s is not None else "",
             escape(metrics),
         )

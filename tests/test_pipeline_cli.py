@@ -1,5 +1,6 @@
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -255,6 +256,17 @@ def test_status_shows_every_stage(r1):
     assert result.exit_code == 0
     for part in ("base", "made", "5/5", "toy/value", "evaluate"):
         assert part in result.stdout
+
+
+def test_status_and_doctor_know_the_last_step_and_the_checkpoint_of_a_stage_that_was_killed(r1):
+    """Progress is saved every few seconds, so a kill leaves an older step there than in the log."""
+    r1("run", "recipes/pipeline.yaml", "zero.fail_at=4")
+    Path("runs/toy/zero/.progress.json").write_text('{"event": {"step": 1, "total_steps": 5}}')
+    shutil.rmtree("runs/toy/zero/checkpoints/step_00000003")
+    assert "cut off  3/5, goes on from 2" in r1("status", "runs/toy").stdout
+    assert "zero (toy_train): cut off, step 3 of 5, goes on from step 2" in r1("doctor", "runs/toy").stdout
+    shutil.rmtree("runs/toy/zero/checkpoints")
+    assert "3/5  " in r1("status", "runs/toy").stdout
 
 
 def test_explain_a_key_everywhere_it_occurs(r1):
