@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.running import StageStopped
 from pipeline.chat_command import chat
 from pipeline.doctor_command import doctor
 from pipeline.errors import RecipeError
@@ -53,7 +54,7 @@ def plain_errors(again: str = "") -> Iterator[None]:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         raise typer.Exit(2) from None
-    except StageError as error:
+    except (StageError, StageStopped) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
     except OSError as error:  # a full disk, a folder without permission

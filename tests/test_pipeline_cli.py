@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from cluster.actors import ActorDied, PhaseTimeout, StartFailed
+from cluster.actors import ActorDied, PhaseTimeout, StartFailed, start_ray
 from pipeline import lock
 from pipeline.cli import main
 from pipeline.report_data import artifacts_digest, read_run
@@ -186,6 +186,34 @@ def test_only_what_may_succeed_another_time_is_to_be_tried_again(r1, monkeypatch
     result = r1("run", "recipes/pipeline.yaml")
     assert result.exit_code == 1 and "stage 'base' failed" in result.stderr
     assert ("run the same command again to resume" in result.stderr) == resumes
+
+
+@pytest.mark.parametrize(
+    ("address", "fault", "said"),
+    [
+        (None, Exception("The current node timed out during startup. This could be."), "most likely since it is too b"),
+        (None, TimeoutError("late"), "(TimeoutError: late); wait until it has room; run the same command again to res"),
+        (None, FileNotFoundError("/nope"), "stage 'base' failed: FileNotFoundError: /nope (traceback in"),
+        (
+            "10.0.0.1:6379",
+            ConnectionError("no"),
+            "the Ray cluster at 10.0.0.1:6379, which RAY_ADDRESS names, cannot be",
+        ),
+    ],
+)
+def test_a_ray_that_does_not_start_is_a_sentence_with_a_way_on(r1, monkeypatch, address, fault, said):
+    def fails(**settings):
+        assert settings["address"] == (address or "local")
+        raise fault
+
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", fails)
+    monkeypatch.setitem(KINDS, "toy_base", replace(TOY_KINDS["toy_base"], run=lambda config, context: start_ray()))
+    result = r1("run", "recipes/pipeline.yaml")
+    assert result.exit_code == 1
+    assert said in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_a_model_nobody_knows_is_refused_before_the_first_stage_starts(r1):
