@@ -15,7 +15,7 @@ import typer
 from cluster.running import StageStopped
 from pipeline.chat_command import chat
 from pipeline.doctor_command import doctor
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, disk_errors
 from pipeline.eval_command import evaluate
 from pipeline.export_command import export
 from pipeline.mirror_command import pull_run, push_run
@@ -78,7 +78,8 @@ def run(
     ] = False,
 ) -> None:
     """Run a recipe: skip what is made, resume what was cut off, make the rest."""
-    with plain_errors("; the same command resumes"):
+    resumes = "; the same command resumes"
+    with plain_errors(resumes):
         from pipeline import run as runner
         from pipeline.config import load
 
@@ -95,8 +96,9 @@ def run(
         from pipeline.progress import open_progress
 
         _check_models(pipeline, again=bool(redo or redo_from))
-        made = runner.run(pipeline, redo=redo or (), redo_from=redo_from or (), progress=open_progress(pipeline))
-        print(f"report: {runner.write_report(pipeline, made)}")
+        with disk_errors(pipeline.folder, resumes):
+            made = runner.run(pipeline, redo=redo or (), redo_from=redo_from or (), progress=open_progress(pipeline))
+            print(f"report: {runner.write_report(pipeline, made)}")
 
 
 def _check_models(pipeline: "Pipeline", again: bool) -> None:

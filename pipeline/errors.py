@@ -1,6 +1,7 @@
 """What a user is told when a recipe cannot be run: sentences, each with the place and the way to mend it."""
 
 import difflib
+import errno
 import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from cluster.running import StageStopped
 from data.chat import PromptError
+from data.durable import full_disk
 from data.schemas import SourceError
 from training.stage import StageError
 
@@ -67,8 +69,33 @@ def stage_errors(failure: str, log: Path, again: str) -> Iterator[None]:
     except Exception as error:
         # `cluster.actors` marks its errors with `retry`, as StageError does; a ValueError comes again every time.
         retry = getattr(error, "retry", isinstance(error, OSError | MemoryError))
-        said = str(error)
-        if not isinstance(error, StageError | StageStopped | SourceError | PromptError):
-            log.write_text(traceback.format_exc(), encoding="utf-8")
-            said = f"{type(error).__name__}: {' '.join(said.split())} (traceback in {log})"
-        raise StageError(f"{failure}: {said}{again if retry else ''}", retry=retry) from error
+        raise StageError(f"{failure}: {_said(error, log)}{again if retry else ''}", retry=retry) from error
+
+
+def _said(error: Exception, log: Path) -> str:
+    if isinstance(error, StageError | StageStopped | SourceError | PromptError):
+        return str(error)
+    if said := _no_room(error, log.parent):
+        return said
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    try:
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError:  # the error itself may be that nothing can be written
+        return said
+    return f"{said} (traceback in {log})"
+
+
+@contextmanager
+def disk_errors(folder: Path, again: str) -> Iterator[None]:
+    """That the disk of a folder is full as a StageError that says so: errors of writes name no file."""
+    try:
+        yield
+    except OSError as error:
+        if said := _no_room(error, folder):
+            raise StageError(f"{said}{again}", retry=True) from error
+        raise
+
+
+def _no_room(error: Exception, folder: Path) -> str:
+    full = full_disk(folder) if isinstance(error, OSError) and error.errno == errno.ENOSPC else ""
+    return full and f"{full}; make room"

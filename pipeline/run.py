@@ -5,6 +5,7 @@ import logging
 import os
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import import_module
@@ -186,7 +187,8 @@ def _make(
         clock.failed(error)
         raise
     finally:
-        clock.save()
+        with suppress(OSError):  # a full disk, of which the error tells
+            clock.save()
     if not payload_files(stage.folder):
         raise StageError(f"stage '{stage.name}' failed: it left nothing in {stage.folder}")
     sync_payload(stage.folder)

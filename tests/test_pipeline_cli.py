@@ -18,6 +18,7 @@ from pipeline.cli import main
 from pipeline.report_data import artifacts_digest, read_run
 from pipeline.stages import KINDS
 from tests.toy_stages import RECIPES, TOY_KINDS, write_checkpoint, write_recipes
+from training.run_log import RunLog
 from training.stage import StageError
 
 ROOT = Path(__file__).parents[1]
@@ -214,6 +215,32 @@ def test_a_ray_that_does_not_start_is_a_sentence_with_a_way_on(r1, monkeypatch, 
     result = r1("run", "recipes/pipeline.yaml")
     assert result.exit_code == 1
     assert said in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_disk_that_fills_with_logs_is_named_and_the_doctor_sees_it(r1, monkeypatch):
+    def fills(config, context):
+        log = RunLog(context.output)
+        for step in range(1000):
+            log.log(step, {"x": "a" * 10_000})
+
+    monkeypatch.setitem(KINDS, "toy_base", replace(TOY_KINDS["toy_base"], run=fills))
+    Path("runs/toy").mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", "runs/toy"], capture_output=True).returncode:
+        pytest.skip("no permission to mount a small disk")
+    try:
+        result = r1("run", "recipes/pipeline.yaml")
+        full = "is full: 0.0 MB are free; make room"
+        assert result.stderr == (
+            f"stage 'base' failed: the disk of runs/toy/base {full}; run the same command again to resume it\n"
+        )
+        assert f"and the disk of runs/toy/base {full}\n" in r1("doctor", "runs/toy").stdout
+        again = r1("run", "recipes/pipeline.yaml")
+        assert (again.exit_code, again.stderr) == (1, f"the disk of runs/toy {full}; the same command resumes\n")
+        subprocess.run(["mount", "-o", "remount,size=500m", "runs/toy"], check=True)
+        monkeypatch.setitem(KINDS, "toy_base", TOY_KINDS["toy_base"])
+        assert r1("run", "recipes/pipeline.yaml").exit_code == 0
+    finally:
+        subprocess.run(["umount", "-l", "runs/toy"], check=True)
 
 
 def test_a_model_nobody_knows_is_refused_before_the_first_stage_starts(r1):
