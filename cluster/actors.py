@@ -36,23 +36,43 @@ from cluster.running import StageStopped, current, places_of
 from cluster.stalls import report_stall, spawned
 
 _SLICE_S = 1.0  # of a wait, after which it is asked whether the stage must stop
+_OWN_FAULTS = (OSError, ValueError, TypeError)  # of settings, and of the folder that R1_RAY_TMP names
 _ECHO_S = 5.0  # within which a death is known after its first consequence
 
 
 def start_ray() -> None:
-    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start a private one on this machine."""
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start a private one on this machine.
+    Raises StageStopped when it does not come up."""
     if not ray.is_initialized():
+        _init_ray(os.environ.get("RAY_ADDRESS", "local"))
+    if (stage := current()) is not None:
+        watch_memory(stage)
+
+
+def _init_ray(address: str) -> None:
+    try:
         # No working_dir upload: the packages are installed, or the job submission has brought them.
         ray.init(
-            address=os.environ.get("RAY_ADDRESS", "local"),
+            address=address,
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,
             ignore_reinit_error=True,
             _temp_dir=os.environ.get("R1_RAY_TMP"),
         )
-    if (stage := current()) is not None:
-        watch_memory(stage)
+    except Exception as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
+        if address != "local":
+            raise StageStopped(
+                f"the Ray cluster at {address}, which RAY_ADDRESS names, cannot be joined ({said}); start it, or set "
+                "RAY_ADDRESS to one that runs"
+            ) from error
+        if isinstance(error, _OWN_FAULTS) and not isinstance(error, TimeoutError | ConnectionError):
+            raise
+        raise StageStopped(
+            f"Ray did not start on this machine, most likely since it is too busy or short of memory ({said}); wait "
+            "until it has room"
+        ) from error
 
 
 def stop_ray() -> None:

@@ -7,9 +7,12 @@ A file is written beside its place, synced and renamed. A sealed file has its ch
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_SCARCE = 100e6  # bytes; with more than that free it was something else that had no room
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,12 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def full_disk(folder: Path, needed: float = _SCARCE) -> str:
+    """ "the disk of runs/a is full: 0.1 MB are free", where no more than `needed` bytes are; else ""."""
+    free = shutil.disk_usage(folder).free
+    return "" if free > needed else f"the disk of {folder} is full: {free / 1e6:.1f} MB are free"
 
 
 def _seal(path: Path) -> Path:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.running import StageStopped
 from pipeline.chat_command import chat
 from pipeline.doctor_command import doctor
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, disk_errors
 from pipeline.eval_command import evaluate
 from pipeline.export_command import export
 from pipeline.mirror_command import pull_run, push_run
@@ -53,7 +54,7 @@ def plain_errors(again: str = "") -> Iterator[None]:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         raise typer.Exit(2) from None
-    except StageError as error:
+    except (StageError, StageStopped) as error:
         print(error, file=sys.stderr)
         raise typer.Exit(1) from None
     except OSError as error:  # a full disk, a folder without permission
@@ -77,7 +78,8 @@ def run(
     ] = False,
 ) -> None:
     """Run a recipe: skip what is made, resume what was cut off, make the rest."""
-    with plain_errors("; the same command resumes"):
+    resumes = "; the same command resumes"
+    with plain_errors(resumes):
         from pipeline import run as runner
         from pipeline.config import load
 
@@ -86,13 +88,17 @@ def run(
         if dry_run:
             from pipeline.show import print_plan
 
-            print_plan(runner.make_plan(pipeline, redo or (), redo_from or ()), verbose=verbose)
+            plan = runner.make_plan(pipeline, redo or (), redo_from or ())
+            print_plan(plan, verbose=verbose)
+            if plan.refused:
+                raise RecipeError(f"nothing would be made, since these stages are refused: {', '.join(plan.refused)}")
             return
         from pipeline.progress import open_progress
 
         _check_models(pipeline, again=bool(redo or redo_from))
-        made = runner.run(pipeline, redo=redo or (), redo_from=redo_from or (), progress=open_progress(pipeline))
-        print(f"report: {runner.write_report(pipeline, made)}")
+        with disk_errors(pipeline.folder, resumes):
+            made = runner.run(pipeline, redo=redo or (), redo_from=redo_from or (), progress=open_progress(pipeline))
+            print(f"report: {runner.write_report(pipeline, made)}")
 
 
 def _check_models(pipeline: "Pipeline", again: bool) -> None:
@@ -136,16 +142,26 @@ def report(
 
 
 @main.command()
-def explain(key: Annotated[str, typer.Argument(help="e.g. grpo.optimizer.lr, or group_size")] = "") -> None:
-    """Say what a recipe key means; without a key, list the kinds of stages."""
+def explain(
+    key: Annotated[
+        str, typer.Argument(help="e.g. grpo.optimizer.lr, or group_size; or a kind of stage, e.g. grpo")
+    ] = "",
+) -> None:
+    """Say what a recipe key means, or which keys a kind of stage has; without either, list the kinds."""
     with plain_errors():
         from pipeline import show
-        from pipeline.explain import explain as meanings
+        from pipeline.explain import explain as meanings_of
+        from pipeline.explain import keys_of
 
-        if key:
-            show.print_meanings(meanings(key))
-        else:
-            show.print_kinds()
+        if not key:
+            return show.print_kinds()
+        meanings, keys = meanings_of(key), keys_of(key)
+        show.print_meanings(meanings)
+        if keys:
+            print("\n" if meanings else "", end="")
+            show.print_keys(key, keys)
+        elif not meanings:
+            print(f"{key} has no keys")
 
 
 main.command()(plain_errors()(chat))

@@ -6,6 +6,7 @@ pipeline's `set:` for every stage that has the key (on the command line all.KEY=
 """
 
 import hashlib
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -152,12 +153,20 @@ def _load_single(
     missing = [role for role in roles if role not in given]
     if not listing and missing:
         wanted = " ".join(f"inputs.{role}=PATH" for role in missing)
-        raise RecipeError(f"{path}: no pipeline beside it lists this recipe, so say where its inputs are: {wanted}")
+        fault = f"{path}: no pipeline beside it lists this recipe, so say where its inputs are: {wanted}"
+        raise RecipeError([*_unknown_roles(kinds[kind], kind, settings), fault])
     name = listing[0] if listing else path.stem
     if pipeline is None or not listing:
         pipeline = Document({"name": name, "stages": {name: {"recipe": path.name}}}, {(): Place(str(path), 1, 1)})
     prefixed = [(keys if keys[0] in _OF_PIPELINE else [name, *keys], value) for keys, value in settings]
     return _build(_laid_over(pipeline, prefixed, str(path)), path, kinds, only=name, absent=absent)
+
+
+def _unknown_roles(kind: StageKind, name: str, settings: list[tuple[list[str], Document]]) -> Iterator[str]:
+    """inputs.ROLE=PATH of the command line whose role is none of the kind's."""
+    for keys, value in settings:
+        if keys[0] == "inputs" and len(keys) > 1 and keys[1] not in kind.roles:
+            yield f"{value.place()}: {name} has no input '{keys[1]}'{did_you_mean(keys[1], kind.roles)}"
 
 
 def _pipeline_beside(path: Path) -> Path | None:
@@ -281,6 +290,7 @@ def _build_with(
     if not _NAME.fullmatch(file.name):
         problems.append(f"{document.place(('name',))}: name must be letters, digits, _ and -, got '{file.name}'")
     folder = Path(file.output).expanduser() if file.output else Path("runs") / file.name
+    problems.extend(f"{document.place(('output',))}: {fault}" for fault in _folder_faults(folder))
     stages: dict[str, Stage] = {}
     recipes: dict[str, str | None] = {}
     for name, entry in file.stages.items():
@@ -311,6 +321,13 @@ def _build_with(
         tracking=tuple(dict.fromkeys(file.tracking)),
         only=only,
     )
+
+
+def _folder_faults(run: Path) -> Iterator[str]:
+    """Why no folder can be made at `run`: it, or one that it would be in, is a file."""
+    for path in (run, *run.parents):
+        if os.path.isfile(path):
+            yield f"the run folder is to be {run}, but {path} is a file; choose another folder with output=PATH"
 
 
 def _unheard(file: PipelineFile, document: Document, stages: Mapping[str, Stage]) -> Iterator[str]:

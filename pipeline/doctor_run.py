@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.running import MEMORY, STALLS
+from data.durable import full_disk
 from fp8.config import AUDIT
 from pipeline.clock import PROGRESS_FILE, read_progress
 from pipeline.errors import printable
@@ -38,6 +39,8 @@ def _about(folder: Path, stage: StageStatus) -> Iterator[str]:
     progress, facts = read_progress(folder), [stage.state]
     if stage.step is not None:
         facts.append(f"step {stage.step}" + (f" of {stage.total_steps}" if stage.total_steps else ""))
+    if stage.resumes_from is not None:
+        facts.append(f"goes on from step {stage.resumes_from}")
     if stage.wall_time_s is not None:
         facts.append(f"{duration(stage.wall_time_s)} of work")
     if progress.get("starts", 1) > 1:
@@ -48,7 +51,9 @@ def _about(folder: Path, stage: StageStatus) -> Iterator[str]:
     if stage.state != "made" and (said := (progress.get("error") or {}).get("said")):
         yield f"  last error ({progress['error'].get('at')}): {printable(said)}"
     elif stage.state == "cut off":
-        yield f"  it was killed in the phase '{progress.get('event', {}).get('phase', 'before the first step')}'"
+        phase = progress.get("event", {}).get("phase", "before the first step")
+        full = full_disk(folder)  # where no error could be written down
+        yield f"  {'it ended' if full else 'it was killed'} in the phase '{phase}'{full and f', and {full}; make room'}"
     yield from (f"  {line}" for line in (*_precisions(folder), *_left_out(folder), *_memory(folder), *_stalls(folder)))
 
 

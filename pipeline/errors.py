@@ -1,6 +1,7 @@
 """What a user is told when a recipe cannot be run: sentences, each with the place and the way to mend it."""
 
 import difflib
+import errno
 import traceback
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from cluster.running import StageStopped
 from data.chat import PromptError
+from data.durable import full_disk
 from data.schemas import SourceError
 from training.stage import StageError
 
@@ -41,6 +43,16 @@ def near_miss(word: str, choices: Iterable[str]) -> str:
     return "" if hint.startswith("; known") else hint
 
 
+def unreadable(path: Path, error: OSError) -> str:
+    """Why a file that the user has named cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: there is no such file"
+    if isinstance(error, IsADirectoryError):
+        recipe = path / "pipeline.yaml"
+        return f"{path}: this is a folder; name a file in it{f', e.g. {recipe}' if recipe.is_file() else ''}"
+    return f"{path}: cannot be read ({error.strerror})"
+
+
 def printable(text: str) -> str:
     """What a model or a server wrote without control characters, which could drive the terminal."""
     return "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Cs"))
@@ -57,8 +69,33 @@ def stage_errors(failure: str, log: Path, again: str) -> Iterator[None]:
     except Exception as error:
         # `cluster.actors` marks its errors with `retry`, as StageError does; a ValueError comes again every time.
         retry = getattr(error, "retry", isinstance(error, OSError | MemoryError))
-        said = str(error)
-        if not isinstance(error, StageError | StageStopped | SourceError | PromptError):
-            log.write_text(traceback.format_exc(), encoding="utf-8")
-            said = f"{type(error).__name__}: {' '.join(said.split())} (traceback in {log})"
-        raise StageError(f"{failure}: {said}{again if retry else ''}", retry=retry) from error
+        raise StageError(f"{failure}: {_said(error, log)}{again if retry else ''}", retry=retry) from error
+
+
+def _said(error: Exception, log: Path) -> str:
+    if isinstance(error, StageError | StageStopped | SourceError | PromptError):
+        return str(error)
+    if said := _no_room(error, log.parent):
+        return said
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    try:
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+    except OSError:  # the error itself may be that nothing can be written
+        return said
+    return f"{said} (traceback in {log})"
+
+
+@contextmanager
+def disk_errors(folder: Path, again: str) -> Iterator[None]:
+    """That the disk of a folder is full as a StageError that says so: errors of writes name no file."""
+    try:
+        yield
+    except OSError as error:
+        if said := _no_room(error, folder):
+            raise StageError(f"{said}{again}", retry=True) from error
+        raise
+
+
+def _no_room(error: Exception, folder: Path) -> str:
+    full = full_disk(folder) if isinstance(error, OSError) and error.errno == errno.ENOSPC else ""
+    return full and f"{full}; make room"

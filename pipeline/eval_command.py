@@ -16,7 +16,7 @@ import typer
 
 from data.chat import Layout, Template
 from pipeline.checkpoint_paths import label_checkpoints
-from pipeline.errors import RecipeError, did_you_mean, stage_errors
+from pipeline.errors import RecipeError, near_miss, stage_errors
 from pipeline.inputs import loadable_checkpoint
 from pipeline.lock import hold
 
@@ -107,7 +107,7 @@ def find_suite(name: str) -> Path:
         if path.is_file():
             return path
     known = sorted(path.stem for path in shipped.glob("*.yaml"))
-    raise RecipeError(f"--suite: there is no {name}; shipped are {', '.join(known)}{did_you_mean(name, known)}")
+    raise RecipeError(f"--suite: there is no {name}; shipped are {', '.join(known)}{near_miss(name, known)}")
 
 
 def build_config(settings: Sequence[str], options: dict[str, Any], suite: Path | None = None) -> "EvaluateConfig":

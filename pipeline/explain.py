@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from pipeline.config import PipelineFile
-from pipeline.errors import RecipeError, did_you_mean
+from pipeline.errors import RecipeError, near_miss
 from pipeline.schema import models_in
 from pipeline.stages import KINDS, StageKind
 
@@ -32,25 +32,45 @@ class KeyDoc:
 def explain(key: str, kinds: Mapping[str, StageKind] = KINDS) -> list[tuple[KeyDoc, list[str]]]:
     """Every meaning of `key` with the kinds that have it. "grpo.optimizer.lr", "optimizer.lr" and "lr" all work.
 
-    Raises RecipeError naming the nearest key when no kind has it.
+    None of a kind's own name. Raises RecipeError naming the nearest key when no kind has it.
     """
-    documented = {"pipeline": list(key_docs(PipelineFile))}
-    documented |= {name: list(key_docs(kind.config_class())) for name, kind in kinds.items()}
+    documented = _documented(kinds)
     meanings: dict[KeyDoc, list[str]] = {}
     for kind, docs in documented.items():
         for doc in docs:
             full = f"{kind}.{doc.key}"
             if full == key or full.endswith(f".{key}"):
                 meanings.setdefault(doc, []).append(kind)
-    if not meanings:
+    if not meanings and key not in documented:
         first, _, rest = key.partition(".")
         if rest and first in documented:
-            raise RecipeError(f"{first} has no key '{rest}'{did_you_mean(rest, [d.key for d in documented[first]])}")
+            near = near_miss(rest, [doc.key for doc in documented[first]])
+            raise RecipeError(f"{first} has no key '{rest}'{near or f'; r1 explain {first} lists those it has'}")
         keys = [doc.key for docs in documented.values() for doc in docs]
-        known = dict.fromkeys([*keys, *(name.rpartition(".")[2] for name in keys)])
-        hint = did_you_mean(key, known)
-        raise RecipeError(f"no stage kind has a key '{key}'" + ("" if hint.startswith("; known") else hint))
+        known = dict.fromkeys([*documented, *keys, *(name.rpartition(".")[2] for name in keys)])
+        raise RecipeError(f"there is no stage kind and no key '{key}'{near_miss(key, known)}")
     return list(meanings.items())
+
+
+def keys_of(place: str, kinds: Mapping[str, StageKind] = KINDS) -> list[tuple[KeyDoc, bool]]:
+    """The keys of a kind ("sft") or of a mapping in one ("sft.trainer"), each with whether it has keys of its own."""
+    kind, _, mapping = place.partition(".")
+    prefix = mapping and f"{mapping}."
+    inside = [doc for doc in _documented(kinds).get(kind, ()) if doc.key.startswith(prefix)]
+    found: dict[str, tuple[KeyDoc, bool]] = {}
+    for doc in inside:  # a key comes before its own
+        above = next((key for key in found if doc.key.startswith(f"{key}.")), None)
+        if above is None:
+            found[doc.key] = doc, False
+        else:
+            found[above] = found[above][0], True
+    return list(found.values())
+
+
+def _documented(kinds: Mapping[str, StageKind]) -> dict[str, list[KeyDoc]]:
+    """Every key of pipelines and of every kind."""
+    documented = {"pipeline": list(key_docs(PipelineFile))}
+    return documented | {name: list(key_docs(kind.config_class())) for name, kind in kinds.items()}
 
 
 def key_docs(

@@ -27,9 +27,9 @@ def replay(
 
     Only the trainer runs: on the batches in STAGE/groups, from the newest checkpoint before the step on.
     """
+    plan, folder = _grpo_plan(run, stage), run / stage
     if (step is None) == (against is None):
         raise RecipeError("say either --step N, to take that step again, or --against RUN, to find where two runs part")
-    plan, folder = _grpo_plan(run, stage), run / stage
     if against is not None:
         other = _grpo_plan(against, stage)
         _print_changes(other, plan["attempts"][-1], other["attempts"][-1], "the other run")

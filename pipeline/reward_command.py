@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, unreadable
 from pipeline.inputs import loadable_checkpoint
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def try_cases(
 
     try:
         cases, settings = load_cases(file)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise RecipeError(unreadable(file, error)) from None
+    except ValueError as error:
         raise RecipeError(str(error)) from None
     path = use or settings.get("reward")
     if not path:
@@ -156,7 +158,7 @@ def _read_problems(path: Path) -> "list[Problem]":
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         problems = [read_problem(row) for row in rows]
     except OSError as error:
-        raise RecipeError(f"{path}: {error.strerror}") from None
+        raise RecipeError(unreadable(path, error)) from None
     except RecursionError:
         raise RecipeError(f"{path}: not JSONL of problems: nested too deeply") from None
     except ValueError as error:

@@ -5,6 +5,7 @@ import logging
 import os
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import import_module
@@ -59,6 +60,10 @@ class Plan:
         """Those of them that are still to be moved aside."""
         return [name for name in self.asked if self.standings[name].state is State.REDO]
 
+    @property
+    def refused(self) -> list[str]:
+        return [name for name in self.chosen if self.standings[name].state is State.REFUSED]
+
 
 def make_plan(pipeline: Pipeline, redo: Sequence[str] = (), redo_from: Sequence[str] = ()) -> Plan:
     """Survey the run folder. Writes nothing. Raises RecipeError for an unknown stage name."""
@@ -97,7 +102,7 @@ def run(
             for name in plan.chosen:
                 stage = pipeline.stages[name]
                 parents = parent_hashes(stage, standings, hashes)
-                standing = standing_of(stage, parents, hashes)  # parents may have come out differently
+                standing = standing_of(pipeline, stage, parents, hashes)  # parents may have come out differently
                 if standing.state is State.REFUSED:
                     raise RecipeError(f"stage '{name}' is refused: {standing.reason}")
                 if standing.state is State.MADE:
@@ -132,11 +137,7 @@ def _stages_to_redo(pipeline: Pipeline, redo: Sequence[str], redo_from: Sequence
 
 
 def _check_startable(plan: Plan) -> None:
-    problems = []
-    for name in plan.chosen:
-        standing = plan.standings[name]
-        if standing.state is State.REFUSED:
-            problems.append(f"stage '{name}' is refused: {standing.reason}")
+    problems = [f"stage '{name}' is refused: {plan.standings[name].reason}" for name in plan.refused]
     only = plan.pipeline.only
     for item in plan.pipeline.stages[only].inputs if only else ():
         parent = plan.standings[item.stage] if item.stage else None
@@ -187,7 +188,8 @@ def _make(
         clock.failed(error)
         raise
     finally:
-        clock.save()
+        with suppress(OSError):  # a full disk, of which the error tells
+            clock.save()
     if not payload_files(stage.folder):
         raise StageError(f"stage '{stage.name}' failed: it left nothing in {stage.folder}")
     sync_payload(stage.folder)

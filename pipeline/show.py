@@ -60,12 +60,13 @@ def print_status(stages: Sequence[StageStatus]) -> None:
     table = _table("stage", "kind", "state", "step", "wall time", "last metrics")
     for stage in stages:
         total = f"/{stage.total_steps}" if stage.total_steps else ""
+        ahead = f", goes on from {stage.resumes_from}" if stage.resumes_from is not None else ""
         metrics = "  ".join(f"{key} {value:.4g}" for key, value in list(stage.metrics.items())[:_STATUS_METRICS])
         table.add_row(
             stage.name,
             stage.kind,
             stage.state,
-            f"{stage.step}{total}" if stage.step is not None else "",
+            f"{stage.step}{total}{ahead}" if stage.step is not None else "",
             duration(stage.wall_time_s) if stage.wall_time_s is not None else "",
             escape(metrics),
         )
@@ -78,6 +79,17 @@ def print_meanings(meanings: Sequence[tuple[KeyDoc, list[str]]]) -> None:
         lines += [f"  range: {doc.range}"] if doc.range else []
         lines.append(f"  in: {', '.join(kinds)}")
         print(("\n" if i else "") + "\n".join(lines))
+
+
+def print_keys(place: str, keys: Sequence[tuple[KeyDoc, bool]]) -> None:
+    """One line for each key of a kind, or of a mapping in it."""
+    table = _table("key", "default", "meaning")
+    for doc, has_keys in keys:
+        table.add_row(*map(escape, (f"{doc.key} ..." if has_keys else doc.key, doc.default, doc.description)))
+    _console().print(table)
+    kind, mappings = place.partition(".")[0], [doc.key for doc, has_keys in keys if has_keys]
+    if mappings:
+        print(f"\n...: has keys of its own, which are listed by e.g. r1 explain {kind}.{mappings[0]}")
 
 
 def print_kinds(kinds: Mapping[str, StageKind] = KINDS) -> None:

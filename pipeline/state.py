@@ -7,7 +7,7 @@ manifest. Anything else that lies in its folder is *refused*: nothing is overwri
 
 import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def survey(
         if name in redo:
             standings[name] = _redone(stage)
             continue
-        standing = standing_of(stage, parents, hashes)
+        standing = standing_of(pipeline, stage, parents, hashes)
         redone = [i.stage for i in stage.inputs if i.stage in redo]
         if redone and standing.state in (State.MADE, State.RESUME):
             reason = f"it was made from {redone[0]}, which is to be made again; use --redo-from {redone[0]}"
@@ -100,13 +100,30 @@ def _folder_hash(folder: Path, hashes: HashCache) -> str:
     return manifest.content_hash
 
 
-def standing_of(stage: Stage, parents: Mapping[str, str | None], hashes: HashCache) -> Standing:
+def standing_of(pipeline: Pipeline, stage: Stage, parents: Mapping[str, str | None], hashes: HashCache) -> Standing:
     """The standing of one stage, given its parents' content hashes."""
+    standing = _standing_of(stage, parents, hashes)
+    if standing.state is not State.REFUSED:
+        return standing
+    return replace(standing, reason=f"{standing.reason}; {_mend(pipeline, stage)}")
+
+
+def _mend(pipeline: Pipeline, stage: Stage) -> str:
+    """How to have a refused stage made again; by itself only where that would not be refused for its children."""
+    children = [child for child in pipeline.stages.values() if stage.name in (item.stage for item in child.inputs)]
+    begun = any((child.folder / file).exists() for child in children for file in (MANIFEST, PLAN))
+    if begun and pipeline.only != stage.name:  # a stage that runs by itself leaves its children alone
+        return f"make it, and what was made from it, again with --redo-from {stage.name} (the old ones are kept)"
+    again = f"--redo-from {stage.name}, or this stage alone with --redo {stage.name}"
+    return f"make it again with {again} (the old one is kept)"
+
+
+def _standing_of(stage: Stage, parents: Mapping[str, str | None], hashes: HashCache) -> Standing:
     folder = stage.folder
     try:
         manifest = read_manifest(folder)
     except ArtifactError as error:
-        return _refused(stage, str(error))
+        return _refused(str(error))
     if manifest is not None:
         return _standing_of_made(stage, manifest, parents, hashes)
     if (folder / PLAN).exists():
@@ -114,13 +131,13 @@ def standing_of(stage: Stage, parents: Mapping[str, str | None], hashes: HashCac
             plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
             difference = _difference(stage, parents, plan["stage_kind"], plan["config"], plan["seed"], plan["parents"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return _refused(stage, f"{folder / PLAN} cannot be read ({error!r})")
+            return _refused(f"{folder / PLAN} cannot be read ({error!r})")
         if difference:
-            return _refused(stage, f"it was started differently and cut off: {difference}")
+            return _refused(f"it was started differently and cut off: {difference}")
         return Standing(state=State.RESUME, reason="it was cut off")
     strangers = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.exists() else []
     if strangers:
-        return _refused(stage, f"{folder} holds {strangers[0]} but neither {MANIFEST} nor {PLAN}, so no run made it")
+        return _refused(f"{folder} holds {strangers[0]} but neither {MANIFEST} nor {PLAN}, so no run made it")
     return Standing(state=State.TO_MAKE)
 
 
@@ -130,11 +147,11 @@ def _standing_of_made(
     known = manifest.content_hash
     difference = _difference(stage, parents, manifest.stage_kind, manifest.config, manifest.seed, manifest.parents)
     if difference:
-        return _refused(stage, difference, known)
+        return _refused(difference, known)
     try:
         verify_quickly(stage.folder, manifest, hashes)
     except ArtifactError as error:
-        return _refused(stage, str(error), known)
+        return _refused(str(error), known)
     waiting = [item.stage for item in stage.inputs if parents[item.role] is None]
     reason = f"if {waiting[0]} comes out as before" if waiting else _changed_rewards(stage, manifest)
     return Standing(state=State.MADE, reason=reason, content_hash=known)
@@ -147,10 +164,8 @@ def _changed_rewards(stage: Stage, manifest: Manifest) -> str:
     return f"with another code of its {', '.join(changed)}; --redo-from {stage.name} makes it again" if changed else ""
 
 
-def _refused(stage: Stage, reason: str, content_hash: str | None = None) -> Standing:
-    again = f"--redo-from {stage.name}, or this stage alone with --redo {stage.name}"
-    mend = f"make it again with {again} (the old one is kept)"
-    return Standing(state=State.REFUSED, reason=f"{reason}; {mend}", content_hash=content_hash)
+def _refused(reason: str, content_hash: str | None = None) -> Standing:
+    return Standing(state=State.REFUSED, reason=reason, content_hash=content_hash)
 
 
 def _difference(

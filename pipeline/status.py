@@ -10,6 +10,8 @@ from pipeline.clock import read_progress
 from pipeline.errors import RecipeError
 from pipeline.lock import holder
 from pipeline.run import PIPELINE_FILE
+from training.checkpoint import CheckpointStore
+from training.run_log import METRICS
 
 _TAIL = 1 << 16  # bytes of metrics.jsonl that surely hold its last line
 
@@ -22,6 +24,7 @@ class StageStatus:
     wall_time_s: float | None = None
     step: int | None = None
     total_steps: int | None = None
+    resumes_from: int | None = None  # step of the newest checkpoint, of a stage that was cut off and has one
     metrics: dict[str, float] = field(default_factory=dict)  # last line of metrics.jsonl, or last progress event
 
 
@@ -38,6 +41,8 @@ def status(run: Path) -> list[StageStatus]:
 def _stage_status(folder: Path, kind: str, running: bool) -> StageStatus:
     progress = read_progress(folder)
     event, wall_time = progress.get("event", {}), progress.get("wall_time_s")
+    logged = _last_row(folder / METRICS)
+    steps = [step for step in (event.get("step"), logged.get("step")) if isinstance(step, int)]
     try:
         manifest = read_manifest(folder)
     except ArtifactError:
@@ -50,13 +55,15 @@ def _stage_status(folder: Path, kind: str, running: bool) -> StageStatus:
         kind=kind,
         state=state,
         wall_time_s=manifest.wall_time_s if manifest else wall_time,
-        step=event.get("step"),
+        step=max(steps, default=None),  # progress is saved every few seconds, the log at every step
         total_steps=event.get("total_steps"),
-        metrics=_last_metrics(folder / "metrics.jsonl") or _numbers(event),
+        resumes_from=CheckpointStore(folder / "checkpoints").newest_step() if state == "cut off" else None,
+        metrics=_numbers(logged) or _numbers(event),
     )
 
 
-def _last_metrics(path: Path) -> dict[str, float]:
+def _last_row(path: Path) -> dict[str, Any]:
+    """The last whole line of a log; {} when there is none."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL))
@@ -65,9 +72,10 @@ def _last_metrics(path: Path) -> dict[str, float]:
         return {}
     for line in reversed(lines):
         try:
-            return _numbers(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue  # a half-written last line
+        return row if isinstance(row, dict) else {}
     return {}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import RecipeError
+from pipeline.errors import RecipeError, unreadable
 
 KeyPath = tuple[str | int, ...]
 
@@ -80,9 +80,9 @@ def read_yaml(path: Path) -> Document:
     """The mapping a recipe file holds. Raises RecipeError for a missing or empty file and for bad YAML."""
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise RecipeError(unreadable(path, error)) from None
+    except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: cannot be read as UTF-8 text ({error})") from None
     document = parse_yaml(text, str(path))
     if not isinstance(document.data, dict):

@@ -12,13 +12,14 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from cluster.actors import ActorDied, PhaseTimeout, StartFailed
+from cluster.actors import ActorDied, PhaseTimeout, StartFailed, start_ray
 from models.checkpoint import load_tokenizer
 from pipeline import lock
 from pipeline.cli import main
 from pipeline.report_data import artifacts_digest, read_run
 from pipeline.stages import KINDS
 from tests.toy_stages import RECIPES, TOY_KINDS, write_checkpoint, write_recipes
+from training.run_log import RunLog
 from training.stage import StageError
 
 ROOT = Path(__file__).parents[1]
@@ -128,7 +129,9 @@ def test_the_recipes_of_the_package_are_found_from_anywhere(tmp_path):
     ("arguments", "expected"),
     [
         (["run", "recipes/nothing.yaml"], "recipes/nothing.yaml: there is no such file"),
-        (["run", "recipes"], "recipes: cannot be read"),
+        (["run", "recipes"], "recipes: this is a folder; name a file in it, e.g. recipes/pipeline.yaml"),
+        (["run", "recipes/pipeline.yaml", "output=recipes/base.yaml/a"], "recipes/base.yaml is a file"),
+        (["replay", "runs/none", "zero"], "there is no run folder runs/none"),
         (["run", "recipes/pipeline.yaml", "zero.stepz=1"], "did you mean 'steps'?"),
         (["run", "recipes/pipeline.yaml", "--only", "zeor"], "did you mean 'zero'?"),
         (["run", "recipes/zero.yaml"], "stage 'zero' needs 'base'"),
@@ -137,6 +140,8 @@ def test_the_recipes_of_the_package_are_found_from_anywhere(tmp_path):
         (["report", "recipes"], "recipes is not a run folder: it has no readable pipeline.json"),
         (["explain", "grop_size"], "did you mean 'group_size'?"),
         (["explain", "toy_train.stepz"], "did you mean 'steps'?"),
+        (["explain", "toy_trian"], "did you mean 'toy_train'?"),
+        (["explain", "toy_train.xyzzy"], "toy_train has no key 'xyzzy'; r1 explain toy_train lists those it has"),
         (["run"], "Missing argument"),
     ],
 )
@@ -183,6 +188,60 @@ def test_only_what_may_succeed_another_time_is_to_be_tried_again(r1, monkeypatch
     result = r1("run", "recipes/pipeline.yaml")
     assert result.exit_code == 1 and "stage 'base' failed" in result.stderr
     assert ("run the same command again to resume" in result.stderr) == resumes
+
+
+@pytest.mark.parametrize(
+    ("address", "fault", "said"),
+    [
+        (None, Exception("The current node timed out during startup. This could be."), "most likely since it is too b"),
+        (None, TimeoutError("late"), "(TimeoutError: late); wait until it has room; run the same command again to res"),
+        (None, FileNotFoundError("/nope"), "stage 'base' failed: FileNotFoundError: /nope (traceback in"),
+        (
+            "10.0.0.1:6379",
+            ConnectionError("no"),
+            "the Ray cluster at 10.0.0.1:6379, which RAY_ADDRESS names, cannot be",
+        ),
+    ],
+)
+def test_a_ray_that_does_not_start_is_a_sentence_with_a_way_on(r1, monkeypatch, address, fault, said):
+    def fails(**settings):
+        assert settings["address"] == (address or "local")
+        raise fault
+
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", fails)
+    monkeypatch.setitem(KINDS, "toy_base", replace(TOY_KINDS["toy_base"], run=lambda config, context: start_ray()))
+    result = r1("run", "recipes/pipeline.yaml")
+    assert result.exit_code == 1
+    assert said in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_disk_that_fills_with_logs_is_named_and_the_doctor_sees_it(r1, monkeypatch):
+    def fills(config, context):
+        log = RunLog(context.output)
+        for step in range(1000):
+            log.log(step, {"x": "a" * 10_000})
+
+    monkeypatch.setitem(KINDS, "toy_base", replace(TOY_KINDS["toy_base"], run=fills))
+    Path("runs/toy").mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", "runs/toy"], capture_output=True).returncode:
+        pytest.skip("no permission to mount a small disk")
+    try:
+        result = r1("run", "recipes/pipeline.yaml")
+        full = "is full: 0.0 MB are free; make room"
+        assert result.stderr == (
+            f"stage 'base' failed: the disk of runs/toy/base {full}; run the same command again to resume it\n"
+        )
+        assert f"and the disk of runs/toy/base {full}\n" in r1("doctor", "runs/toy").stdout
+        again = r1("run", "recipes/pipeline.yaml")
+        assert (again.exit_code, again.stderr) == (1, f"the disk of runs/toy {full}; the same command resumes\n")
+        subprocess.run(["mount", "-o", "remount,size=500m", "runs/toy"], check=True)
+        monkeypatch.setitem(KINDS, "toy_base", TOY_KINDS["toy_base"])
+        assert r1("run", "recipes/pipeline.yaml").exit_code == 0
+    finally:
+        subprocess.run(["umount", "-l", "runs/toy"], check=True)
 
 
 def test_a_model_nobody_knows_is_refused_before_the_first_stage_starts(r1, llama_checkpoint):
@@ -242,8 +301,13 @@ def test_a_run_in_use_is_exit_code_2(r1):
 
 def test_a_run_folder_that_cannot_be_written_is_exit_code_2(r1):
     Path("occupied").write_text("a file")
-    result = r1("run", "recipes/pipeline.yaml", "output=occupied")
-    assert result.exit_code == 2 and "the run folder occupied cannot be written" in result.stderr
+    for arguments in ([], ["--dry-run"]):
+        result = r1("run", "recipes/pipeline.yaml", "output=occupied", *arguments)
+        assert result.exit_code == 2
+        assert result.stderr == (
+            "command line, output=occupied: the run folder is to be occupied, but occupied is a file; "
+            "choose another folder with output=PATH\n"
+        )
 
 
 def test_dry_run_shows_the_plan_and_the_settings(r1):
@@ -263,6 +327,7 @@ def test_dry_run_shows_the_plan_and_the_settings(r1):
     r1("run", "recipes/pipeline.yaml")
     result = r1("run", "recipes/pipeline.yaml", "zero.optimizer.lr=2e-4", "--dry-run")
     assert "refused: its config differs" in result.stdout and "optimizer.lr: 0.0001 -> 0.0002" in result.stdout
+    assert result.exit_code == 2 and result.stderr == "nothing would be made, since these stages are refused: zero\n"
 
 
 def test_status_shows_every_stage(r1):
@@ -271,6 +336,17 @@ def test_status_shows_every_stage(r1):
     assert result.exit_code == 0
     for part in ("base", "made", "5/5", "toy/value", "evaluate"):
         assert part in result.stdout
+
+
+def test_status_and_doctor_know_the_last_step_and_the_checkpoint_of_a_stage_that_was_killed(r1):
+    """Progress is saved every few seconds, so a kill leaves an older step there than in the log."""
+    r1("run", "recipes/pipeline.yaml", "zero.fail_at=4")
+    Path("runs/toy/zero/.progress.json").write_text('{"event": {"step": 1, "total_steps": 5}}')
+    shutil.rmtree("runs/toy/zero/checkpoints/step_00000003")
+    assert "cut off  3/5, goes on from 2" in r1("status", "runs/toy").stdout
+    assert "zero (toy_train): cut off, step 3 of 5, goes on from step 2" in r1("doctor", "runs/toy").stdout
+    shutil.rmtree("runs/toy/zero/checkpoints")
+    assert "3/5  " in r1("status", "runs/toy").stdout
 
 
 def test_explain_a_key_everywhere_it_occurs(r1):
@@ -284,6 +360,19 @@ def test_explain_a_key_everywhere_it_occurs(r1):
     result = r1("explain")
     for part in ("toy_train", "policy: checkpoint", "several checkpoints", "Writes rows."):
         assert part in result.stdout
+
+
+def test_explain_lists_the_keys_of_a_kind_and_of_a_mapping_in_it(r1):
+    lines = r1("explain", "toy_train").stdout.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["key", "steps", "group_size"]
+    assert lines[1].split() == ["steps", "4", "optimizer", "steps"]
+    assert any(line.startswith("optimizer ... ") for line in lines)
+    assert not any(line.startswith("optimizer.lr") for line in lines)
+    assert "r1 explain toy_train.optimizer" in lines[-1]
+    below = r1("explain", "toy_train.optimizer").stdout
+    for part in ("in: toy_train", "optimizer.lr", "0.001", "step size; small, for a toy", "update rule"):
+        assert part in below
+    assert r1("explain", "toy_eval").stdout == "toy_eval has no keys\n"
 
 
 def _program(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:

@@ -273,6 +273,9 @@ def test_one_stage_with_its_inputs_given_needs_no_pipeline(tmp_path):
     (tmp_path / "pipeline.yaml").unlink()
     [problem] = _problems(tmp_path / "zero.yaml")
     assert "inputs.policy=PATH" in problem
+    misspelt, problem = _problems(tmp_path / "zero.yaml", "inputs.polcy=runs/sft")
+    assert misspelt == "command line, inputs.polcy=runs/sft: toy_train has no input 'polcy'; did you mean 'policy'?"
+    assert "inputs.policy=PATH" in problem
     write_checkpoint(tmp_path / "start", b"123")
     pipeline = _load(tmp_path / "zero.yaml", f"inputs.policy={tmp_path}/start")
     assert list(pipeline.stages) == ["zero"]

@@ -509,6 +509,9 @@ def test_a_suite_is_a_file_under_settings_and_options(tmp_path):
             build_config([], {}, suite)
     with pytest.raises(RecipeError, match=r"there is no maths_500; shipped are .*did you mean 'math_500'"):
         find_suite("maths_500")
+    with pytest.raises(RecipeError) as caught:
+        find_suite("xyz")
+    assert str(caught.value).count("math_500") == 1
 
 
 def completed(text: str) -> Completion:

@@ -113,7 +113,8 @@ def test_audit_takes_problems_from_a_file(here):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("test", "missing.yaml"), "missing.yaml"),
+        (("test", "missing.yaml"), "missing.yaml: there is no such file"),
+        (("test", "."), ".: this is a folder; name a file in it"),
         (("test", "empty.jsonl"), "expected a list of cases"),
         (("test", "cases.yaml", "-r", "my_first_reward:has_golt"), "no reward class or function"),
         (("test", "cases.yaml", "-o", "strikt=1"), "Did you mean strict?"),
@@ -121,7 +122,7 @@ def test_audit_takes_problems_from_a_file(here):
         (("audit", "rewards.format:Format", "--layout", "box"), "--layout is answer_tags or summary"),
         (("audit", "rewards.format:Format", "--problems", "cases.yaml"), "not JSONL of problems"),
         (("audit", "rewards.format:Format", "--problems", "empty.jsonl"), "holds no problem"),
-        (("audit", "rewards.format:Format", "--problems", "nowhere.jsonl"), "nowhere.jsonl: No such file"),
+        (("audit", "rewards.format:Format", "--problems", "nowhere.jsonl"), "nowhere.jsonl: there is no such file"),
         (("audit", "rewards.format:Format", "--problems", "question.jsonl"), "question is 5, not text"),
         (("audit", "rewards.format:Format", "--problems", "deep.jsonl"), "nested too deeply"),
         (("test", "deep.jsonl"), "nested too deeply"),

@@ -123,6 +123,15 @@ def test_a_parent_that_changed_under_a_stage_is_refused(toy):
     assert "stage 'data' is refused: its input policy (zero) changed under it" in str(caught.value)
 
 
+def test_a_way_out_that_is_recommended_is_not_refused(toy):
+    toy()
+    assert "--redo zero" not in _refusal(toy, "zero.steps=6")
+    assert "this stage alone with --redo evaluate" in _refusal(toy, "evaluate.inputs.checkpoints=[base]")
+    assert toy("evaluate.inputs.checkpoints=[base]", redo=["evaluate"]) == ["evaluate"]
+    assert "this stage alone with --redo zero" in _refusal(toy, "zero.steps=6", only="zero")
+    assert toy("zero.steps=6", only="zero", redo=["zero"]) == ["zero"]
+
+
 def test_redo_keeps_the_old_one_and_asks_for_what_follows(toy):
     toy()
     before = _hashes(toy.folder)

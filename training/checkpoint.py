@@ -103,6 +103,10 @@ class CheckpointStore:
         """(step, folder) of the newest whole checkpoint of fewer steps. Only reads: also while a stage is running."""
         return next(((taken, path) for taken, path in self._found() if taken < step and _fault(path) is None), None)
 
+    def newest_step(self) -> int | None:
+        """Step of the newest checkpoint, by its name alone: whether it is whole, `latest` looks."""
+        return next((step for step, _ in self._found()), None)
+
     def _log_fault(self, step: int, checkpoint: Path) -> str | None:
         """Which log lost lines that the checkpoint counts on; None when all are there or it says nothing of them."""
         path = checkpoint / LOG_SIZES

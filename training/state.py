@@ -1,7 +1,6 @@
 """The state of a trainer on disk, by torch.distributed.checkpoint: each rank writes the pieces that it holds, and any
 number of ranks reads those that it needs."""
 
-import shutil
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -16,6 +15,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor
 
+from data.durable import full_disk
 from training.process_group import deadline
 
 # A single process is told that it is one, and every save that tensors will be gathered in another version.
@@ -56,13 +56,9 @@ class StateWriter:
 
     def _lack_of_room(self) -> str:
         """torch names a full disk in riddles."""
-        free = shutil.disk_usage(self._folder.parent).free  # with what of this state is there already
-        if free > self._bytes:
-            return ""
-        return (
-            f"the disk of {self._folder.parent} is full: {free / 1e6:.1f} MB are free, and a checkpoint takes "
-            f"{self._bytes / 1e6:.1f} MB and more; make room, and the same command goes on from the one before. "
-        )
+        full = full_disk(self._folder.parent, needed=self._bytes)  # with what of this state is there already
+        size = f"a checkpoint takes {self._bytes / 1e6:.1f} MB and more"
+        return full and f"{full}, and {size}; make room, and the same command goes on from the one before. "
 
 
 def _local_bytes(tensor: torch.Tensor) -> int:
