@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from data.config import FILE_SUFFIXES, JUDGE_ROLES, JUDGING, PreferenceSource, ProblemSource, is_local
+from data.errors import StageError
 from data.safety_prompts import SAFETY
 from data.schemas import SourceError
 from data.sources import check_first_row
@@ -82,11 +83,26 @@ def _undrawn_problems(config: Any, settings: Document) -> Iterator[str]:
 
 
 def _dataset_problems(config: Any, settings: Document) -> Iterator[str]:
-    for key in ("dataset", "general_dataset"):
-        dataset = getattr(config, key, None)
-        if isinstance(dataset, Path) and not dataset.name.endswith(FILE_SUFFIXES):
-            place = settings.place((key,))
-            yield f"{place}: {key}: {dataset.name} is of an unknown file type; expected {', '.join(FILE_SUFFIXES)}"
+    """Files of conversations whose type is unknown, or whose first row is no conversation."""
+    named = [((key,), getattr(config, key, None)) for key in ("dataset", "general_dataset")]
+    if hasattr(config, "near_duplicates"):  # the traces stage, which has a list of them
+        named += [(("source", number), file) for number, file in enumerate(config.source)]
+    for keys, file in named:
+        if isinstance(file, Path) and (fault := _fault_of_conversations(file)):
+            yield f"{settings.place(keys)}: {_dotted(keys)}: {fault}"
+
+
+def _fault_of_conversations(file: Path) -> str:
+    """What is wrong with a file of conversations, as its type and its first row show; "" where nothing is."""
+    if not file.name.endswith(FILE_SUFFIXES):
+        return f"{file.name} is of an unknown file type; expected {', '.join(FILE_SUFFIXES)}"
+    from sft.conversations import check_first_conversation  # imports numpy, which other recipes need not
+
+    try:
+        check_first_conversation(file)
+    except StageError as error:
+        return str(error)
+    return ""
 
 
 def _length_problems(name: str, config: Any, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
@@ -236,10 +252,6 @@ def _trace_problems(name: str, config: Any, settings: Document, inputs: Sequence
         item = roles.get("policy") or next(iter(roles.values()))
         if other != item.role:
             yield f"{item.place}: stage '{name}' has an input '{item.role}' and '{other}'; rows come from one of them"
-    for number, file in enumerate(config.source):
-        if not file.name.endswith(FILE_SUFFIXES):
-            place = settings.place(("source", number))
-            yield f"{place}: source: {file.name} is of an unknown file type; expected {', '.join(FILE_SUFFIXES)}"
     try:
         for source in suite_sources(config.suites):
             _check_first(source)

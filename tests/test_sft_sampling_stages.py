@@ -220,6 +220,16 @@ def test_rejection_sampling_mixes_verified_samples_with_general_data(ray_session
     assert facts["tokens"]["total"] > 0 and facts["sampling"]["general_rows_listed"] == len(general)
 
 
+def test_a_broken_row_of_general_data_is_found_before_anything_is_sampled(llama_checkpoint, tmp_path):
+    mine = tmp_path / "general.jsonl"
+    talk = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
+    mine.write_text(json.dumps({"messages": talk}) + '\n{"prompt": "Hi?", "completion": "Hello."}\n')
+    config = RejectionSamplingConfig(**settings(tmp_path, "chat"), general_dataset=mine)
+    with pytest.raises(StageError, match=r"general\.jsonl line 2: messages are missing or malformed"):
+        run_rejection_sampling(config, context(tmp_path / "out", llama_checkpoint))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_tiny_chain_writes_its_general_answers_itself():
     written = written_candidates(40, RejectionSamplingConfig(), seed=1)
     assert len(written) == 40 and {candidate.language for candidate in written} == {"en", "zh"}
