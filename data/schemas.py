@@ -15,7 +15,7 @@ from data.choice_schemas import is_gpqa, is_mmlu, read_gpqa, read_mmlu
 from data.config import ProblemSource
 from data.ifeval import is_ifeval, read_ifeval
 from data.live_code_bench import is_live_code_bench, read_live_code_bench
-from data.problems import INSTRUCTION, UNCHECKED, Problem
+from data.problems import INSTRUCTION, TEXT_ANSWERS, UNCHECKED, Problem
 
 Row = Mapping[str, Any]
 
@@ -34,6 +34,7 @@ EXPECTED = {
 _PROMPT_COLUMNS = {"prompt", "id", "domain", "language", "rubric", "source"}  # with others, say row_schema: prompts
 R1_KEYS = ("id", "messages", "ground_truth", "checker", "domain", "language")
 
+_SHOWN = 60  # characters of a cell in a sentence about it
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
 _LATEX = re.compile(r"\$[^$]*\$|\\[A-Za-z]+")
@@ -69,11 +70,12 @@ def problem_from_row(row: Row) -> Problem:
             raise SourceError(f"metadata is not valid JSON ({error})") from None
     if not isinstance(metadata, dict):
         raise SourceError(f"metadata must be an object, got {type(metadata).__name__}")
+    checker = _text(row, "checker")
     return Problem(
         id=_text(row, "id"),
         messages=_messages(row["messages"]),
-        ground_truth=_text(row, "ground_truth"),
-        checker=_text(row, "checker"),
+        ground_truth=_ground_truth(row, "ground_truth", checker),
+        checker=checker,
         domain=_text(row, "domain"),
         language=_text(row, "language"),
         metadata=metadata,
@@ -215,13 +217,11 @@ def _read_prompts(row: Row, source: ProblemSource) -> dict[str, Any]:
 
 def _read_columns(row: Row, source: ProblemSource) -> dict[str, Any]:
     columns = source.columns
-    fields: dict[str, Any] = {
-        "question": _text(row, columns.question, schema="columns"),
-        "answer": _text(row, columns.answer, schema="columns"),
-    }
+    fields: dict[str, Any] = {"question": _text(row, columns.question, schema="columns")}
     for field, column in (("id", columns.id), ("domain", columns.domain), ("checker", columns.checker)):
         if column is not None:
             fields[field] = _text(row, column, schema="columns")
+    fields["answer"] = _ground_truth(row, columns.answer, fields.get("checker", source.checker), schema="columns")
     if columns.language is not None:
         fields["language"] = _text(row, columns.language, schema="columns").lower()
         if not re.fullmatch(r"[a-z]{2}", fields["language"]):
@@ -283,16 +283,34 @@ def _messages(value: Any) -> tuple[dict[str, str], ...]:
     return messages
 
 
-def _text(row: Row, column: str, schema: str | None = None) -> str:
-    """A cell as text. Numbers are written out; lists and objects become JSON, as some graders read JSON."""
+def _ground_truth(row: Row, column: str, checker: str, schema: str | None = None) -> str:
+    """A cell as what `checker` reads: lists and objects become JSON for those that take JSON."""
     value = row.get(column)
     if isinstance(value, list | dict):
+        if checker in TEXT_ANSWERS:
+            raise SourceError(
+                f"{_nested(column, value, f'checker {checker} reads text')}, or name the checker that reads it so"
+            )
         return json.dumps(value, ensure_ascii=False)
+    return _text(row, column, schema)
+
+
+def _text(row: Row, column: str, schema: str | None = None) -> str:
+    """A cell as text. Numbers are written out; lists and objects are refused, as their JSON is not what they mean."""
+    value = row.get(column)
+    if isinstance(value, list | dict):
+        raise SourceError(_nested(column, value, "a text belongs there"))
     text = "" if value is None else str(value).strip()
     if not text:
         hint = f"; {_found_and_expected(row, schema)}" if schema else ""
         raise SourceError(f"column {column} is {'empty' if column in row else 'missing'}{hint}")
     return text
+
+
+def _nested(column: str, value: Any, wanted: str) -> str:
+    kind = "a list" if isinstance(value, list) else "an object"
+    shown = json.dumps(value, ensure_ascii=False, default=str)[:_SHOWN]
+    return f"column {column} holds {kind} ({shown}), but {wanted}; write it as text, in a column of its own"
 
 
 def _optional(row: Row, column: str) -> str | None:
