@@ -12,9 +12,11 @@ from dataclasses import replace
 from typing import Any
 
 from data.choice_schemas import is_gpqa, is_mmlu, read_gpqa, read_mmlu
+from data.code_tests import read_code_tests
 from data.config import ProblemSource
 from data.ifeval import is_ifeval, read_ifeval
 from data.live_code_bench import is_live_code_bench, read_live_code_bench
+from data.packed import PACKED
 from data.problems import INSTRUCTION, TEXT_ANSWERS, UNCHECKED, Problem
 
 Row = Mapping[str, Any]
@@ -97,14 +99,17 @@ def detect_schema(row: Row) -> str:
 
 def problem_from_source_row(row: Row, schema: str, source: ProblemSource, default_id: str) -> Problem:
     """Read one row laid out as `schema` (not auto). Raises SourceError without the place, which the reader adds."""
-    if schema == "r1":
-        problem = problem_from_row(row)
-        return problem if not source.instruction else with_instruction(problem, source.instruction)
+    problem = problem_from_row(row) if schema == "r1" else _problem_of_layout(row, schema, source, default_id)
+    _check_tests(problem)
+    return problem if not source.instruction else with_instruction(problem, source.instruction)
+
+
+def _problem_of_layout(row: Row, schema: str, source: ProblemSource, default_id: str) -> Problem:
     fields = _READERS[schema](row, source)
     messages = fields.get("messages") or ({"role": "user", "content": fields["question"]},)
     question = messages[-1]["content"]
     language = fields.get("language") or (detect_language(question) if source.language == "auto" else source.language)
-    problem = Problem(
+    return Problem(
         id=fields.get("id") or default_id,
         messages=messages,
         ground_truth=fields["answer"],
@@ -113,7 +118,15 @@ def problem_from_source_row(row: Row, schema: str, source: ProblemSource, defaul
         language=language,
         metadata=fields.get("metadata", {}),
     )
-    return problem if not source.instruction else with_instruction(problem, source.instruction)
+
+
+def _check_tests(problem: Problem) -> None:
+    """Refuse tests that nothing could run. Packed ones, which may be large, come from a reader that checked them."""
+    if problem.checker == "code" and not problem.ground_truth.startswith(PACKED):
+        try:
+            read_code_tests(problem.ground_truth)
+        except ValueError as error:
+            raise SourceError(f"the tests of checker code cannot be read: {error}") from None
 
 
 def detect_language(text: str) -> str:

@@ -153,6 +153,31 @@ def test_lists_and_objects_never_become_text(tmp_path, row, column):
         read(write_jsonl(tmp_path / "a.jsonl", [row]))
 
 
+@pytest.mark.parametrize(
+    ("tests", "fault"),
+    [
+        (
+            {"tests": [{"input": "3 4", "output": "7"}]},
+            "unknown key tests; known are language, stdio, calls, unit_tests",
+        ),
+        ({"stdio": [{"output": "7"}]}, r"stdio\.0\.input: Field required"),
+        ({"stdio": [{"stdin": "3 4", "output": "7"}]}, r"unknown key stdio\.0\.stdin; known are input, output"),
+        (
+            {"stdio": [{"input": "3 4", "output": "7", "name": "a"}]},
+            r"unknown key stdio\.0\.name; known are input, output",
+        ),
+        ({"stdio": []}, "there are none; known are stdio, calls and unit_tests"),
+        ("print(7)", "Expecting value"),
+    ],
+)
+def test_tests_of_programs_are_checked_when_they_are_read(tmp_path, tests, fault):
+    good = {"question": "Add.", "answer": {"stdio": [{"input": "3 4", "output": "7"}]}}
+    path = write_jsonl(tmp_path / "code.jsonl", [good, {"question": "Add.", "answer": tests}])
+    with pytest.raises(SourceError, match=rf"code\.jsonl line 2: the tests of checker code cannot be read: {fault}"):
+        read(path, row_schema="columns", checker="code")
+    assert len(read(path, row_schema="columns", checker="code", limit=1)) == 1
+
+
 def test_own_problems_survive_parquet(tmp_path):
     problems = [
         Problem(
