@@ -18,8 +18,10 @@ from distill.suites import suite_sources
 from pipeline.errors import Absent, did_you_mean, near_miss
 from pipeline.inputs import Input, context_length, longest_completion, too_long
 from pipeline.yaml_source import Document, KeyPath, Place
+from rewards.checkers import KNOWN_CHECKERS
 from rewards.combine import check_rewards
 from rewards.config import RewardSpec
+from rewards.problem_checks import ACCURACY, asks_checker
 
 _DEFAULT = "default"  # the entry of `prompting` for checkpoints that have none of their own
 
@@ -27,6 +29,7 @@ _DEFAULT = "default"  # the entry of `prompting` for checkpoints that have none 
 def settings_problems(name: str, config: BaseModel, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
     """One sentence per fault of the settings of stage `name`; `settings` knows where each was written."""
     yield from _source_problems(config, settings)
+    yield from _checker_problems(config, settings)
     yield from _undrawn_problems(config, settings)
     yield from _dataset_problems(config, settings)
     yield from _length_problems(name, config, settings, inputs)
@@ -72,6 +75,17 @@ def _check_first(source: ProblemSource | PreferenceSource) -> None:
         check_first_preference(source)
     else:
         check_first_row(source)
+
+
+def _checker_problems(config: Any, settings: Document) -> Iterator[str]:
+    """Checkers of sources that no grader knows, where a grader will be asked for them."""
+    specs: Sequence[RewardSpec] = getattr(config, "rewards", (RewardSpec(use=ACCURACY),))
+    for keys in (("problems", "sources"), ("problems", "general_sources")):
+        for number, source in enumerate(_get(config, keys) or ()):
+            here, checker = (*keys, number, "checker"), source.checker
+            if checker not in KNOWN_CHECKERS and any(asks_checker(spec, source.domain) for spec in specs):
+                hint = did_you_mean(checker, KNOWN_CHECKERS)
+                yield f"{settings.place(here)}: {_dotted(here)}: there is no checker '{checker}'{hint}"
 
 
 def _undrawn_problems(config: Any, settings: Document) -> Iterator[str]:
@@ -283,9 +297,7 @@ def _possible_domains(config: Any) -> set[str] | None:
         return None
     if problems.judging is not None:
         return {JUDGING}
-    share, safety = problems.instruction_share, problems.safety_share
-    general = ["general"] if share and safety < 1 else []
-    return {*problems.families, *general, *([SAFETY] if share and safety else [])}
+    return {*problems.families, *(problems.instruction_domains() if problems.instruction_share else ())}
 
 
 def _no_domain(domain: str, domains: Collection[str]) -> str:

@@ -181,7 +181,7 @@ def _import_reward(path: str, key: str) -> Any:
     try:
         target = getattr(importlib.import_module(module_name), name)
     except (ModuleNotFoundError, AttributeError, ValueError, TypeError) as error:
-        hint = _nearest(path, KNOWN_REWARDS)
+        hint = nearest(path, KNOWN_REWARDS)
         raise ValueError(f"{key}: no reward class or function at {path!r} ({_say(error)}).{hint}") from error
     except Exception as error:  # the module is the user's, and may do anything
         raise ValueError(f"{key}: {module_name} cannot be imported: {_say(error)}") from error
@@ -205,7 +205,7 @@ def _read_options(target: Any, use: str, given: Mapping[str, Any], key: str) -> 
         first = error.errors()[0]
         option = ".".join(map(str, first["loc"]))
         unknown = first["type"] == "extra_forbidden"
-        hint = _nearest(option, tuple(model.model_fields)) if unknown else f" {first['msg']}."
+        hint = nearest(option, tuple(model.model_fields)) if unknown else f" {first['msg']}."
         raise ValueError(f"{key}.{option}: {'unknown option' if unknown else 'bad value'} of {use}.{hint}") from error
 
 
@@ -216,6 +216,7 @@ def _say(error: Exception) -> str:
     return said if said and spoken else f"{type(error).__name__}: {said}"
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
+    """The end of a paragraph about an unknown word: " Did you mean accuracy?", or all that are known."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" Did you mean {close[0]}?" if close else f" Known are {', '.join(known)}."

@@ -16,8 +16,11 @@ import numpy as np
 
 from cluster.actors import ActorDied, PhaseTimeout, kill, start_ray
 from cluster.running import StageStopped
+from data.config import ProblemSource
 from data.packing import best_fit, fill_rate
+from data.problem_pool import ProblemPool
 from rewards.pool import RewardPool
+from rewards.problem_checks import check_problems
 from rewards.reward import Verdict
 from rl.batch import MissingRoutes, NonFiniteLoss, TrainingSequence, make_mini_batches
 from rl.config import GRPOConfig
@@ -92,6 +95,11 @@ class Session(SamplingSession):
         self.longest = config.rollout.max_new_tokens  # of this rollout batch's completions
         self._warn_of_staleness()
         self.start_rewards()
+
+    def open_problems(self, held_out: Sequence[ProblemSource]) -> ProblemPool:
+        problems = super().open_problems(held_out)
+        check_problems(self.config.rewards, problems)
+        return problems
 
     def _warn_of_staleness(self) -> None:
         if self.config.max_staleness and not self.objective.needs_sampling:

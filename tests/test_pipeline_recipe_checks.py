@@ -68,6 +68,14 @@ FAULTS = {
         "stage: rejection_sampling\ngeneral_dataset: mine/none.jsonl\n",
         ["stage.yaml:2:", "general_dataset: ", "mine/none.jsonl: there are no rows"],
     ),
+    "checker that no grader knows": (
+        "stage: grpo\nproblems:\n  sources:\n    - {path: mine/train.jsonl, checker: maths}\n",
+        ["stage.yaml:4:", "problems.sources[0].checker: there is no checker 'maths'; did you mean 'math'?"],
+    ),
+    "checker of held-out problems": (
+        "stage: evaluate\nproblems: {sources: [{path: mine/train.jsonl, checker: optoins}]}\n",
+        ["stage.yaml:2:", "problems.sources[0].checker: there is no checker 'optoins'; did you mean 'options'?"],
+    ),
     "no reward": (
         "stage: grpo\nrewards: []\n",
         ["stage.yaml:2:", "rewards: list at least one reward, e.g. {use: rewards.accuracy:Accuracy}"],
@@ -192,6 +200,8 @@ def test_a_setting_that_cannot_work_is_one_sentence_with_its_place(tmp_path, mon
         "stage: grpo\nproblems: {sources: [{path: openai/gsm8k}, {path: mine.jsonl}]}\n",
         "stage: grpo\nproblems: {sources: [{path: mine.jsonl}]}\n"
         "rewards: [{use: 'rewards.accuracy:Accuracy', domains: [anything]}]\n",
+        "stage: grpo\nproblems: {sources: [{path: mine.jsonl, domain: own, checker: own}]}\n"
+        "rewards: [{use: 'rewards.accuracy:Accuracy', except_domains: [own]}, {use: 'tests.toy_rewards:Digits'}]\n",
         "stage: grpo\nproblems: {instruction_share: 0.2}\n"
         "rewards: [{use: 'rewards.accuracy:Accuracy', domains: [general, countdown]}]\n",
         "stage: grpo\nproblems: {sources: [{path: table}, {path: odd.jsonl, skip_bad_rows: true}]}\n",
