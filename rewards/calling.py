@@ -14,7 +14,7 @@ again row by row, so that no completion can void the others.
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -57,6 +57,39 @@ def options_model(target: Any) -> type[BaseModel] | None:
     }
     config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
     return create_model("Options", __config__=config, **fields)
+
+
+def check_call(target: Any, options: BaseModel | None) -> None:
+    """Raises ValueError where a class or function cannot be called as `construct` and `judge` will call it."""
+    given = {} if options is None else dict.fromkeys(type(options).model_fields)
+    if not inspect.isclass(target):
+        return _check_takes(target, ("problem", "completion"), given)
+    if getattr(target, "Options", None) is not None:
+        _check_takes(target, ("options",), {})
+    else:
+        _check_takes(target, (), given)
+    name = "__call__" if getattr(target, "score_batch", None) is None else "score_batch"
+    method = inspect.getattr_static(target, name) if any(name in vars(base) for base in target.__mro__) else None
+    if method is None:
+        raise ValueError("it has neither __call__(problem, completion) nor score_batch(problems, completions)")
+    if inspect.isfunction(method):
+        plural = "s" if name == "score_batch" else ""
+        _check_takes(method, ("self", f"problem{plural}", f"completion{plural}"), {})
+
+
+def _check_takes(function: Any, names: Sequence[str], options: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of something built in, which does not say
+        return
+    try:
+        signature.bind(*names, **options)
+    except TypeError as error:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise ValueError(
+            f"it is called as {name}({', '.join([*names, *(f'{option}=...' for option in options)])}), and takes "
+            f"{signature} ({error}); options are its keyword-only arguments, those after a *"
+        ) from None
 
 
 def construct(target: Any, options: BaseModel | None) -> Reward:

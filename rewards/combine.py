@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from data.problems import Problem
-from rewards.calling import construct, judge, options_model
+from rewards.calling import check_call, construct, judge, options_model
 from rewards.config import RewardSpec
 from rewards.reward import Reward, Score, Verdict
 
@@ -123,7 +123,9 @@ def build_reward(specs: Sequence[RewardSpec], inputs: Mapping[str, Any] | None =
 def load_reward(use: str, options: Mapping[str, Any] | None = None, inputs: Mapping[str, Any] | None = None) -> Reward:
     """One reward by its import path. Raises ValueError saying what is wrong with the path, an option or an input."""
     target = _import_reward(use, "reward")
-    reward = _construct(target, _read_options(target, use, options or {}, "options"), "reward")
+    read = _read_options(target, use, options or {}, "options")
+    _check_call(target, read, f"reward: {use}")
+    reward = _construct(target, read, "reward")
     _connect(reward, inputs or {}, "reward")
     return reward
 
@@ -135,7 +137,9 @@ def check_rewards(specs: Sequence[RewardSpec]) -> list[tuple[Any, BaseModel | No
     checked = []
     for position, spec in enumerate(specs):
         target = _import_reward(spec.use, f"rewards[{position}].use")
-        checked.append((target, _read_options(target, spec.use, spec.options, f"rewards[{position}].options")))
+        options = _read_options(target, spec.use, spec.options, f"rewards[{position}].options")
+        _check_call(target, options, f"rewards[{position}].use: {spec.use}")
+        checked.append((target, options))
     return checked
 
 
@@ -207,6 +211,13 @@ def _read_options(target: Any, use: str, given: Mapping[str, Any], key: str) -> 
         unknown = first["type"] == "extra_forbidden"
         hint = nearest(option, tuple(model.model_fields)) if unknown else f" {first['msg']}."
         raise ValueError(f"{key}.{option}: {'unknown option' if unknown else 'bad value'} of {use}.{hint}") from error
+
+
+def _check_call(target: Any, options: BaseModel | None, key: str) -> None:
+    try:
+        check_call(target, options)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}.") from None
 
 
 def _say(error: Exception) -> str:

@@ -2,13 +2,15 @@
 
 import asyncio
 import math
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from rewards.accuracy import Accuracy, AccuracyOptions
 from rewards.calling import as_score, judge
-from rewards.combine import build_reward, load_reward
+from rewards.combine import build_reward, check_rewards, load_reward
 from rewards.config import RewardSpec
 from rewards.math_answer import extract_answer
 from rewards.reward import Verdict
@@ -111,6 +113,41 @@ def test_a_row_that_breaks_accuracy_voids_no_other(monkeypatch, processes):
     reward = Accuracy(AccuracyOptions(grader_processes=processes))
     scores = reward.score_batch([PROBLEM] * 3, [r"\boxed{4}", "break", r"\boxed{5}"])
     assert [score.verdict for score in scores] == [Verdict.PASS, Verdict.ERROR, Verdict.FAIL]
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (
+            "def own(problem, completion, width): ...",
+            r"own\(problem, completion\), and takes \(problem, completion, width\) "
+            r"\(missing a required argument: 'width'\); options are its keyword-only arguments",
+        ),
+        ("def own(): ...", r"own\(problem, completion\), and takes \(\) \(too many positional arguments\)"),
+        ("async def own(completion): ...", r"takes \(completion\)"),
+        ("class own:\n def __call__(self, completion): ...", r"__call__\(self, problem, completion\), and takes"),
+        ("class own:\n def score_batch(self, completions): ...", r"score_batch\(self, problems, completions\)"),
+        ("class own:\n pass", r"it has neither __call__\(problem, completion\) nor score_batch"),
+        (
+            "class own:\n def __init__(self, n): ...\n def __call__(self, p, c): ...",
+            r"called as own\(\), and takes \(n\)",
+        ),
+        ("def own(problem, completion, width=3, *, n: int = 2): ...", None),
+        ("def own(*anything): ...", None),
+        ("class own:\n @staticmethod\n def __call__(p, c): ...", None),
+        ("class Base:\n def __call__(self, p, c): ...\nclass own(Base):\n def __init__(self, *, n=1): ...", None),
+    ],
+)
+def test_a_reward_that_cannot_be_called_is_refused_before_the_start(tmp_path, monkeypatch, written, message):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_rewards", raising=False)
+    (tmp_path / "own_rewards.py").write_text(f"{written}\n")
+    try:
+        with pytest.raises(ValueError, match=message) if message else nullcontext() as caught:
+            check_rewards([RewardSpec(use="own_rewards:own")])
+        assert not message or str(caught.value).startswith("rewards[0].use: own_rewards:own: it ")
+    finally:
+        sys.modules.pop("own_rewards", None)
 
 
 @pytest.mark.parametrize(
