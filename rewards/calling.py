@@ -14,14 +14,19 @@ again row by row, so that no completion can void the others.
 
 import asyncio
 import inspect
+import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, create_model
 
 from data.problems import Problem
 from rewards.reward import Reward, Score
+
+# Of the errors of the operating system, which another time may not meet, those that come again.
+_LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 class FunctionReward:
@@ -124,7 +129,9 @@ def as_score(result: Any) -> Score:
     if isinstance(result, Score):
         return result
     if isinstance(result, Exception):
-        return Score.error(f"{type(result).__name__}: {result}")
+        passing = isinstance(result, OSError | MemoryError) and not isinstance(result, _LASTING)
+        retry = bool(getattr(result, "retry", passing))
+        return Score.error(f"{type(result).__name__}: {result}{_raised_at(result)}", retry=retry)
     if isinstance(result, bool):
         return Score.passed() if result else Score.failed()
     if isinstance(result, int | float) and 0 <= result <= 1:
@@ -132,6 +139,13 @@ def as_score(result: Any) -> Score:
     shown = f" {str(result)[:80]!r}" if isinstance(result, str | float) else ""  # others may not even be printable
     kind = f"{type(result).__module__}.{type(result).__qualname__}".removeprefix("builtins.")
     return Score.error(f"It returned{shown} ({kind}), which is no Score, truth value or number from 0 to 1.")
+
+
+def _raised_at(error: Exception) -> str:
+    """ " (dates.py line 12)": where in the reward's own file an exception was raised; "" where it came from nowhere."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    return f" ({Path(own[-1].filename).name} line {own[-1].lineno})" if own else ""
 
 
 def _judge_batch(batch: Callable[..., Any], problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:

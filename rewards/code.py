@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from data.chat import parse_completion
 from data.code_tests import CodeTests, CustomChecker, FloatsChecker, read_code_tests
 from data.problems import Problem
+from rewards.calling import as_score
 from rewards.code_answer import extract_program
 from rewards.reward import Score
 from rewards.sandbox.checkers import Checker, Custom, Exact, Floats, Lines, Tokens
@@ -99,7 +100,7 @@ class Code:
             # All tests must run to pay by their share; otherwise the first failure decides.
             judgement = judge(self._box, program, tests, checker, limits, self.options.all_or_nothing)
         except SandboxError as error:
-            return Score.error(str(error))
+            return Score.error(str(error), retry=True)
         return self._score(judgement)
 
     def score_batch(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
@@ -117,7 +118,7 @@ class Code:
         try:
             return self(problem, completion)
         except Exception as error:  # one row's failure is not that of the others
-            return Score.error(f"{type(error).__name__}: {error}")
+            return as_score(error)
 
     def _limits(self, truth: CodeTests) -> Limits:
         return Limits(
@@ -131,7 +132,8 @@ class Code:
         detail = f"{judgement.verdict}: {judgement.passed} of {judgement.total} tests"
         detail += f"; {worst.detail}" if worst.detail else ""
         if value is None:
-            return Score.error(next(test.detail for test in judgement.tests if test.verdict is Verdict.IE))
+            detail = next(test.detail for test in judgement.tests if test.verdict is Verdict.IE)
+            return Score.error(detail, retry=bool(self.options.url))  # a service may be back
         if judgement.verdict is Verdict.AC:
             return Score.passed(value, detail)
         return Score.failed(value, detail, timed_out=any(test.verdict is Verdict.TLE for test in judgement.tests))

@@ -164,9 +164,10 @@ def _add(problem: Problem, scores: dict[str, Score], weights: dict[str, float]) 
     if not scores:
         return Score.error(f"No reward applies to domain {problem.domain!r} of problem {problem.id}.")
     timed_out = any(score.timed_out for score in scores.values())
-    errors = [f"{name}: {score.detail}" for name, score in scores.items() if score.value is None]
+    errors = {name: score for name, score in scores.items() if score.value is None}
     if errors:
-        return Score.error("; ".join(errors), timed_out)
+        said = "; ".join(f"{name}: {score.detail}" for name, score in errors.items())
+        return Score.error(said, timed_out, retry=all(score.retry for score in errors.values()))
     parts = {name: score.value for name, score in scores.items() if score.value is not None}
     deciding = [scores[name] for name in CORRECTNESS if name in scores] or list(scores.values())
     verdict = Verdict.PASS if all(score.verdict is Verdict.PASS for score in deciding) else Verdict.FAIL

@@ -99,7 +99,7 @@ class FussyBatch:
 def test_a_row_that_breaks_a_batch_voids_no_other():
     first, second, third = judge(FussyBatch(), [PROBLEM] * 3, ["a", "", "bb"])
     assert (first.value, second.verdict, third.value) == (1.0, Verdict.ERROR, 0.5)
-    assert second.detail.startswith("ZeroDivisionError")
+    assert second.detail.startswith("ZeroDivisionError: float division by zero (test_rewards_calling.py line ")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -113,6 +113,52 @@ def test_a_row_that_breaks_accuracy_voids_no_other(monkeypatch, processes):
     reward = Accuracy(AccuracyOptions(grader_processes=processes))
     scores = reward.score_batch([PROBLEM] * 3, [r"\boxed{4}", "break", r"\boxed{5}"])
     assert [score.verdict for score in scores] == [Verdict.PASS, Verdict.ERROR, Verdict.FAIL]
+
+
+OWN = """
+import json
+from rewards.reward import Score
+
+def looks_up(problem, completion):
+    return _read(problem)
+
+def _read(problem):
+    return json.loads(problem.metadata["answer"])
+
+async def waits(problem, completion):
+    return json.loads(completion)
+
+class Batch:
+    name = "batch"
+
+    def score_batch(self, problems, completions):
+        raise TimeoutError("no answer")
+
+def opens(problem, completion):
+    return open("/nowhere").read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "detail", "retry"),
+    [
+        ("looks_up", "KeyError: 'answer' (own_rewards.py line 9)", False),
+        ("waits", "Expecting value: line 1 column 1 (char 0) (own_rewards.py line 12)", False),
+        ("Batch", "TimeoutError: no answer (own_rewards.py line 18)", True),
+        ("opens", "No such file or directory: '/nowhere' (own_rewards.py line 21)", False),
+    ],
+)
+def test_an_exception_is_an_error_with_its_line_and_whether_another_time_may_do(
+    tmp_path, monkeypatch, name, detail, retry
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_rewards", raising=False)
+    (tmp_path / "own_rewards.py").write_text(OWN)
+    try:
+        score = build_reward([RewardSpec(use=f"own_rewards:{name}")])(PROBLEM, "no number")
+    finally:
+        sys.modules.pop("own_rewards", None)
+    assert score.verdict is Verdict.ERROR and score.detail.endswith(detail) and score.retry is retry
 
 
 @pytest.mark.parametrize(

@@ -496,12 +496,22 @@ def test_a_loss_that_is_not_finite_stops_the_stage_and_keeps_weights_and_batch(r
 
 
 @pytest.mark.slow
-def test_a_broken_reward_stops_the_stage_with_its_reason(ray_session, tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    ("reward", "said", "retry"),
+    [
+        ("Broken", r"broken: RuntimeError: the grader is out of order \(toy_rewards\.py line \d+\); the same command "
+         r"resumes once the reward is mended$", False),
+        ("Unreachable", r"unreachable: ConnectionRefusedError: the judge is away \(toy_rewards\.py line \d+\)$", True),
+    ],
+)  # fmt: skip
+def test_a_broken_reward_stops_the_stage_with_its_reason(ray_session, tiny_checkpoint, tmp_path, reward, said, retry):
+    """Only where a judge was away may the same command help as things are."""
     from rl.train import run
 
-    config = ALONE.model_copy(update={"rewards": (RewardSpec(use="toy_rewards:Broken"),)})
-    with pytest.raises(StageError, match=r"48 of 48 completions cannot be scored.*the grader is out of order"):
+    config = ALONE.model_copy(update={"rewards": (RewardSpec(use=f"toy_rewards:{reward}"),)})
+    with pytest.raises(StageError, match=rf"48 of 48 completions cannot be scored, .*{said}") as caught:
         run(config, context_for(tiny_checkpoint, tmp_path))
+    assert caught.value.retry is retry
 
 
 @pytest.mark.slow
