@@ -4,6 +4,8 @@ Free of torch, so that a recipe is refused at once and not when its stage comes 
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +104,12 @@ def _dataset_problems(config: Any, settings: Document) -> Iterator[str]:
     if hasattr(config, "near_duplicates"):  # the traces stage, which has a list of them
         named += [(("source", number), file) for number, file in enumerate(config.source)]
     for keys, file in named:
-        if isinstance(file, Path) and (fault := _fault_of_conversations(file)):
+        if not isinstance(file, Path):
+            continue
+        written = Path(reduce(getitem, keys, settings.data))
+        if not written.is_file():  # a plan is made with a stand-in
+            yield Absent(f"{settings.place(keys)}: {_dotted(keys)}: there is no {written}")
+        elif fault := _fault_of_conversations(file):
             yield f"{settings.place(keys)}: {_dotted(keys)}: {fault}"
 
 
