@@ -7,13 +7,13 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from data.config import JudgingConfig, ProblemSource
+from data.config import JUDGING, JudgingConfig, ProblemSource
 from data.decontaminate import decontaminate, problem_texts
 from data.families import FAMILIES, LANGUAGES, LEVELS, Split
 from data.families import problem as family_problem
 from data.instructions import instruction_problem
 from data.problems import Problem
-from data.safety_prompts import safety_problem
+from data.safety_prompts import SAFETY, safety_problem
 from data.schemas import SourceError, with_instruction
 from data.sources import held_out_texts, read_problems
 from data.word_problems import WORD_FAMILIES, word_problem
@@ -60,6 +60,10 @@ class ProblemsConfig(BaseModel, extra="forbid", frozen=True):
         description="judgements of responses as problems, in place of all others: for a policy that is to become a "
         "generative reward model. None: it is not",
     )
+
+    def instruction_domains(self) -> set[str]:
+        """Domains of the procedural instructions."""
+        return {*(["general"] if self.safety_share < 1 else []), *([SAFETY] if self.safety_share else [])}
 
     @field_validator("families", "levels", "languages")
     @classmethod
@@ -112,6 +116,20 @@ class ProblemPool:
         """Domains of the problems that files have; None where problems are not from files."""
         return self._listed.domains() | self._general.domains() if self.config.sources else None
 
+    def domains(self) -> set[str]:
+        """Domains that problems of this pool can have."""
+        if self._judging is not None:
+            return {JUDGING}
+        domains = self._listed.domains() if self.config.sources else set(self.config.families)
+        if not self.config.instruction_share:
+            return domains
+        general = self._general.domains() if self.config.general_sources else self.config.instruction_domains()
+        return domains | general
+
+    def listed(self) -> list[Problem]:
+        """The problems that files have."""
+        return [] if self._judging is not None else [*self._listed.problems, *self._general.problems]
+
     def draw(self, start: int, count: int, instruction_share: float | None = None) -> list[Problem]:
         """Problems start, ..., start + count - 1. `instruction_share` overrides the recipe's, for schedules."""
         share = self.config.instruction_share if instruction_share is None else instruction_share
@@ -159,23 +177,23 @@ class _Listed:
         """`ids`: those taken by other sources, to which these are added."""
         listed = (_with_own_id(p, number, ids) for number, s in enumerate(sources, start=1) for p in read_problems(s))
         clean = decontaminate(listed, held_out_texts(held_out if sources else ()), problem_texts)
-        self._problems, self.contaminated = clean.kept, clean.dropped_count
+        self.problems, self.contaminated = clean.kept, clean.dropped_count
         self._name, self._seed = name, seed
         self._orders: dict[int, list[int]] = {}  # of the last epoch drawn from
-        if sources and not self._problems:
+        if sources and not self.problems:
             found = f" that are not held out ({self.contaminated} are)" if self.contaminated else ""
             raise SourceError(f"no problems in {', '.join(source.path for source in sources)}{found}")
 
     def domains(self) -> set[str]:
-        return {problem.domain for problem in self._problems}
+        return {problem.domain for problem in self.problems}
 
     def problem(self, index: int) -> Problem:
-        epoch, place = divmod(index, len(self._problems))
+        epoch, place = divmod(index, len(self.problems))
         if epoch not in self._orders:
-            order = list(range(len(self._problems)))
+            order = list(range(len(self.problems)))
             random.Random(f"{self._seed}-{self._name}-{epoch}").shuffle(order)
             self._orders = {epoch: order}
-        return self._problems[self._orders[epoch][place]]
+        return self.problems[self._orders[epoch][place]]
 
 
 def _with_own_id(problem: Problem, number: int, ids: set[str]) -> Problem:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 INSTRUCTION = "instruction"  # key of metadata: the line that a source adds to every question
+TEXT_ANSWERS = ("math", "choice", "options")  # checkers whose ground truth is a text; others take JSON
 UNCHECKED = "none"  # the checker of what no rule can judge: its answers are for reward models
 
 

@@ -12,10 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from data.choice_schemas import is_gpqa, is_mmlu, read_gpqa, read_mmlu
+from data.code_tests import read_code_tests
 from data.config import ProblemSource
 from data.ifeval import is_ifeval, read_ifeval
 from data.live_code_bench import is_live_code_bench, read_live_code_bench
-from data.problems import INSTRUCTION, UNCHECKED, Problem
+from data.packed import PACKED
+from data.problems import INSTRUCTION, TEXT_ANSWERS, UNCHECKED, Problem
 
 Row = Mapping[str, Any]
 
@@ -34,6 +36,7 @@ EXPECTED = {
 _PROMPT_COLUMNS = {"prompt", "id", "domain", "language", "rubric", "source"}  # with others, say row_schema: prompts
 R1_KEYS = ("id", "messages", "ground_truth", "checker", "domain", "language")
 
+_SHOWN = 60  # characters of a cell in a sentence about it
 _HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _LATIN_WORD = re.compile(r"[A-Za-z]{2,}")
 _LATEX = re.compile(r"\$[^$]*\$|\\[A-Za-z]+")
@@ -69,11 +72,12 @@ def problem_from_row(row: Row) -> Problem:
             raise SourceError(f"metadata is not valid JSON ({error})") from None
     if not isinstance(metadata, dict):
         raise SourceError(f"metadata must be an object, got {type(metadata).__name__}")
+    checker = _text(row, "checker")
     return Problem(
         id=_text(row, "id"),
         messages=_messages(row["messages"]),
-        ground_truth=_text(row, "ground_truth"),
-        checker=_text(row, "checker"),
+        ground_truth=_ground_truth(row, "ground_truth", checker),
+        checker=checker,
         domain=_text(row, "domain"),
         language=_text(row, "language"),
         metadata=metadata,
@@ -95,14 +99,17 @@ def detect_schema(row: Row) -> str:
 
 def problem_from_source_row(row: Row, schema: str, source: ProblemSource, default_id: str) -> Problem:
     """Read one row laid out as `schema` (not auto). Raises SourceError without the place, which the reader adds."""
-    if schema == "r1":
-        problem = problem_from_row(row)
-        return problem if not source.instruction else with_instruction(problem, source.instruction)
+    problem = problem_from_row(row) if schema == "r1" else _problem_of_layout(row, schema, source, default_id)
+    _check_tests(problem)
+    return problem if not source.instruction else with_instruction(problem, source.instruction)
+
+
+def _problem_of_layout(row: Row, schema: str, source: ProblemSource, default_id: str) -> Problem:
     fields = _READERS[schema](row, source)
     messages = fields.get("messages") or ({"role": "user", "content": fields["question"]},)
     question = messages[-1]["content"]
     language = fields.get("language") or (detect_language(question) if source.language == "auto" else source.language)
-    problem = Problem(
+    return Problem(
         id=fields.get("id") or default_id,
         messages=messages,
         ground_truth=fields["answer"],
@@ -111,7 +118,15 @@ def problem_from_source_row(row: Row, schema: str, source: ProblemSource, defaul
         language=language,
         metadata=fields.get("metadata", {}),
     )
-    return problem if not source.instruction else with_instruction(problem, source.instruction)
+
+
+def _check_tests(problem: Problem) -> None:
+    """Refuse tests that nothing could run. Packed ones, which may be large, come from a reader that checked them."""
+    if problem.checker == "code" and not problem.ground_truth.startswith(PACKED):
+        try:
+            read_code_tests(problem.ground_truth)
+        except ValueError as error:
+            raise SourceError(f"the tests of checker code cannot be read: {error}") from None
 
 
 def detect_language(text: str) -> str:
@@ -215,13 +230,11 @@ def _read_prompts(row: Row, source: ProblemSource) -> dict[str, Any]:
 
 def _read_columns(row: Row, source: ProblemSource) -> dict[str, Any]:
     columns = source.columns
-    fields: dict[str, Any] = {
-        "question": _text(row, columns.question, schema="columns"),
-        "answer": _text(row, columns.answer, schema="columns"),
-    }
+    fields: dict[str, Any] = {"question": _text(row, columns.question, schema="columns")}
     for field, column in (("id", columns.id), ("domain", columns.domain), ("checker", columns.checker)):
         if column is not None:
             fields[field] = _text(row, column, schema="columns")
+    fields["answer"] = _ground_truth(row, columns.answer, fields.get("checker", source.checker), schema="columns")
     if columns.language is not None:
         fields["language"] = _text(row, columns.language, schema="columns").lower()
         if not re.fullmatch(r"[a-z]{2}", fields["language"]):
@@ -283,16 +296,34 @@ def _messages(value: Any) -> tuple[dict[str, str], ...]:
     return messages
 
 
-def _text(row: Row, column: str, schema: str | None = None) -> str:
-    """A cell as text. Numbers are written out; lists and objects become JSON, as some graders read JSON."""
+def _ground_truth(row: Row, column: str, checker: str, schema: str | None = None) -> str:
+    """A cell as what `checker` reads: lists and objects become JSON for those that take JSON."""
     value = row.get(column)
     if isinstance(value, list | dict):
+        if checker in TEXT_ANSWERS:
+            raise SourceError(
+                f"{_nested(column, value, f'checker {checker} reads text')}, or name the checker that reads it so"
+            )
         return json.dumps(value, ensure_ascii=False)
+    return _text(row, column, schema)
+
+
+def _text(row: Row, column: str, schema: str | None = None) -> str:
+    """A cell as text. Numbers are written out; lists and objects are refused, as their JSON is not what they mean."""
+    value = row.get(column)
+    if isinstance(value, list | dict):
+        raise SourceError(_nested(column, value, "a text belongs there"))
     text = "" if value is None else str(value).strip()
     if not text:
         hint = f"; {_found_and_expected(row, schema)}" if schema else ""
         raise SourceError(f"column {column} is {'empty' if column in row else 'missing'}{hint}")
     return text
+
+
+def _nested(column: str, value: Any, wanted: str) -> str:
+    kind = "a list" if isinstance(value, list) else "an object"
+    shown = json.dumps(value, ensure_ascii=False, default=str)[:_SHOWN]
+    return f"column {column} holds {kind} ({shown}), but {wanted}; write it as text, in a column of its own"
 
 
 def _optional(row: Row, column: str) -> str | None:

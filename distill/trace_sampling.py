@@ -15,6 +15,7 @@ from distill.traces_config import TracesConfig
 from models.checkpoint import context_length, load_tokenizer
 from rewards.endpoint import ChatEndpoint
 from rewards.pool import RewardPool
+from rewards.problem_checks import check_problems
 from rollouts.judge import start_judges
 from sft.sampling import Chunk, Prompt, Sampled, Sampler, open_policy, scored_chunks
 from training.stage import StageContext, StageError
@@ -29,6 +30,7 @@ class Asked:
         held_out = [*config.held_out_sources, *suite_sources(config.suites)]
         self.config, self.source, self.render, self.room = config, source, render, room
         self.pool = ProblemPool(config.problems, "train", seed, held_out)
+        check_problems(config.rewards, self.pool)
         self.too_long = 0
 
     def chunks(self) -> Iterator[tuple[int, list[Prompt]]]:

@@ -19,6 +19,7 @@ from viewing.tensorboard import EVENTS
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
+ERROR_LOG = ".error.log"  # in a stage's folder: the traceback of what ended it
 LOGS = ("timings.jsonl", "timeline.jsonl", MEMORY, STALLS, "groups", EVENTS, "timings")  # of the clock, or to look at
 NOT_PAYLOAD = (MANIFEST, PLAN, *LOGS, "checkpoints")
 SET_ASIDE = re.compile(r"^[._]|\.old-\d+$")  # folders of a run: hidden ones, and artifacts that were made again

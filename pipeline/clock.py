@@ -22,7 +22,7 @@ class StageClock:
         before = read_progress(folder)
         self._before, self._starts = float(before.get("wall_time_s", 0.0)), int(before.get("starts", 0)) + 1
         self._event: dict[str, Any] = {}
-        self._error: dict[str, str] = {}
+        self._error: dict[str, Any] = {}
         self._started = self._saved = time.monotonic()
 
     def seconds(self) -> float:
@@ -38,7 +38,8 @@ class StageClock:
         return dict(self._event)
 
     def failed(self, error: StageError) -> None:
-        self._error = {"said": str(error), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        self._error = {"said": str(error), "at": at, "retry": error.retry}
 
     def save(self) -> None:
         self._saved = time.monotonic()
@@ -47,7 +48,7 @@ class StageClock:
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
-    """What a stage has saved last: "wall_time_s", "starts", "event", "error" ("said", "at"); {} where there is none."""
+    """What a stage has saved last: "wall_time_s", "starts", "event", "error" ("said", "at", "retry"). {}: nothing."""
     try:
         data = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -129,7 +129,9 @@ def _next(run: Path, stages: list[StageStatus], writer: int | None) -> str:
     if damaged:
         return f"the artifact of {damaged[0]} is damaged: the same command with --redo-from {damaged[0]} makes it again"
     if unfinished:
-        return f"the command that started it (r1 run {recipe} ...) goes on with {unfinished[0]}"
+        failed = read_progress(run / unfinished[0]).get("error") or {}
+        first = f"mend the last error of {unfinished[0]}; then " if failed.get("retry") is False else ""
+        return f"{first}the command that started it (r1 run {recipe} ...) goes on with {unfinished[0]}"
     return f"nothing: everything is made; r1 report {run} shows it"
 
 

@@ -4,12 +4,15 @@ Free of torch, so that a recipe is refused at once and not when its stage comes 
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from data.config import FILE_SUFFIXES, JUDGE_ROLES, JUDGING, PreferenceSource, ProblemSource, is_local
+from data.errors import StageError
 from data.safety_prompts import SAFETY
 from data.schemas import SourceError
 from data.sources import check_first_row
@@ -17,8 +20,10 @@ from distill.suites import suite_sources
 from pipeline.errors import Absent, did_you_mean, near_miss
 from pipeline.inputs import Input, context_length, longest_completion, too_long
 from pipeline.yaml_source import Document, KeyPath, Place
+from rewards.checkers import KNOWN_CHECKERS
 from rewards.combine import check_rewards
 from rewards.config import RewardSpec
+from rewards.problem_checks import ACCURACY, asks_checker
 
 _DEFAULT = "default"  # the entry of `prompting` for checkpoints that have none of their own
 
@@ -26,6 +31,7 @@ _DEFAULT = "default"  # the entry of `prompting` for checkpoints that have none 
 def settings_problems(name: str, config: BaseModel, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
     """One sentence per fault of the settings of stage `name`; `settings` knows where each was written."""
     yield from _source_problems(config, settings)
+    yield from _checker_problems(config, settings)
     yield from _undrawn_problems(config, settings)
     yield from _dataset_problems(config, settings)
     yield from _length_problems(name, config, settings, inputs)
@@ -73,6 +79,17 @@ def _check_first(source: ProblemSource | PreferenceSource) -> None:
         check_first_row(source)
 
 
+def _checker_problems(config: Any, settings: Document) -> Iterator[str]:
+    """Checkers of sources that no grader knows, where a grader will be asked for them."""
+    specs: Sequence[RewardSpec] = getattr(config, "rewards", (RewardSpec(use=ACCURACY),))
+    for keys in (("problems", "sources"), ("problems", "general_sources")):
+        for number, source in enumerate(_get(config, keys) or ()):
+            here, checker = (*keys, number, "checker"), source.checker
+            if checker not in KNOWN_CHECKERS and any(asks_checker(spec, source.domain) for spec in specs):
+                hint = did_you_mean(checker, KNOWN_CHECKERS)
+                yield f"{settings.place(here)}: {_dotted(here)}: there is no checker '{checker}'{hint}"
+
+
 def _undrawn_problems(config: Any, settings: Document) -> Iterator[str]:
     """General prompts that nothing draws. The evaluate stage says by number how many it takes."""
     problems, by_number = getattr(config, "problems", None), hasattr(config, "general_problems")
@@ -82,11 +99,31 @@ def _undrawn_problems(config: Any, settings: Document) -> Iterator[str]:
 
 
 def _dataset_problems(config: Any, settings: Document) -> Iterator[str]:
-    for key in ("dataset", "general_dataset"):
-        dataset = getattr(config, key, None)
-        if isinstance(dataset, Path) and not dataset.name.endswith(FILE_SUFFIXES):
-            place = settings.place((key,))
-            yield f"{place}: {key}: {dataset.name} is of an unknown file type; expected {', '.join(FILE_SUFFIXES)}"
+    """Files of conversations whose type is unknown, or whose first row is no conversation."""
+    named = [((key,), getattr(config, key, None)) for key in ("dataset", "general_dataset")]
+    if hasattr(config, "near_duplicates"):  # the traces stage, which has a list of them
+        named += [(("source", number), file) for number, file in enumerate(config.source)]
+    for keys, file in named:
+        if not isinstance(file, Path):
+            continue
+        written = Path(reduce(getitem, keys, settings.data))
+        if not written.is_file():  # a plan is made with a stand-in
+            yield Absent(f"{settings.place(keys)}: {_dotted(keys)}: there is no {written}")
+        elif fault := _fault_of_conversations(file):
+            yield f"{settings.place(keys)}: {_dotted(keys)}: {fault}"
+
+
+def _fault_of_conversations(file: Path) -> str:
+    """What is wrong with a file of conversations, as its type and its first row show; "" where nothing is."""
+    if not file.name.endswith(FILE_SUFFIXES):
+        return f"{file.name} is of an unknown file type; expected {', '.join(FILE_SUFFIXES)}"
+    from sft.conversations import check_first_conversation  # imports numpy, which other recipes need not
+
+    try:
+        check_first_conversation(file)
+    except StageError as error:
+        return str(error)
+    return ""
 
 
 def _length_problems(name: str, config: Any, settings: Document, inputs: Sequence[Input]) -> Iterator[str]:
@@ -236,10 +273,6 @@ def _trace_problems(name: str, config: Any, settings: Document, inputs: Sequence
         item = roles.get("policy") or next(iter(roles.values()))
         if other != item.role:
             yield f"{item.place}: stage '{name}' has an input '{item.role}' and '{other}'; rows come from one of them"
-    for number, file in enumerate(config.source):
-        if not file.name.endswith(FILE_SUFFIXES):
-            place = settings.place(("source", number))
-            yield f"{place}: source: {file.name} is of an unknown file type; expected {', '.join(FILE_SUFFIXES)}"
     try:
         for source in suite_sources(config.suites):
             _check_first(source)
@@ -271,9 +304,7 @@ def _possible_domains(config: Any) -> set[str] | None:
         return None
     if problems.judging is not None:
         return {JUDGING}
-    share, safety = problems.instruction_share, problems.safety_share
-    general = ["general"] if share and safety < 1 else []
-    return {*problems.families, *general, *([SAFETY] if share and safety else [])}
+    return {*problems.families, *(problems.instruction_domains() if problems.instruction_share else ())}
 
 
 def _no_domain(domain: str, domains: Collection[str]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from cluster.running import running
 from pipeline import provenance
 from pipeline.artifact import (
+    ERROR_LOG,
     PLAN,
     HashCache,
     Manifest,
@@ -109,8 +110,9 @@ def run(
                     shown.skip(name, _wall_time(stage.folder))
                     standings[name] = standing
                     continue
-                shown.start(name, resumed=standing.state is State.RESUME)
-                manifest = _make(stage, parents, kinds[stage.kind], shown, hashes, pipeline)
+                resumed = standing.state is State.RESUME
+                shown.start(name, resumed=resumed)
+                manifest = _make(stage, parents, kinds[stage.kind], shown, hashes, pipeline, resumed)
                 hashes.save()
                 shown.finish(name, manifest.wall_time_s)
                 copy_if_asked(stage.folder, pipeline.cluster.mirror)
@@ -158,6 +160,7 @@ def _make(
     shown: Progress,
     hashes: HashCache,
     pipeline: Pipeline,
+    resumed: bool,
 ) -> Manifest:
     """Run one stage in its folder and write its manifest."""
     stage.folder.mkdir(parents=True, exist_ok=True)
@@ -166,8 +169,7 @@ def _make(
         for item in stage.inputs
     }
     identity = {"stage_kind": stage.kind, "config": stage.record, "seed": stage.seed, "parents": recorded}
-    versions = provenance.versions() | provenance.reward_versions(stage.config)
-    attempts = _begin(stage, identity, versions)
+    attempts = _begin(stage, identity, resumed)
     clock = StageClock(stage.folder, lambda event: shown.event(stage.name, event))
     context = StageContext(
         name=stage.name,
@@ -179,7 +181,7 @@ def _make(
     try:
         with (
             tracking(stage.folder, pipeline.name, pipeline.tracking, reference_of(pipeline, stage.name)),
-            stage_errors(f"stage '{stage.name}' failed", stage.folder / ".error.log", _RESUME),
+            stage_errors(f"stage '{stage.name}' failed", stage.folder / ERROR_LOG, _RESUME),
             running(context.output, pipeline.cluster, clock.last_event) as here,
             placed(here, stage.config, context.inputs),
         ):
@@ -212,14 +214,15 @@ def _make(
     return manifest
 
 
-def _begin(stage: Stage, identity: Mapping[str, Any], versions: Mapping[str, str]) -> list[dict[str, Any]]:
+def _begin(stage: Stage, identity: Mapping[str, Any], resumed: bool) -> list[dict[str, Any]]:
     """Write down what the stage is made from, and by which versions; returns those of its attempts, this one last.
 
     Attempts of the same versions in a row count as one. A change since the last attempt is reported in the log.
     """
-    plan = _read_json(stage.folder / PLAN) or {"stage": stage.name, **identity}
+    plan = (_read_json(stage.folder / PLAN) if resumed else {}) or {"stage": stage.name, **identity}
     attempts = list(plan.get("attempts", []))
-    now = {"code_version": provenance.code_version(), "versions": dict(versions)}
+    versions = provenance.versions() | provenance.reward_versions(stage.config)
+    now = {"code_version": provenance.code_version(), "versions": versions}
     changes = changed_versions(attempts[-1], now) if attempts else []
     if changes:
         sentence = "stage '%s' goes on with other versions than before: %s; its manifest will list both"

@@ -2,7 +2,8 @@
 
 A stage is *made* when its manifest has the recipe's config and seed, its parents' content hashes, and its files are
 whole. It is *resumed* when it was cut off: `plan.json`, written when a stage starts, says the same but there is no
-manifest. Anything else that lies in its folder is *refused*: nothing is overwritten or deleted unasked.
+manifest. One that was cut off before it made anything is to make, whatever it was started with. Anything else that lies
+in its folder is *refused*: nothing is overwritten or deleted unasked.
 """
 
 import json
@@ -14,8 +15,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from cluster.running import MEMORY, STALLS
 from data.config import OPERATIONAL
 from pipeline.artifact import (
+    ERROR_LOG,
     MANIFEST,
     PLAN,
     ArtifactError,
@@ -26,11 +29,16 @@ from pipeline.artifact import (
     read_manifest,
     verify_quickly,
 )
+from pipeline.clock import PROGRESS_FILE
 from pipeline.config import Pipeline, Stage
 from pipeline.errors import RecipeError
 from pipeline.provenance import reward_versions
 from rewards.combine import check_rewards
 from rewards.config import RewardSpec
+from viewing.sinks import NOTES
+from viewing.tensorboard import EVENTS
+
+_OF_A_START = (PLAN, PROGRESS_FILE, ERROR_LOG, MEMORY, STALLS, EVENTS)  # in a stage's folder from its start
 
 
 class State(StrEnum):
@@ -132,13 +140,25 @@ def _standing_of(stage: Stage, parents: Mapping[str, str | None], hashes: HashCa
             difference = _difference(stage, parents, plan["stage_kind"], plan["config"], plan["seed"], plan["parents"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return _refused(f"{folder / PLAN} cannot be read ({error!r})")
-        if difference:
+        if difference and _has_made_something(folder):
             return _refused(f"it was started differently and cut off: {difference}")
+        if difference:
+            return Standing(state=State.TO_MAKE, reason="it was cut off before it made anything")
         return Standing(state=State.RESUME, reason="it was cut off")
     strangers = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.exists() else []
     if strangers:
         return _refused(f"{folder} holds {strangers[0]} but neither {MANIFEST} nor {PLAN}, so no run made it")
     return Standing(state=State.TO_MAKE)
+
+
+def _has_made_something(folder: Path) -> bool:
+    """Whether a stage that was cut off has left more than what the pipeline itself notes about a start."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).parts[0]
+        noted = name in _OF_A_START or name.startswith(NOTES)
+        if not noted and path.is_file() and path.stat().st_size:
+            return True
+    return False
 
 
 def _standing_of_made(

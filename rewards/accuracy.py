@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from data.chat import parse_completion
 from data.problems import UNCHECKED, Problem
+from rewards.calling import as_score
 from rewards.checkers import CHECKERS, WHOLE_ANSWER
 from rewards.grader_process import GraderPool
 from rewards.math_answer import extract_answer, grade_math
@@ -80,7 +81,7 @@ class Accuracy:
         try:
             return self(problem, completion)
         except Exception as error:
-            return Score.error(f"{type(error).__name__}: {error}")
+            return as_score(error)
 
     def close(self) -> None:
         """End the grader processes."""

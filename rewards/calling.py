@@ -14,14 +14,19 @@ again row by row, so that no completion can void the others.
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, create_model
 
 from data.problems import Problem
 from rewards.reward import Reward, Score
+
+# Of the errors of the operating system, which another time may not meet, those that come again.
+_LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 class FunctionReward:
@@ -59,6 +64,39 @@ def options_model(target: Any) -> type[BaseModel] | None:
     return create_model("Options", __config__=config, **fields)
 
 
+def check_call(target: Any, options: BaseModel | None) -> None:
+    """Raises ValueError where a class or function cannot be called as `construct` and `judge` will call it."""
+    given = {} if options is None else dict.fromkeys(type(options).model_fields)
+    if not inspect.isclass(target):
+        return _check_takes(target, ("problem", "completion"), given)
+    if getattr(target, "Options", None) is not None:
+        _check_takes(target, ("options",), {})
+    else:
+        _check_takes(target, (), given)
+    name = "__call__" if getattr(target, "score_batch", None) is None else "score_batch"
+    method = inspect.getattr_static(target, name) if any(name in vars(base) for base in target.__mro__) else None
+    if method is None:
+        raise ValueError("it has neither __call__(problem, completion) nor score_batch(problems, completions)")
+    if inspect.isfunction(method):
+        plural = "s" if name == "score_batch" else ""
+        _check_takes(method, ("self", f"problem{plural}", f"completion{plural}"), {})
+
+
+def _check_takes(function: Any, names: Sequence[str], options: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of something built in, which does not say
+        return
+    try:
+        signature.bind(*names, **options)
+    except TypeError as error:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise ValueError(
+            f"it is called as {name}({', '.join([*names, *(f'{option}=...' for option in options)])}), and takes "
+            f"{signature} ({error}); options are its keyword-only arguments, those after a *"
+        ) from None
+
+
 def construct(target: Any, options: BaseModel | None) -> Reward:
     """The reward object of a class or function. `options` is an instance of its `options_model`."""
     if not inspect.isclass(target):
@@ -91,7 +129,9 @@ def as_score(result: Any) -> Score:
     if isinstance(result, Score):
         return result
     if isinstance(result, Exception):
-        return Score.error(f"{type(result).__name__}: {result}")
+        passing = isinstance(result, OSError | MemoryError) and not isinstance(result, _LASTING)
+        retry = bool(getattr(result, "retry", passing))
+        return Score.error(f"{type(result).__name__}: {result}{_raised_at(result)}", retry=retry)
     if isinstance(result, bool):
         return Score.passed() if result else Score.failed()
     if isinstance(result, int | float) and 0 <= result <= 1:
@@ -99,6 +139,13 @@ def as_score(result: Any) -> Score:
     shown = f" {str(result)[:80]!r}" if isinstance(result, str | float) else ""  # others may not even be printable
     kind = f"{type(result).__module__}.{type(result).__qualname__}".removeprefix("builtins.")
     return Score.error(f"It returned{shown} ({kind}), which is no Score, truth value or number from 0 to 1.")
+
+
+def _raised_at(error: Exception) -> str:
+    """ " (dates.py line 12)": where in the reward's own file an exception was raised; "" where it came from nowhere."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    return f" ({Path(own[-1].filename).name} line {own[-1].lineno})" if own else ""
 
 
 def _judge_batch(batch: Callable[..., Any], problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:

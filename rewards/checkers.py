@@ -11,7 +11,8 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-from data.problems import Problem
+from data.config import JUDGING
+from data.problems import UNCHECKED, Problem
 from rewards.countdown import ExpressionError, evaluate
 from rewards.exact import parse_number, widen
 from rewards.ifeval import check_ifeval
@@ -122,6 +123,7 @@ CHECKERS: dict[str, Checker] = {
     "instruction": check_instruction,
     "ifeval": check_ifeval,
 }
+KNOWN_CHECKERS = ("math", *CHECKERS, "code", JUDGING, UNCHECKED)  # with those that other modules grade
 WHOLE_ANSWER = frozenset({"instruction", "ifeval"})  # checkers of all that is said, not of one answer in it
 
 

@@ -1,16 +1,16 @@
 """Code reward: does the program pass its hidden tests? Runs in the sandbox; one process and its jails per worker."""
 
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from data.chat import parse_completion
-from data.packed import unpack
+from data.code_tests import CodeTests, CustomChecker, FloatsChecker, read_code_tests
 from data.problems import Problem
+from rewards.calling import as_score
 from rewards.code_answer import extract_program
 from rewards.reward import Score
 from rewards.sandbox.checkers import Checker, Custom, Exact, Floats, Lines, Tokens
@@ -63,48 +63,6 @@ class CodeOptions(BaseModel, extra="forbid", frozen=True):
     )
 
 
-class _Part(BaseModel, extra="forbid", strict=True):
-    """Of the JSON in `ground_truth`. Nothing is converted: a list in place of a text is a broken test, not its text."""
-
-
-class _Stdio(_Part):
-    input: str
-    output: str
-
-
-class _Call(_Part):
-    function: str
-    args: list[Any]
-    expected: Any
-    kwargs: dict[str, Any] = {}
-    tolerance: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-
-
-class _UnitTest(_Part):
-    source: str
-    setup: str = ""
-    entry_points: list[str] = []
-
-
-class _FloatsChecker(_Part):
-    floats: float = Field(ge=0, allow_inf_nan=False)
-
-
-class _CustomChecker(_Part):
-    custom: str
-
-
-class _Truth(_Part):
-    language: str = "python"
-    stdio: list[_Stdio] = []
-    calls: list[_Call] = []
-    unit_tests: list[_UnitTest] = []
-    prelude: str = ""
-    checker: Literal["tokens", "lines", "exact"] | _FloatsChecker | _CustomChecker = "tokens"
-    cpu_s: float | None = None
-    memory_mb: int | None = None
-
-
 class Code:
     """1.0 for a program that passes all tests of its problem, 0.0 otherwise, or the share it passes.
 
@@ -129,7 +87,7 @@ class Code:
         if problem.checker != "code":
             return Score.error(f"Problem {problem.id} has checker {problem.checker!r}; the code reward knows code.")
         try:
-            truth = _read_truth(problem.ground_truth)
+            truth = read_code_tests(problem.ground_truth)
             tests, limits = _tests_of(truth), self._limits(truth)
         except ValueError as error:
             return Score.error(f"The tests of problem {problem.id} cannot be read: {error}")
@@ -142,7 +100,7 @@ class Code:
             # All tests must run to pay by their share; otherwise the first failure decides.
             judgement = judge(self._box, program, tests, checker, limits, self.options.all_or_nothing)
         except SandboxError as error:
-            return Score.error(str(error))
+            return Score.error(str(error), retry=True)
         return self._score(judgement)
 
     def score_batch(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
@@ -160,9 +118,9 @@ class Code:
         try:
             return self(problem, completion)
         except Exception as error:  # one row's failure is not that of the others
-            return Score.error(f"{type(error).__name__}: {error}")
+            return as_score(error)
 
-    def _limits(self, truth: _Truth) -> Limits:
+    def _limits(self, truth: CodeTests) -> Limits:
         return Limits(
             cpu_s=self.options.cpu_s if truth.cpu_s is None else truth.cpu_s,
             memory_mb=self.options.memory_mb if truth.memory_mb is None else truth.memory_mb,
@@ -174,7 +132,8 @@ class Code:
         detail = f"{judgement.verdict}: {judgement.passed} of {judgement.total} tests"
         detail += f"; {worst.detail}" if worst.detail else ""
         if value is None:
-            return Score.error(next(test.detail for test in judgement.tests if test.verdict is Verdict.IE))
+            detail = next(test.detail for test in judgement.tests if test.verdict is Verdict.IE)
+            return Score.error(detail, retry=bool(self.options.url))  # a service may be back
         if judgement.verdict is Verdict.AC:
             return Score.passed(value, detail)
         return Score.failed(value, detail, timed_out=any(test.verdict is Verdict.TLE for test in judgement.tests))
@@ -188,39 +147,20 @@ def _open_box(options: CodeOptions) -> Box:
     return Sandbox(options.tier, options.workers, languages, tuple(options.warm))
 
 
-def _read_truth(text: str) -> _Truth:
-    """Raises ValueError, in one line, for anything but the layout of `Code`."""
-    try:
-        return _Truth.model_validate(json.loads(unpack(text), parse_constant=_constant))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}") from None
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def _constant(name: str) -> float:
-    if name == "NaN":
-        raise ValueError("NaN is equal to nothing, so no program could pass")
-    return float(name)
-
-
-def _tests_of(truth: _Truth) -> list[Test]:
+def _tests_of(truth: CodeTests) -> list[Test]:
     tests: list[Test] = [StdioTest(test.input, test.output) for test in truth.stdio]
     for call in truth.calls:
         tests.append(CallTest(call.function, tuple(call.args), call.expected, call.kwargs, call.tolerance))
     for unit in truth.unit_tests:
         tests.append(UnitTest(unit.source, unit.setup, tuple(unit.entry_points)))
-    if not tests:
-        raise ValueError("there are none")
     return tests
 
 
-def _checker_of(truth: _Truth) -> Checker:
+def _checker_of(truth: CodeTests) -> Checker:
     match truth.checker:
-        case _FloatsChecker(floats=tolerance):
+        case FloatsChecker(floats=tolerance):
             return Floats(tolerance, tolerance)
-        case _CustomChecker(custom=source):
+        case CustomChecker(custom=source):
             return Custom(source)
         case name:
             return {"exact": Exact(), "lines": Lines(), "tokens": Tokens()}[name]

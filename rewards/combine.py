@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from data.problems import Problem
-from rewards.calling import construct, judge, options_model
+from rewards.calling import check_call, construct, judge, options_model
 from rewards.config import RewardSpec
 from rewards.reward import Reward, Score, Verdict
 
@@ -123,7 +123,9 @@ def build_reward(specs: Sequence[RewardSpec], inputs: Mapping[str, Any] | None =
 def load_reward(use: str, options: Mapping[str, Any] | None = None, inputs: Mapping[str, Any] | None = None) -> Reward:
     """One reward by its import path. Raises ValueError saying what is wrong with the path, an option or an input."""
     target = _import_reward(use, "reward")
-    reward = _construct(target, _read_options(target, use, options or {}, "options"), "reward")
+    read = _read_options(target, use, options or {}, "options")
+    _check_call(target, read, f"reward: {use}")
+    reward = _construct(target, read, "reward")
     _connect(reward, inputs or {}, "reward")
     return reward
 
@@ -135,7 +137,9 @@ def check_rewards(specs: Sequence[RewardSpec]) -> list[tuple[Any, BaseModel | No
     checked = []
     for position, spec in enumerate(specs):
         target = _import_reward(spec.use, f"rewards[{position}].use")
-        checked.append((target, _read_options(target, spec.use, spec.options, f"rewards[{position}].options")))
+        options = _read_options(target, spec.use, spec.options, f"rewards[{position}].options")
+        _check_call(target, options, f"rewards[{position}].use: {spec.use}")
+        checked.append((target, options))
     return checked
 
 
@@ -160,9 +164,10 @@ def _add(problem: Problem, scores: dict[str, Score], weights: dict[str, float]) 
     if not scores:
         return Score.error(f"No reward applies to domain {problem.domain!r} of problem {problem.id}.")
     timed_out = any(score.timed_out for score in scores.values())
-    errors = [f"{name}: {score.detail}" for name, score in scores.items() if score.value is None]
+    errors = {name: score for name, score in scores.items() if score.value is None}
     if errors:
-        return Score.error("; ".join(errors), timed_out)
+        said = "; ".join(f"{name}: {score.detail}" for name, score in errors.items())
+        return Score.error(said, timed_out, retry=all(score.retry for score in errors.values()))
     parts = {name: score.value for name, score in scores.items() if score.value is not None}
     deciding = [scores[name] for name in CORRECTNESS if name in scores] or list(scores.values())
     verdict = Verdict.PASS if all(score.verdict is Verdict.PASS for score in deciding) else Verdict.FAIL
@@ -181,7 +186,7 @@ def _import_reward(path: str, key: str) -> Any:
     try:
         target = getattr(importlib.import_module(module_name), name)
     except (ModuleNotFoundError, AttributeError, ValueError, TypeError) as error:
-        hint = _nearest(path, KNOWN_REWARDS)
+        hint = nearest(path, KNOWN_REWARDS)
         raise ValueError(f"{key}: no reward class or function at {path!r} ({_say(error)}).{hint}") from error
     except Exception as error:  # the module is the user's, and may do anything
         raise ValueError(f"{key}: {module_name} cannot be imported: {_say(error)}") from error
@@ -205,8 +210,15 @@ def _read_options(target: Any, use: str, given: Mapping[str, Any], key: str) -> 
         first = error.errors()[0]
         option = ".".join(map(str, first["loc"]))
         unknown = first["type"] == "extra_forbidden"
-        hint = _nearest(option, tuple(model.model_fields)) if unknown else f" {first['msg']}."
+        hint = nearest(option, tuple(model.model_fields)) if unknown else f" {first['msg']}."
         raise ValueError(f"{key}.{option}: {'unknown option' if unknown else 'bad value'} of {use}.{hint}") from error
+
+
+def _check_call(target: Any, options: BaseModel | None, key: str) -> None:
+    try:
+        check_call(target, options)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}.") from None
 
 
 def _say(error: Exception) -> str:
@@ -216,6 +228,7 @@ def _say(error: Exception) -> str:
     return said if said and spoken else f"{type(error).__name__}: {said}"
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
+    """The end of a paragraph about an unknown word: " Did you mean accuracy?", or all that are known."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" Did you mean {close[0]}?" if close else f" Known are {', '.join(known)}."

@@ -16,7 +16,7 @@ from data.config import JudgeStyle
 from data.judging import judging_messages, rubric_of
 from data.preferences import Turns
 from data.problems import Problem
-from rewards.grm import read_vote, scaled, shuffled_orders
+from rewards.grm import UNREADABLE, read_vote, scaled, shuffled_orders
 from rewards.judged import Judged, JudgedOptions, Part, judged_part
 from rewards.judges import JudgeFailed, seed_of
 from rewards.reward import Score
@@ -79,7 +79,7 @@ class Generative(Judged):
         try:
             tallies = self._vote(problem, texts) if texts else []
         except JudgeFailed as error:
-            return dict.fromkeys(texts, Score.error(str(error)))
+            return dict.fromkeys(texts, Score.error(str(error), retry=True))
         return {text: self._score(tally) for text, tally in zip(texts, tallies, strict=True)}
 
     def _vote(self, problem: Problem, texts: Sequence[str]) -> list[_Tally]:
@@ -106,7 +106,8 @@ class Generative(Judged):
     def _score(self, tally: _Tally) -> Score:
         if not tally.votes:
             reasons = ", ".join(f"{reason} {count}" for reason, count in tally.faults.most_common())
-            return Score.error(f"no judgement could be read ({reasons})")
+            of_server = any(fault not in UNREADABLE for fault in tally.faults)
+            return Score.error(f"no judgement could be read ({reasons})", retry=of_server)
         value = scaled(tally.total, tally.votes)
         detail = f"mean score {tally.total / tally.votes:.3g} of {tally.votes} votes"
         return Score.passed(value, detail) if value >= self.options.pass_from else Score.failed(value, detail)

@@ -9,12 +9,16 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 from data.config import JudgeStyle
 from data.judging import judging_messages, rubric_of
 from data.preferences import RankedResponses, Turns
-from rewards.grm_text import Unreadable, read_scores
+from rewards.grm_text import Reason, Unreadable, read_scores
 from rewards.judges import Answer, Judge
+
+_NO_ROOM = "no_room"
+UNREADABLE = (*get_args(Reason), _NO_ROOM)  # faults of judgements; others are those of a server that gave none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +58,7 @@ def shuffled_orders(responses: int, votes: int, seed: int, key: str) -> list[tup
 def read_vote(order: Sequence[int], answer: Answer | None) -> Vote:
     """A judge's answer about responses shown in `order`; None: it had no room for them."""
     if answer is None:
-        return Vote(order=tuple(order), text="", scores=None, fault="no_room")
+        return Vote(order=tuple(order), text="", scores=None, fault=_NO_ROOM)
     if answer.fault:
         return Vote(order=tuple(order), text="", scores=None, fault=answer.fault)
     shown = read_scores(answer.text, len(order), answer.truncated)

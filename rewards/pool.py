@@ -151,7 +151,7 @@ class RewardPool:
         batches[0].attempts += 1
         if give_up or batches[0].attempts == _ATTEMPTS:
             given_up = batches.pop(0)
-            score = Score.error(f"The reward worker failed: {reason}.", timed_out=give_up)
+            score = Score.error(f"The reward worker failed: {reason}.", timed_out=give_up, retry=True)
             self._done[given_up.key] = [score] * len(given_up.completions)
         for batch in batches:
             self._send(index, batch)

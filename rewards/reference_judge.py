@@ -69,7 +69,7 @@ class ReferenceJudge(Judged):
         try:
             said = self.ask(prompts, seed)
         except JudgeFailed as error:
-            return [Score.error(str(error))] * len(answers)
+            return [Score.error(str(error), retry=True)] * len(answers)
         votes, scores = self.options.votes, [Score.failed(detail="there is no final answer")] * len(answers)
         for place, row in enumerate(asked):
             scores[row] = _majority(said[place * votes : (place + 1) * votes])
@@ -113,5 +113,6 @@ def _majority(answers: Sequence[Answer | None]) -> Score:
     detail = f"{correct} correct, {incorrect} incorrect, {counts[None]} unreadable"
     if correct == incorrect:
         faults = {answer.fault: None for answer in answers if answer is not None and answer.fault}
-        return Score.error("; ".join([f"the judgements have no majority: {detail}", *faults]))
+        said = "; ".join([f"the judgements have no majority: {detail}", *faults])
+        return Score.error(said, retry=bool(faults))
     return Score.passed(detail=detail) if correct > incorrect else Score.failed(detail=detail)

@@ -23,6 +23,7 @@ class Score:
     parts: dict[str, float] = field(default_factory=dict)  # named terms before weighting, each in [0, 1]
     detail: str = ""  # one sentence for people: what was extracted, why it failed
     timed_out: bool = False  # the grader, or the program it ran, was stopped at its time limit
+    retry: bool = False  # it may be scored another time: a service or a process failed, not the reward or its problem
     unreadable: bool = False  # the completion lacks what the reward reads; a stage in which all do must not go on
 
     def __post_init__(self) -> None:
@@ -38,8 +39,10 @@ class Score:
         return cls(verdict=Verdict.FAIL, value=value, detail=detail, timed_out=timed_out)
 
     @classmethod
-    def error(cls, detail: str, timed_out: bool = False) -> "Score":
-        return cls(verdict=Verdict.ERROR, value=None, detail=detail, timed_out=timed_out)
+    def error(cls, detail: str, timed_out: bool = False, retry: bool | None = None) -> "Score":
+        """`retry` None: only what a time limit ended."""
+        again = timed_out if retry is None else retry
+        return cls(verdict=Verdict.ERROR, value=None, detail=detail, timed_out=timed_out, retry=again)
 
 
 class Reward(Protocol):

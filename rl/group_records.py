@@ -50,6 +50,7 @@ SCHEMA = pa.schema(
         "parts": pa.map_(pa.string(), pa.float64()),
         "detail": pa.string(),
         "timed_out": pa.bool_(),
+        "retry": pa.bool_(),
         "unreadable": pa.bool_(),
         "routed_experts": pa.binary(),  # with shape and dtype in the next two; null when not asked for
         "experts_shape": pa.list_(pa.int32()),
@@ -125,7 +126,8 @@ def _row(step: int, scored: ScoredGroup, sample: int, trained: TrainingSequence 
 
 
 def _of_score(score: Score) -> Mapping[str, Any]:
-    fields = {"detail": _sound(score.detail), "timed_out": score.timed_out, "unreadable": score.unreadable}
+    fields = {"detail": _sound(score.detail)}
+    fields |= {"timed_out": score.timed_out, "retry": score.retry, "unreadable": score.unreadable}
     return fields | {"verdict": score.verdict.value, "reward": score.value, "parts": list(score.parts.items())}
 
 
@@ -183,5 +185,6 @@ def _score(row: Mapping[str, Any]) -> Score:
         parts=dict(row["parts"]),
         detail=row["detail"],
         timed_out=row["timed_out"],
+        retry=row.get("retry", False),  # earlier records have none
         unreadable=row["unreadable"],
     )

@@ -16,8 +16,11 @@ import numpy as np
 
 from cluster.actors import ActorDied, PhaseTimeout, kill, start_ray
 from cluster.running import StageStopped
+from data.config import ProblemSource
 from data.packing import best_fit, fill_rate
+from data.problem_pool import ProblemPool
 from rewards.pool import RewardPool
+from rewards.problem_checks import check_problems
 from rewards.reward import Verdict
 from rl.batch import MissingRoutes, NonFiniteLoss, TrainingSequence, make_mini_batches
 from rl.config import GRPOConfig
@@ -92,6 +95,11 @@ class Session(SamplingSession):
         self.longest = config.rollout.max_new_tokens  # of this rollout batch's completions
         self._warn_of_staleness()
         self.start_rewards()
+
+    def open_problems(self, held_out: Sequence[ProblemSource]) -> ProblemPool:
+        problems = super().open_problems(held_out)
+        check_problems(self.config.rewards, problems)
+        return problems
 
     def _warn_of_staleness(self) -> None:
         if self.config.max_staleness and not self.objective.needs_sampling:
@@ -187,14 +195,19 @@ class Session(SamplingSession):
         return sequences
 
     def _check_unscorable(self, groups: Sequence[ScoredGroup], unscorable: float, sampled: float) -> None:
-        if unscorable <= self.config.unscorable_limit * sampled and unscorable < sampled:
+        def too_many(count: float) -> bool:
+            return count > self.config.unscorable_limit * sampled or count == sampled
+
+        if not too_many(unscorable):
             return
-        reasons = Counter(score.detail for scored in groups for score in scored.scores if score.value is None)
-        commonest = "; ".join(reason for reason, _ in reasons.most_common(3))
+        failed = [score for scored in groups for score in scored.scores if score.value is None]
+        commonest = "; ".join(reason for reason, _ in Counter(score.detail for score in failed).most_common(3))
+        retry = not too_many(sum(not score.retry for score in failed))  # services and processes may be back
         raise StageError(
             f"{self.context.name}: {unscorable:.0f} of {sampled:.0f} completions cannot be scored, more than "
-            f"unscorable_limit {self.config.unscorable_limit}: {commonest}",
-            retry=True,  # a grader may have been out of order
+            f"unscorable_limit {self.config.unscorable_limit}: {commonest}"
+            + ("" if retry else "; the same command resumes once the reward is mended"),
+            retry=retry,
         )
 
     def _check_readable(self, groups: Sequence[ScoredGroup], judged: Mapping[str, Counter[str]]) -> None:

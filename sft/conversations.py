@@ -37,6 +37,12 @@ def read_conversations(path: Path, source: str = "listed") -> Iterator[dict[str,
         raise StageError(str(error)) from None
 
 
+def check_first_conversation(path: Path) -> None:
+    """Read the first row of a file of conversations. Raises StageError as `read_conversations` does."""
+    if next(read_conversations(path), None) is None:
+        raise StageError(f"{path}: there are no rows; name a file of conversations")
+
+
 def conversation_row(row: Mapping[str, Any], place: str, default_id: str, source: str) -> dict[str, Any]:
     """One SFT row, checked; what it does not say is filled in. Raises StageError naming `place`."""
     messages = checked_messages(row.get("messages"), place)

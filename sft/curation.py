@@ -6,6 +6,7 @@ What cold start and rejection sampling have in common: sample, verify, filter, k
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from data.problems import Problem
 from data.write import DataCard, count_by, write_dataset
 from models.checkpoint import context_length, load_tokenizer
 from rewards.config import RewardSpec
+from rewards.problem_checks import check_problems
 from rollouts.config import JudgeServiceConfig
 from sft.config import CurationConfig
 from sft.filters import Filters, Trace, normalize, script_consistency
@@ -66,7 +68,10 @@ def curate(
     """
     policy = context.inputs["policy"]
     filters = Filters(config.filters, script_consistency, context.seed)
-    prompts, too_long = _prompts(config, context, renderings or {"zero_shot": zero_shot(config)})
+    problems = ProblemPool(config.problems, "train", context.seed)
+    check_problems(rewards, problems)
+    drawn = problems.draw(0, config.prompts)
+    prompts, too_long = _prompts(drawn, policy, renderings or {"zero_shot": zero_shot(config)})
     sampled_by = {"domain": Counter[str](), "language": Counter[str]()}
     curated = Curated(kept=[], filters=filters, prompts=len(prompts), prompts_too_long=too_long, sampled_by=sampled_by)
     chunks = sampled_chunks(
@@ -97,14 +102,10 @@ def zero_shot(config: CurationConfig) -> Render:
     return lambda tokenizer, problem, _: render_prompt(tokenizer, problem.messages, config.rollout.template)
 
 
-def _prompts(
-    config: CurationConfig, context: StageContext, renderings: Mapping[str, Render]
-) -> tuple[list[Prompt], int]:
+def _prompts(problems: Sequence[Problem], policy: Path, renderings: Mapping[str, Render]) -> tuple[list[Prompt], int]:
     """The prompts that leave the policy room to answer, and how many do not."""
-    policy = context.inputs["policy"]
     tokenizer = load_tokenizer(policy)
     room = context_length(policy)
-    problems = ProblemPool(config.problems, "train", context.seed).draw(0, config.prompts)
     prompts = [
         Prompt(key=f"{source}:{i}:{p.id}", problem=p, prompt_ids=render(tokenizer, p, i), source=source)
         for source, render in renderings.items()

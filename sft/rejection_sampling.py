@@ -13,6 +13,8 @@ GENERAL = "general"  # the domain of non-reasoning problems
 
 
 def run(config: RejectionSamplingConfig, context: StageContext) -> None:
+    dataset = config.general_dataset
+    given = list(read_conversations(dataset, GENERAL)) if dataset else []  # all of it, before anything is sampled
     curated = curate(config, config.rewards, context, judges=config.judges)
     curated.kept = curated.filters.limit_per_problem(curated.kept)
     reasoning = [candidate for candidate in curated.kept if candidate.problem.domain != GENERAL]
@@ -21,8 +23,8 @@ def run(config: RejectionSamplingConfig, context: StageContext) -> None:
     missing = max(0, n_general - len(general))
     listed: list[Row] = []
     written: list[Candidate] = []
-    if config.general_dataset:
-        listed = chosen(list(read_conversations(config.general_dataset, GENERAL)), missing, context.seed)
+    if dataset:
+        listed = chosen(given, missing, context.seed)
     else:
         written = written_candidates(missing, config, context.seed)
     curated.notes = {

@@ -29,3 +29,6 @@ class Unstartable:
 
     def __init__(self):
         os._exit(1)
+
+    def __call__(self, problem: Problem, completion: str) -> Score:
+        raise AssertionError("it never starts")

@@ -110,7 +110,7 @@ def test_hub_failures_are_one_sentence(monkeypatch):
 
 def test_own_columns(tmp_path):
     path = write_jsonl(
-        tmp_path / "own.jsonl", [{"q": "3 选 1？", "a": {"x": 1}, "lang": "ZH", "kind": "choice", "no": 7}]
+        tmp_path / "own.jsonl", [{"q": "3 选 1？", "a": {"x": 1}, "lang": "ZH", "kind": "key_value", "no": 7}]
     )
     columns = Columns(question="q", answer="a", language="lang", checker="kind", id="no")
     [problem] = read(path, row_schema="columns", columns=columns, domain="stem")
@@ -118,10 +118,64 @@ def test_own_columns(tmp_path):
         id="7",
         messages=({"role": "user", "content": "3 选 1？"},),
         ground_truth='{"x": 1}',
-        checker="choice",
+        checker="key_value",
         domain="stem",
         language="zh",
     )
+
+
+def test_a_struct_or_list_is_no_answer_of_a_checker_that_reads_text(tmp_path):
+    rows = [{"prompt": "3 * 7?", "reward_model": {"ground_truth": "21"}}]  # as VERL writes them
+    path = tmp_path / "verl.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    columns = Columns(question="prompt", answer="reward_model")
+    expected = (
+        r'verl.parquet row 1: column reward_model holds an object .*"21".* but checker math reads text; write it as'
+    )
+    with pytest.raises(SourceError, match=expected):
+        read(path, row_schema="columns", columns=columns)
+    [problem] = read(path, row_schema="columns", columns=columns, checker="own")  # another may read JSON
+    assert problem.ground_truth == '{"ground_truth": "21"}'
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({**MATH_500, "answer": ["2"]}, "answer"),
+        ({**MATH_500, "problem": [{"role": "user", "content": "1+1?"}]}, "problem"),
+        ({**GSM8K, "question": {"text": "1+1?"}}, "question"),
+    ],
+)
+def test_lists_and_objects_never_become_text(tmp_path, row, column):
+    with pytest.raises(
+        SourceError, match=rf"line 1: column {column} holds (a list|an object) .*, but a text belongs there"
+    ):
+        read(write_jsonl(tmp_path / "a.jsonl", [row]))
+
+
+@pytest.mark.parametrize(
+    ("tests", "fault"),
+    [
+        (
+            {"tests": [{"input": "3 4", "output": "7"}]},
+            "unknown key tests; known are language, stdio, calls, unit_tests",
+        ),
+        ({"stdio": [{"output": "7"}]}, r"stdio\.0\.input: Field required"),
+        ({"stdio": [{"stdin": "3 4", "output": "7"}]}, r"unknown key stdio\.0\.stdin; known are input, output"),
+        (
+            {"stdio": [{"input": "3 4", "output": "7", "name": "a"}]},
+            r"unknown key stdio\.0\.name; known are input, output",
+        ),
+        ({"stdio": []}, "there are none; known are stdio, calls and unit_tests"),
+        ("print(7)", "Expecting value"),
+    ],
+)
+def test_tests_of_programs_are_checked_when_they_are_read(tmp_path, tests, fault):
+    good = {"question": "Add.", "answer": {"stdio": [{"input": "3 4", "output": "7"}]}}
+    path = write_jsonl(tmp_path / "code.jsonl", [good, {"question": "Add.", "answer": tests}])
+    with pytest.raises(SourceError, match=rf"code\.jsonl line 2: the tests of checker code cannot be read: {fault}"):
+        read(path, row_schema="columns", checker="code")
+    assert len(read(path, row_schema="columns", checker="code", limit=1)) == 1
 
 
 def test_own_problems_survive_parquet(tmp_path):

@@ -47,6 +47,16 @@ def test_a_failed_run_says_its_last_error_its_starts_and_how_to_go_on(tmp_path, 
     assert f"r1 run {tmp_path}/recipes/pipeline.yaml ...) goes on with zero" in said
 
 
+def test_what_the_same_command_cannot_mend_is_to_be_mended_first(tmp_path, folder):
+    with pytest.raises(StageError):
+        make(tmp_path, "zero.fail_at=3")
+    progress = json.loads((folder / "zero" / ".progress.json").read_text())
+    for retry, first in ((False, "mend the last error of zero; then the command"), (True, "the command")):
+        progress["error"]["retry"] = retry
+        (folder / "zero" / ".progress.json").write_text(json.dumps(progress))
+        assert f"next: {first} that started it (r1 run " in doctor(folder)
+
+
 def test_counts_memory_and_stalls_are_read(tmp_path, folder):
     with pytest.raises(StageError):
         make(tmp_path, "zero.fail_at=3")

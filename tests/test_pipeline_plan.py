@@ -40,6 +40,8 @@ def as_written():
 
 def test_deepseek_v3_is_planned_without_its_checkpoint_and_data(as_written):
     assert len(as_written.absent) > 5
+    (general,) = (said for said in as_written.absent if "general_dataset" in said)
+    assert "general_dataset: there is no " in general and "deepseek_v3/data/general_conversations.jsonl" in general
     assert {stage.name for stage in as_written.stages} >= {"zero", "reasoning_rl", "general_rl", "helpful_rm"}
     zero = as_written.stages[0]
     assert zero.steps == 10_400 and zero.devices == 512

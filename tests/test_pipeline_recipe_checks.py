@@ -13,6 +13,7 @@ from tests.toy_stages import write_checkpoint
 
 ROOT = Path(__file__).parents[1]
 ROW = '{"question": "How many?", "answer": "#### 3"}\n'
+TALK = '{"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]}\n'
 CHAIN = "name: chain\nstages:\n  stage: {recipe: stage.yaml, inputs: {INPUTS}}\n"
 FAULTS = {
     "problem file": (
@@ -50,6 +51,30 @@ FAULTS = {
     "conversations of no known type": (
         "stage: cold_start_data\ndataset: stage.yaml\n",
         ["stage.yaml:2:", "dataset: stage.yaml is of an unknown file type; expected .jsonl, .jsonl.gz, .parquet"],
+    ),
+    "conversations of another layout": (
+        "stage: cold_start_data\ndataset: mine/pairs.jsonl\n",
+        [
+            "stage.yaml:2:",
+            "dataset: ",
+            "mine/pairs.jsonl line 1: messages are missing or malformed; expected a list of",
+        ],
+    ),
+    "general conversations of another layout": (
+        "stage: rejection_sampling\ngeneral_dataset: mine/pairs.jsonl\n",
+        ["stage.yaml:2:", "general_dataset: ", "mine/pairs.jsonl line 1: messages are missing or malformed"],
+    ),
+    "conversations without rows": (
+        "stage: rejection_sampling\ngeneral_dataset: mine/none.jsonl\n",
+        ["stage.yaml:2:", "general_dataset: ", "mine/none.jsonl: there are no rows"],
+    ),
+    "checker that no grader knows": (
+        "stage: grpo\nproblems:\n  sources:\n    - {path: mine/train.jsonl, checker: maths}\n",
+        ["stage.yaml:4:", "problems.sources[0].checker: there is no checker 'maths'; did you mean 'math'?"],
+    ),
+    "checker of held-out problems": (
+        "stage: evaluate\nproblems: {sources: [{path: mine/train.jsonl, checker: optoins}]}\n",
+        ["stage.yaml:2:", "problems.sources[0].checker: there is no checker 'optoins'; did you mean 'options'?"],
     ),
     "no reward": (
         "stage: grpo\nrewards: []\n",
@@ -117,7 +142,8 @@ SERVER = "endpoint: {url: 'http://127.0.0.1:1/v1', model: m}\n"
             "has an input 'dataset' and 'source'; rows come from one of them",
         ),
         (SERVER + "source: [mine.jsonl]\n", "", "endpoint and source are both given"),
-        ("source: [mine.txt]\n", "", "source: mine.txt is of an unknown file type"),
+        ("source: [mine.txt]\n", "", "source[0]: mine.txt is of an unknown file type"),
+        ("source: [mine.jsonl, odd.jsonl]\n", "", "odd.jsonl line 1: messages are missing or malformed"),
         ("source: [yours.jsonl]\n", "", "names the file"),
         (SERVER + "suites: [stage.yaml]\n", "", "suites: "),
     ],
@@ -126,8 +152,8 @@ def test_traces_come_from_one_place(tmp_path, settings, inputs, expected):
     write_checkpoint(tmp_path / "start", b"abc")
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "data.parquet").write_bytes(b"")
-    for name in ("mine.jsonl", "mine.txt"):
-        (tmp_path / name).write_text(ROW)
+    for name, row in {"mine.jsonl": TALK, "mine.txt": TALK, "odd.jsonl": ROW}.items():
+        (tmp_path / name).write_text(row)
     (tmp_path / "stage.yaml").write_text(TRACES + settings)
     (tmp_path / "pipeline.yaml").write_text(CHAIN.replace("INPUTS", inputs))
     with pytest.raises(RecipeError) as caught:
@@ -157,6 +183,7 @@ def test_a_setting_that_cannot_work_is_one_sentence_with_its_place(tmp_path, mon
         "text.jsonl": "How many?\n",
         "text.parquet": "How many?\n",
         "none.jsonl": "\n",
+        "pairs.jsonl": '{"prompt": "Hi?", "completion": "Hello."}\n' + TALK,
     }.items():
         (tmp_path / "mine" / name).write_text(content)
     recipe, expected = FAULTS[fault]
@@ -173,10 +200,12 @@ def test_a_setting_that_cannot_work_is_one_sentence_with_its_place(tmp_path, mon
         "stage: grpo\nproblems: {sources: [{path: openai/gsm8k}, {path: mine.jsonl}]}\n",
         "stage: grpo\nproblems: {sources: [{path: mine.jsonl}]}\n"
         "rewards: [{use: 'rewards.accuracy:Accuracy', domains: [anything]}]\n",
+        "stage: grpo\nproblems: {sources: [{path: mine.jsonl, domain: own, checker: own}]}\n"
+        "rewards: [{use: 'rewards.accuracy:Accuracy', except_domains: [own]}, {use: 'tests.toy_rewards:Digits'}]\n",
         "stage: grpo\nproblems: {instruction_share: 0.2}\n"
         "rewards: [{use: 'rewards.accuracy:Accuracy', domains: [general, countdown]}]\n",
         "stage: grpo\nproblems: {sources: [{path: table}, {path: odd.jsonl, skip_bad_rows: true}]}\n",
-        "stage: cold_start_data\ndataset: mine.jsonl\n",
+        "stage: cold_start_data\ndataset: talks.jsonl\n",
         "stage: grpo\nrollout: {max_new_tokens: 511}\n",
         "stage: evaluate\nrollout: {max_new_tokens: 64}\nsamples_for: {base: 16}\nprompting: {default: {}, base: {}}\n",
         "stage: evaluate\n",
@@ -184,6 +213,7 @@ def test_a_setting_that_cannot_work_is_one_sentence_with_its_place(tmp_path, mon
 )
 def test_what_can_work_is_accepted(tmp_path, monkeypatch, recipe):
     (tmp_path / "mine.jsonl").write_text(ROW)
+    (tmp_path / "talks.jsonl").write_text(TALK)
     (tmp_path / "odd.jsonl").write_text('{"text": "How many?"}\n' + ROW)
     (tmp_path / "table").mkdir()
     (tmp_path / "table" / "train.csv").write_text("for `datasets`, which is too slow to ask here")

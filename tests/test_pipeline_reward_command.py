@@ -38,6 +38,9 @@ class Fails:
     def __init__(self):
         raise KeyError("home")
 
+    def __call__(self, problem, completion):
+        return True
+
 class Called:
     def __call__(self, problem, completion):
         return completion == problem.ground_truth

@@ -280,6 +280,21 @@ def test_a_failed_stage_says_so_and_is_resumed(toy):
     assert "started differently and cut off" in message and "fail_at: 3 -> null" in message
 
 
+def test_a_stage_that_was_cut_off_before_it_made_anything_starts_with_what_was_mended(toy):
+    with pytest.raises(StageError, match="stage 'zero' failed"):
+        toy("zero.fail_at=1")
+    stage = toy.folder / "zero"
+    (stage / "memory.jsonl").write_text("{}\n")  # the pipeline's own notes are nothing that was made
+    assert {path.name for path in stage.iterdir() if path.is_file() and path.stat().st_size} == {
+        "plan.json", ".progress.json", "memory.jsonl"
+    }  # fmt: skip
+    standing = toy.plan().standings["zero"]
+    assert standing.state is State.TO_MAKE and "before it made anything" in standing.reason
+    toy()
+    assert read_manifest(stage).config["fail_at"] is None
+    assert json.loads((stage / "plan.json").read_text())["config"]["fail_at"] is None
+
+
 def test_a_failure_that_must_repeat_is_not_told_to_be_tried_again(toy):
     def fails(config, context):
         raise StageError("the loss is nan")

@@ -62,7 +62,9 @@ def deepseek_v3(tmp_path_factory) -> Path:
         save_file({"model.norm.weight": np.ones(7168, np.float32)}, folder / name / "model.safetensors")
     (folder / "data").mkdir()
     prompt, question = {"prompt": "Write about tea."}, {"question": "What is 3 + 4?", "answer": "#### 7"}
+    turns = [{"role": "user", "content": "Write about tea."}, {"role": "assistant", "content": "It is warm."}]
     rows = {
+        "general_conversations": {"messages": turns},
         "helpful_prompts": prompt,
         "safety_prompts": prompt,
         "preferences": prompt | {"chosen": "a", "rejected": "b"},

@@ -2,13 +2,15 @@
 
 import asyncio
 import math
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from rewards.accuracy import Accuracy, AccuracyOptions
 from rewards.calling import as_score, judge
-from rewards.combine import build_reward, load_reward
+from rewards.combine import build_reward, check_rewards, load_reward
 from rewards.config import RewardSpec
 from rewards.math_answer import extract_answer
 from rewards.reward import Verdict
@@ -97,7 +99,7 @@ class FussyBatch:
 def test_a_row_that_breaks_a_batch_voids_no_other():
     first, second, third = judge(FussyBatch(), [PROBLEM] * 3, ["a", "", "bb"])
     assert (first.value, second.verdict, third.value) == (1.0, Verdict.ERROR, 0.5)
-    assert second.detail.startswith("ZeroDivisionError")
+    assert second.detail.startswith("ZeroDivisionError: float division by zero (test_rewards_calling.py line ")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -111,6 +113,87 @@ def test_a_row_that_breaks_accuracy_voids_no_other(monkeypatch, processes):
     reward = Accuracy(AccuracyOptions(grader_processes=processes))
     scores = reward.score_batch([PROBLEM] * 3, [r"\boxed{4}", "break", r"\boxed{5}"])
     assert [score.verdict for score in scores] == [Verdict.PASS, Verdict.ERROR, Verdict.FAIL]
+
+
+OWN = """
+import json
+from rewards.reward import Score
+
+def looks_up(problem, completion):
+    return _read(problem)
+
+def _read(problem):
+    return json.loads(problem.metadata["answer"])
+
+async def waits(problem, completion):
+    return json.loads(completion)
+
+class Batch:
+    name = "batch"
+
+    def score_batch(self, problems, completions):
+        raise TimeoutError("no answer")
+
+def opens(problem, completion):
+    return open("/nowhere").read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "detail", "retry"),
+    [
+        ("looks_up", "KeyError: 'answer' (own_rewards.py line 9)", False),
+        ("waits", "Expecting value: line 1 column 1 (char 0) (own_rewards.py line 12)", False),
+        ("Batch", "TimeoutError: no answer (own_rewards.py line 18)", True),
+        ("opens", "No such file or directory: '/nowhere' (own_rewards.py line 21)", False),
+    ],
+)
+def test_an_exception_is_an_error_with_its_line_and_whether_another_time_may_do(
+    tmp_path, monkeypatch, name, detail, retry
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_rewards", raising=False)
+    (tmp_path / "own_rewards.py").write_text(OWN)
+    try:
+        score = build_reward([RewardSpec(use=f"own_rewards:{name}")])(PROBLEM, "no number")
+    finally:
+        sys.modules.pop("own_rewards", None)
+    assert score.verdict is Verdict.ERROR and score.detail.endswith(detail) and score.retry is retry
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (
+            "def own(problem, completion, width): ...",
+            r"own\(problem, completion\), and takes \(problem, completion, width\) "
+            r"\(missing a required argument: 'width'\); options are its keyword-only arguments",
+        ),
+        ("def own(): ...", r"own\(problem, completion\), and takes \(\) \(too many positional arguments\)"),
+        ("async def own(completion): ...", r"takes \(completion\)"),
+        ("class own:\n def __call__(self, completion): ...", r"__call__\(self, problem, completion\), and takes"),
+        ("class own:\n def score_batch(self, completions): ...", r"score_batch\(self, problems, completions\)"),
+        ("class own:\n pass", r"it has neither __call__\(problem, completion\) nor score_batch"),
+        (
+            "class own:\n def __init__(self, n): ...\n def __call__(self, p, c): ...",
+            r"called as own\(\), and takes \(n\)",
+        ),
+        ("def own(problem, completion, width=3, *, n: int = 2): ...", None),
+        ("def own(*anything): ...", None),
+        ("class own:\n @staticmethod\n def __call__(p, c): ...", None),
+        ("class Base:\n def __call__(self, p, c): ...\nclass own(Base):\n def __init__(self, *, n=1): ...", None),
+    ],
+)
+def test_a_reward_that_cannot_be_called_is_refused_before_the_start(tmp_path, monkeypatch, written, message):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_rewards", raising=False)
+    (tmp_path / "own_rewards.py").write_text(f"{written}\n")
+    try:
+        with pytest.raises(ValueError, match=message) if message else nullcontext() as caught:
+            check_rewards([RewardSpec(use="own_rewards:own")])
+        assert not message or str(caught.value).startswith("rewards[0].use: own_rewards:own: it ")
+    finally:
+        sys.modules.pop("own_rewards", None)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,19 @@
 """The sum of rewards: weights, routing, start, errors; how recipe mistakes are reported."""
 
+import json
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 
+from data.config import Columns, ProblemSource
+from data.errors import StageError
+from data.problem_pool import ProblemPool, ProblemsConfig
 from data.problems import Problem
 from rewards.combine import CompositeReward, Term, build_reward
 from rewards.config import RewardSpec
+from rewards.problem_checks import check_problems
 from rewards.reward import Score, Verdict
 from rewards.workers import RewardWorker
 
@@ -106,6 +112,35 @@ def test_grader_processes_work_side_by_side():
 
 def test_unknown_checker_is_an_error():
     assert build_reward([RewardSpec(use=ACCURACY)])(problem(checker="oracle"), GOOD).verdict is Verdict.ERROR
+
+
+def _pool(folder, **keys) -> ProblemPool:
+    rows = [{"question": "1+1?", "answer": "2", "kind": "math"}, {"question": "1+2?", "answer": "3", "kind": "maths"}]
+    (folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = ProblemSource(path=str(folder / "own.jsonl"), row_schema="columns", domain="sums", **keys)
+    return ProblemPool(ProblemsConfig(sources=(source,)), "train", 0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"domains": ["sums", "summs"]}, r"rewards\[0\]\.domains: no problem has domain 'summs'\. Did you mean sums\?"),
+        ({"domains": ["tales"]}, r"no problem has domain 'tales'\. Known are sums\."),
+        ({"except_domains": ["summs"]}, r"rewards\[0\]\.except_domains: no problem has domain 'summs'"),
+        ({"except_domains": ["code", "sums"]}, None),
+        ({"domains": ["sums"]}, None),
+    ],
+)
+def test_domains_that_no_problem_has_are_named_when_the_problems_are_open(tmp_path, spec, message):
+    with pytest.raises(StageError, match=message) if message else nullcontext():
+        check_problems([RewardSpec(use=ACCURACY, **spec)], _pool(tmp_path))
+
+
+def test_a_checker_of_a_row_that_nothing_knows_is_named_when_the_problems_are_open(tmp_path):
+    pool = _pool(tmp_path, name="own", columns=Columns(checker="kind"))
+    with pytest.raises(StageError, match=r"problem own-2: there is no checker 'maths'\. Did you mean math\?"):
+        check_problems([RewardSpec(use=ACCURACY)], pool)
+    check_problems([RewardSpec(use=ACCURACY, except_domains=["sums"]), RewardSpec(use="own:Reward")], pool)
 
 
 @pytest.mark.parametrize(

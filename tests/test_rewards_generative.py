@@ -98,6 +98,7 @@ def test_problems_of_one_batch_are_judged_apart():
 def test_what_cannot_be_judged_is_unscorable_and_not_zero(judge, reason):
     (only,) = score(judge, "hello", votes=4)
     assert only.verdict is Verdict.ERROR and only.detail == reason
+    assert only.retry is (reason == "nobody answers")  # what it wrote, it would write again
 
 
 def test_votes_that_can_be_read_are_enough():

@@ -460,6 +460,17 @@ def test_too_many_completions_without_a_score_stop_the_stage(ray_session, tiny_c
         run(config, context_for(tiny_checkpoint, tmp_path))
 
 
+def test_a_domain_that_no_problem_of_the_files_has_stops_the_stage_at_its_start(ray_session, tiny_checkpoint, tmp_path):
+    from rl.train import run
+
+    (tmp_path / "sums.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
+    source = ProblemSource(path=str(tmp_path / "sums.jsonl"), row_schema="columns", domain="sums")
+    spec = RewardSpec(use="toy_rewards:Digits", domains=["summs"])
+    config = ALONE.model_copy(update={"problems": ProblemsConfig(sources=(source,)), "rewards": (spec,)})
+    with pytest.raises(StageError, match=r"rewards\[0\].domains: no problem has domain 'summs'. Did you mean sums\?"):
+        run(config, context_for(tiny_checkpoint, tmp_path))
+
+
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_stage_and_keeps_weights_and_batch(ray_session, tiny_checkpoint, tmp_path):
     from cluster.actors import wait
@@ -485,12 +496,22 @@ def test_a_loss_that_is_not_finite_stops_the_stage_and_keeps_weights_and_batch(r
 
 
 @pytest.mark.slow
-def test_a_broken_reward_stops_the_stage_with_its_reason(ray_session, tiny_checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    ("reward", "said", "retry"),
+    [
+        ("Broken", r"broken: RuntimeError: the grader is out of order \(toy_rewards\.py line \d+\); the same command "
+         r"resumes once the reward is mended$", False),
+        ("Unreachable", r"unreachable: ConnectionRefusedError: the judge is away \(toy_rewards\.py line \d+\)$", True),
+    ],
+)  # fmt: skip
+def test_a_broken_reward_stops_the_stage_with_its_reason(ray_session, tiny_checkpoint, tmp_path, reward, said, retry):
+    """Only where a judge was away may the same command help as things are."""
     from rl.train import run
 
-    config = ALONE.model_copy(update={"rewards": (RewardSpec(use="toy_rewards:Broken"),)})
-    with pytest.raises(StageError, match=r"48 of 48 completions cannot be scored.*the grader is out of order"):
+    config = ALONE.model_copy(update={"rewards": (RewardSpec(use=f"toy_rewards:{reward}"),)})
+    with pytest.raises(StageError, match=rf"48 of 48 completions cannot be scored, .*{said}") as caught:
         run(config, context_for(tiny_checkpoint, tmp_path))
+    assert caught.value.retry is retry
 
 
 @pytest.mark.slow

@@ -198,6 +198,14 @@ def test_a_misspelt_reward_is_named_before_anything_starts(llama_checkpoint, tmp
         run_rejection_sampling(config, context(tmp_path / "out", llama_checkpoint))
 
 
+def test_a_domain_that_no_problem_of_the_files_has_is_found_before_anything_is_sampled(llama_checkpoint, tmp_path):
+    rewards = ({"use": "rewards.accuracy:Accuracy", "domains": ["sum"]},)
+    config = RejectionSamplingConfig(**settings(tmp_path, "chat", rewards=rewards, general_share=0.0))
+    with pytest.raises(StageError, match=r"rewards\[0\].domains: no problem has domain 'sum'. Did you mean sums\?"):
+        run_rejection_sampling(config, context(tmp_path / "out", llama_checkpoint))
+    assert not (tmp_path / "out").exists()
+
+
 def test_rejection_sampling_mixes_verified_samples_with_general_data(ray_session, dev2, tmp_path):
     rewards = ({"use": "rewards.accuracy:Accuracy"}, {"use": "rewards.format:Format", "options": {"layout": "summary"}})
     mine = tmp_path / "general.jsonl"
@@ -218,6 +226,16 @@ def test_rejection_sampling_mixes_verified_samples_with_general_data(ray_session
     assert len({row["id"] for row in rows}) == len(rows) == facts["n_rows"]
     assert facts["by_source"] == {"general": len(general), "zero_shot": len(reasoning)}
     assert facts["tokens"]["total"] > 0 and facts["sampling"]["general_rows_listed"] == len(general)
+
+
+def test_a_broken_row_of_general_data_is_found_before_anything_is_sampled(llama_checkpoint, tmp_path):
+    mine = tmp_path / "general.jsonl"
+    talk = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Hello."}]
+    mine.write_text(json.dumps({"messages": talk}) + '\n{"prompt": "Hi?", "completion": "Hello."}\n')
+    config = RejectionSamplingConfig(**settings(tmp_path, "chat"), general_dataset=mine)
+    with pytest.raises(StageError, match=r"general\.jsonl line 2: messages are missing or malformed"):
+        run_rejection_sampling(config, context(tmp_path / "out", llama_checkpoint))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_tiny_chain_writes_its_general_answers_itself():

@@ -39,6 +39,15 @@ class Broken:
         raise RuntimeError("the grader is out of order")
 
 
+class Unreachable:
+    """Asks a judge that is away."""
+
+    name = "unreachable"
+
+    def __call__(self, problem: Problem, completion: str) -> Score:
+        raise ConnectionRefusedError("the judge is away")
+
+
 def says(problem: Problem, completion: str, *, word: str, times: int = 1) -> Score:
     """Whether the completion has the word."""
     return Score.passed() if completion.count(word) >= times else Score.failed()

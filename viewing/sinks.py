@@ -21,6 +21,7 @@ from viewing.follow import Follower
 from viewing.log_columns import is_number
 from viewing.runs import METRICS, description, read_json
 
+NOTES = ".tracking_"  # how the names of a sink's files in a stage's folder begin
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}  # sink -> what it imports
 _EVERY_S = 2.0
 _RETRY_S = 30.0  # after a failure; doubled each time up to _LONGEST_RETRY_S
@@ -37,7 +38,7 @@ class Sink(Protocol):
 
 def memory_file(stage: Path, sink: str) -> Path:
     """Holds {"id", "step"}: the sink's run, and the last step that it has."""
-    return stage / f".tracking_{sink}.json"
+    return stage / f"{NOTES}{sink}.json"
 
 
 class Sender:

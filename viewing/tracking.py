@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from viewing.reference_curves import CurveWatch, Reference
-from viewing.sinks import PACKAGES
+from viewing.sinks import NOTES, PACKAGES
 from viewing.tensorboard import TensorBoard
 
 _EVERY_S = 2.0
@@ -68,7 +68,7 @@ def _repeated(work: Callable[[], None], what: str) -> Iterator[None]:
 @contextmanager
 def _sent(stage: Path, run: str, sink: str) -> Iterator[None]:
     """A process that sends the curves to one service. It ends with this one, whatever happens."""
-    log = stage / f".tracking_{sink}.log"
+    log = stage / f"{NOTES}{sink}.log"
     command = [sys.executable, "-P", "-m", "viewing.sinks", sink, str(stage), run]
     try:
         with log.open("ab") as output:
