@@ -116,8 +116,10 @@ def _shown(process: psutil.Process | None) -> str:
 def test_a_lost_node_takes_the_engine_along_which_is_started_again(pool, other, caplog):
     pool.sync(Files(other), version=2)
     before = tokens(pool.sample(REQUESTS, PARAMS))
-    (member,) = processes("ray::EngineMember")
+    (member,), engine = processes("ray::EngineMember"), processes("ray::VLLMGenerator")
     member.kill()
+    _, alive = psutil.wait_procs(engine, timeout=60)  # before it ends it may still answer
+    assert engine and not alive
     assert tokens(pool.sample(REQUESTS, PARAMS)) == before
     assert "VLLMGenerator" in caplog.text and "starting it again" in caplog.text
 

@@ -105,7 +105,7 @@ class ScriptedGenerator:
 
 
 class LetterTokenizer:
-    chat_template = None
+    chat_template = "letters"
     added_tokens_decoder: ClassVar[dict] = {}
     all_special_tokens: ClassVar[list] = []
 
