@@ -95,3 +95,12 @@ def test_a_watch_needs_problems_that_are_not_trained_on():
     GRPOConfig.model_validate({**files, "watch": {"sources": [{"path": "held_out.jsonl"}]}})
     with pytest.raises(ValidationError, match="there are no general problems to watch"):
         GRPOConfig.model_validate({"watch": {}})
+
+
+def test_a_config_is_read_again_from_its_record_with_sources_of_several_layouts():
+    """As `r1 replay` does: a record holds defaults too, and one of `columns` is no wish."""
+    sources = [{"path": "a.jsonl", "row_schema": "columns", "columns": {"question": "prompt"}}, {"path": "b.jsonl"}]
+    config = GRPOConfig.model_validate({"problems": {"sources": sources}})
+    assert GRPOConfig.model_validate(config.model_dump(mode="json")) == config
+    with pytest.raises(ValidationError, match="`columns` only works with `row_schema: columns`"):
+        GRPOConfig.model_validate({"problems": {"sources": [{"path": "b.jsonl", "columns": {"question": "prompt"}}]}})
